@@ -1,0 +1,1 @@
+"""The console commands: one short function each; nothing heavy is imported before the config is known to be good."""

@@ -1,0 +1,26 @@
+"""What the commands share: exit codes and the way errors are said."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from enum import IntEnum
+
+from rlexp.config import ConfigError
+
+
+class Exit(IntEnum):
+    """Exit codes; a run that a signal stopped exits with 128 plus the signal's number."""
+
+    DONE = 0
+    FAILED = 1
+    WRONG_CONFIG = 2
+
+
+def run_command(name: str, command: Callable[[list[str]], int]) -> None:
+    """Run a command on the process's arguments and exit, telling what is wrong without a traceback."""
+    try:
+        sys.exit(command(sys.argv[1:]))
+    except ConfigError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(Exit.WRONG_CONFIG)

@@ -1,0 +1,48 @@
+"""Collectors: a `CollectorSpec` describes how batches are gathered, `build` makes torchrl's collector."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rlexp.config import Count, Spec
+
+if TYPE_CHECKING:
+    import torch
+    from tensordict.nn import TensorDictModuleBase
+    from torchrl.collectors import BaseCollector
+    from torchrl.envs import EnvBase
+
+
+class CollectorSpec(Spec):
+    """Base of all collectors.
+
+    Attributes:
+        frames_per_batch: simulator frames of one batch, all environments together.
+    """
+
+    frames_per_batch: Count
+
+    def build(self, env: EnvBase, actor: TensorDictModuleBase, frame_skip: int, device: torch.device) -> BaseCollector:
+        """A collector that yields batches ``[num_envs, steps]`` for ever."""
+        raise NotImplementedError
+
+
+class SyncCollector(CollectorSpec):
+    """Steps the environment and the policy in turn, in this process (builds ``torchrl.collectors.Collector``)."""
+
+    def build(self, env: EnvBase, actor: TensorDictModuleBase, frame_skip: int, device: torch.device) -> BaseCollector:
+        """Torchrl's single-process collector."""
+        from torchrl.collectors import Collector
+
+        return Collector(
+            env,
+            actor,
+            frames_per_batch=self.frames_per_batch // frame_skip,
+            total_frames=-1,
+            policy_device=device,
+            env_device=env.device,
+            storing_device=device,
+            split_trajs=False,
+            trust_policy=True,
+            auto_register_policy_transforms=False,
+        )

@@ -1,0 +1,53 @@
+"""What is wrong with a configuration, said so that it can be mended."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with one setting.
+
+    Attributes:
+        key: full path of the setting, as it is written on the command line (``loss.clip_epsilon``).
+        message: what is wrong, what is allowed and, where one exists, the remedy.
+        value: the value given, as it should be shown; None where showing it says nothing.
+    """
+
+    key: str
+    message: str
+    value: str | None = None
+
+    def __str__(self) -> str:
+        given = self.key if self.value is None else f"{self.key}={self.value}"
+        return f"{given}\n    {self.message}"
+
+
+class ConfigError(Exception):
+    """The configuration or the command line is wrong; carries every problem found."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = list(problems)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__("\n".join([f"{count} in the configuration:", *(f"  {p}" for p in problems)]))
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[list[Problem]]]:
+        return type(self), (self.problems,)
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that ``name`` most likely stands for, or None."""
+    matches = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def did_you_mean(name: str, candidates: Iterable[str], prefix: str = "") -> str:
+    """A closing sentence that names the nearest candidate, or lists them all."""
+    options = sorted(candidates)
+    match = nearest(name, options)
+    if match is not None:
+        return f"Did you mean {prefix}{match}?"
+    return f"Available: {', '.join(options)}." if options else ""

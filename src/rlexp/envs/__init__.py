@@ -1,0 +1,96 @@
+"""Environments: an `EnvSpec` describes one, `build` makes the torchrl environment. Imports no torch until then."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+from rlexp.config import ConfigError, Count, Node, Problem, Spec, did_you_mean
+
+if TYPE_CHECKING:
+    from torchrl.envs import EnvBase, TransformedEnv
+
+
+class EnvSpec(Spec):
+    """What every environment has, whatever simulates it. Subclasses build the simulator.
+
+    Attributes:
+        name: names the run's folder and groups its results.
+        num_envs: simulators stepped together.
+        frame_skip: simulator frames that one action lasts; frames everywhere count simulator frames.
+        init_random_steps: random steps that the observation statistics start from; they count as no frames.
+        transforms: the torchrl transforms, in order; names are free.
+    """
+
+    name: str
+    num_envs: Count
+    frame_skip: Count
+    init_random_steps: Count
+    transforms: dict[str, Node]
+
+    def build_base(self, num_envs: int) -> EnvBase:
+        """The bare simulators, batch size ``[num_envs]``, unseeded."""
+        raise NotImplementedError
+
+    def build(self, num_envs: int) -> TransformedEnv:
+        """The simulators behind the transforms, ready to be seeded.
+
+        Raises:
+            ConfigError: the simulator or a transform cannot be built with these settings.
+        """
+        from torchrl.envs import Compose, TransformedEnv
+
+        transforms = []
+        for name, node in self.transforms.items():
+            try:
+                transforms.append(node.build())
+            except ConfigError as error:
+                raise ConfigError(
+                    [Problem(f"env.transforms.{name}.{p.key}", p.message, p.value) for p in error.problems]
+                ) from error
+        return TransformedEnv(self.build_base(num_envs), Compose(*transforms))
+
+
+class GymEnv(EnvSpec):
+    """Any Gymnasium environment with a Box action space (builds `rlexp.envs.gymnasium.BatchedGymEnv`).
+
+    Attributes:
+        id: Gymnasium's id; ``module:id`` imports the module that registers it first.
+        backend: what steps the simulators; ``gymnasium`` does it in this process.
+        max_episode_steps: time limit in Gymnasium steps; None keeps the registered one.
+        kwargs: further keyword arguments of ``gymnasium.make``.
+    """
+
+    id: str
+    backend: Literal["gymnasium"]
+    max_episode_steps: Count | None
+    kwargs: dict[str, Any]
+
+    def problems(self) -> Iterator[Problem]:
+        """The id must be registered, with a time limit: evaluation runs whole episodes."""
+        import gymnasium
+
+        module, _, name = self.id.rpartition(":")
+        try:
+            if module:
+                importlib.import_module(module)
+            spec = gymnasium.spec(name)
+        except ImportError as error:
+            yield Problem("id", f"its module cannot be imported: {error}.", self.id)
+        except gymnasium.error.Error:
+            hint = did_you_mean(name, list(gymnasium.registry), f"{module}:" if module else "")
+            yield Problem("id", f"Gymnasium has no environment of this id. {hint}", self.id)
+        else:
+            if spec.max_episode_steps is None and self.max_episode_steps is None:
+                yield Problem("max_episode_steps", f"is needed: {self.id} is registered without a time limit.", "null")
+
+    def build_base(self, num_envs: int) -> EnvBase:
+        """The simulators, stepped together in this process."""
+        from rlexp.envs.gymnasium import BatchedGymEnv
+
+        limit = {} if self.max_episode_steps is None else {"max_episode_steps": int(self.max_episode_steps)}
+        return BatchedGymEnv(self.id, num_envs=num_envs, frame_skip=self.frame_skip, **limit, **self.kwargs)
+
+
+__all__ = ["EnvSpec", "GymEnv"]

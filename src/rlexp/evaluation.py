@@ -1,0 +1,82 @@
+"""Evaluation: deterministic whole episodes in an environment of their own, with frozen normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tensordict.nn import TensorDictModuleBase
+from torchrl.envs import TransformedEnv
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from rlexp.envs.gymnasium import BatchedGymEnv
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What whole episodes gave, one entry an episode.
+
+    Attributes:
+        seeds: what each episode's simulator was seeded with.
+        returns: sum of each episode's rewards.
+        lengths: agent steps of each episode.
+    """
+
+    seeds: list[int]
+    returns: list[float]
+    lengths: list[int]
+
+    @property
+    def mean_return(self) -> float:
+        """Mean over episodes."""
+        return float(np.mean(self.returns))
+
+    def metrics(self) -> dict[str, float]:
+        """The ``eval/*`` entries of a metrics row."""
+        return {
+            "eval/reward": sum(self.returns) / sum(self.lengths),
+            "eval/return": self.mean_return,
+            "eval/step_count": max(self.lengths),
+            "eval/episode_length": float(np.mean(self.lengths)),
+        }
+
+
+def evaluation_seeds(seed: int, episodes: int) -> list[int]:
+    """Seeds of evaluation episodes: the same at every evaluation of a run, and none of the training's."""
+    return [int(s) for s in np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(episodes)]
+
+
+@torch.no_grad()
+def evaluate(env: TransformedEnv, actor: TensorDictModuleBase, seeds: Sequence[int]) -> Evaluation:
+    """Run one whole episode per seed.
+
+    Every episode counts, however long: the environments that finish first wait for the others, since taking the first
+    so-many to finish would favour short ones.
+
+    Args:
+        env: a batched environment with its normalisation frozen; as many episodes as it is wide run together.
+        actor: the policy; acts deterministically here.
+        seeds: one per episode.
+    """
+    device = next(actor.parameters()).device
+    (width,) = env.batch_size
+    returns = torch.zeros(len(seeds), dtype=torch.float64)
+    lengths = torch.zeros(len(seeds), dtype=torch.int64)
+    base = env.base_env
+    assert isinstance(base, BatchedGymEnv)
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        for start in range(0, len(seeds), width):
+            chunk = seeds[start : start + width]
+            base.set_seeds(chunk)
+            alive = torch.arange(width) < len(chunk)
+            tensordict = env.reset()
+            while alive.any():
+                acted = actor(tensordict.to(device)).to(env.device)
+                stepped, tensordict = env.step_and_maybe_reset(acted)
+                running = alive[: len(chunk)]
+                returns[start : start + width] += stepped["next", "reward"][: len(chunk), 0] * running
+                lengths[start : start + width] += running
+                alive = alive & ~stepped["next", "done"][:, 0]
+    return Evaluation(list(seeds), returns.tolist(), lengths.tolist())

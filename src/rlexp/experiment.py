@@ -1,0 +1,130 @@
+"""The schema of a whole experiment: what ``conf/train.yaml`` composes to, and the rules across its groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from rlexp.collectors import CollectorSpec
+from rlexp.config import Composed, Count, Integer, Positive, Problem, Spec, load, read
+from rlexp.envs import EnvSpec
+from rlexp.loggers import LoggerSpec
+from rlexp.losses import LossSpec
+from rlexp.optim import OptimSpec
+from rlexp.policies import PolicySpec
+
+
+class EvaluationSettings(Spec):
+    """When and how the deterministic policy is evaluated.
+
+    Attributes:
+        interval: simulator frames between evaluations; there is always one at the end.
+        episodes: whole episodes of each evaluation.
+    """
+
+    interval: Count
+    episodes: Count
+
+
+class CheckpointSettings(Spec):
+    """What is kept on disk.
+
+    Attributes:
+        interval: simulator frames between checkpoints; None saves at best evaluations and at the end alone.
+        keep_last: newest checkpoints kept, besides the best.
+    """
+
+    interval: Count | None
+    keep_last: Annotated[Integer, Field(ge=2)]
+
+
+class Experiment(Spec):
+    """Everything that decides what a run does.
+
+    Attributes:
+        total_frames: budget in simulator frames; training ends with the first batch that reaches it.
+        num_epochs: passes over each batch.
+        minibatch_size: agent steps of one gradient step.
+        max_grad_norm: bound on the norm of each gradient.
+        seed: everything random follows from it.
+        device: ``auto`` is cuda where there is one, else cpu.
+        threads: torch's threads; ``auto`` decides by the size of the work.
+    """
+
+    env: EnvSpec
+    policy: PolicySpec
+    collector: CollectorSpec
+    loss: LossSpec
+    optim: OptimSpec
+    logger: LoggerSpec
+    evaluation: EvaluationSettings
+    checkpoint: CheckpointSettings
+    total_frames: Count
+    num_epochs: Count
+    minibatch_size: Count
+    max_grad_norm: Positive
+    seed: Annotated[Integer, Field(ge=0, lt=2**32)]
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+    threads: Count | Literal["auto"]
+
+    @property
+    def steps_per_batch(self) -> int:
+        """Agent steps of one batch, all environments together."""
+        return self.collector.frames_per_batch // self.env.frame_skip
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of the whole run: as many as it takes to reach ``total_frames``."""
+        return -(-self.total_frames // self.collector.frames_per_batch)
+
+    def problems(self) -> Iterator[Problem]:
+        """Rules across groups."""
+        frames, skip, envs = self.collector.frames_per_batch, self.env.frame_skip, self.env.num_envs
+        if frames % (envs * skip):
+            unit = envs * skip
+            lower, upper = frames // unit * unit, -(-frames // unit) * unit
+            fits = f"{lower} or {upper}" if lower else f"{upper}"
+            message = (
+                f"must be a multiple of env.num_envs * env.frame_skip = {envs} * {skip} = {unit}, so that every "
+                f"environment makes as many steps: {fits}."
+            )
+            yield Problem("collector.frames_per_batch", message, str(frames))
+        elif self.minibatch_size > self.steps_per_batch:
+            message = f"is larger than a batch: collector.frames_per_batch gives {self.steps_per_batch} agent steps."
+            yield Problem("minibatch_size", message, str(self.minibatch_size))
+        if self.total_frames < frames:
+            message = f"is less than one batch: collector.frames_per_batch is {frames}."
+            yield Problem("total_frames", message, str(self.total_frames))
+
+
+def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) -> Experiment:
+    """Compose and check an experiment from Python, as the command line does.
+
+    Args:
+        overrides: as after ``rlexp-train``, e.g. ``["env=hopper", "loss.clip_epsilon=0.1"]``.
+        config_dir: a folder of your own configs.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    return check_config(load(overrides, config_dir))
+
+
+def check_config(composed: Composed) -> Experiment:
+    """Check what a command line composed to.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    return read(Experiment, composed.values, composed.problems)
+
+
+def read_config(values: Mapping[str, Any]) -> Experiment:
+    """Check plain values, such as a run's saved ``config.yaml``.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    return read(Experiment, values)

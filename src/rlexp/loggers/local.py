@@ -1,0 +1,59 @@
+"""The sinks that every run has: its metrics file and, on a terminal, a progress bar."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from rlexp.loggers import Row
+
+
+class MetricsFile:
+    """``metrics.jsonl``: one JSON object a row, on disk before the next batch starts; the truth about a run."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, row: Row) -> None:
+        """Append one row."""
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self, summary: Mapping[str, Any]) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class ProgressBar:
+    """Frames, frames/s, training reward and step count, evaluation return and learning rate, on a terminal only."""
+
+    _SHOWN = (
+        ("train/reward", "reward", "{:.2f}"),
+        ("train/step_count", "steps", "{:.0f}"),
+        ("eval/return", "eval return", "{:.1f}"),
+        ("train/lr", "lr", "{:.1e}"),
+    )
+
+    def __init__(self, total_frames: int, frames: int = 0) -> None:
+        self._bar = tqdm(total=total_frames, initial=frames, unit=" frames", disable=None, dynamic_ncols=True)
+        self._latest: dict[str, str] = {}
+
+    def log(self, row: Row) -> None:
+        """Show the newest values."""
+        self._latest |= {label: form.format(row[key]) for key, label, form in self._SHOWN if key in row}
+        self._bar.set_postfix(self._latest, refresh=False)
+        self._bar.update(row["frames"] - self._bar.n)
+
+    def close(self, summary: Mapping[str, Any]) -> None:
+        """Leave the finished bar on the screen."""
+        self._bar.close()
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, float]]:
+    """Every row of a run's ``metrics.jsonl``."""
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]

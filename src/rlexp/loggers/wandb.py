@@ -1,0 +1,100 @@
+"""Weights & Biases as a sink that can fail without the run noticing more than a warning."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import wandb
+
+from rlexp.loggers import Row, Sink
+
+if TYPE_CHECKING:
+    from rlexp.loggers import Wandb
+
+log = logging.getLogger(__name__)
+
+
+def open_wandb(spec: Wandb, run_dir: Path, config: Mapping[str, Any]) -> list[Sink]:
+    """Start a W&B run; where W&B cannot, say so and go on without it."""
+    if spec.mode == "disabled":
+        return []
+    try:
+        return [WandbSink(_start(spec, run_dir, config, _mode(spec)))]
+    except Exception as error:  # whatever W&B raises, training goes on
+        if spec.mode == "offline":
+            log.warning("W&B could not start, logging to metrics.jsonl alone: %s", error)
+            return []
+        log.warning("W&B could not go online (%s): logging offline.", error)
+        return open_wandb(spec.model_copy(update={"mode": "offline"}), run_dir, config)
+
+
+def _mode(spec: Wandb) -> Literal["online", "offline"]:
+    if spec.mode == "auto":
+        return "online" if wandb.login(prompt=False, verify=False) else "offline"
+    return "online" if spec.mode == "online" else "offline"
+
+
+def _start(spec: Wandb, run_dir: Path, config: Mapping[str, Any], mode: Literal["online", "offline"]) -> wandb.Run:
+    if mode == "online" and not wandb.login(prompt=False, verify=False):
+        # Asked on a terminal, W&B would wait for a key for ever.
+        raise RuntimeError("no API key is configured; `wandb login` stores one")
+    run = wandb.init(
+        project=spec.project,
+        entity=spec.entity,
+        group=spec.group,
+        tags=list(spec.tags),
+        name=run_dir.name,
+        dir=run_dir,
+        config=dict(config),
+        mode=mode,
+        reinit="finish_previous",
+        settings=wandb.Settings(
+            init_timeout=spec.init_timeout,
+            console="off",
+            silent=True,
+            # W&B would store the command line, secrets included; the run's metadata.json keeps its own.
+            x_disable_meta=True,
+            # Rows reach the disk within a second, so that a killed run keeps them.
+            x_transaction_log_flush_interval=1.0,
+        ),
+    )
+    run.define_metric("frames")
+    run.define_metric("*", step_metric="frames")
+    return run
+
+
+class WandbSink:
+    """One W&B run; the first failure ends the copy, never the training."""
+
+    def __init__(self, run: wandb.Run) -> None:
+        self._run: wandb.Run | None = run
+
+    def log(self, row: Row) -> None:
+        """Copy one row; ``frames`` is data like the rest, since W&B drops rows whose step it has passed."""
+        if self._run is None:
+            return
+        try:
+            self._run.log(dict(row))
+        except Exception as error:
+            self._fail(error)
+
+    def close(self, summary: Mapping[str, Any]) -> None:
+        """Finish the W&B run and say where it is."""
+        if self._run is None:
+            return
+        run = self._run
+        try:
+            run.summary.update({f"final/{key}": value for key, value in summary.items() if value is not None})
+            run.finish(exit_code=0 if summary["status"] == "completed" else 1)
+        except Exception as error:
+            self._fail(error)
+        else:
+            offline = f"offline; upload with: wandb sync {Path(run.dir).parent}"
+            log.info("W&B: %s", offline if run.offline else run.url)
+
+    def _fail(self, error: Exception) -> None:
+        log.warning("W&B failed and gets no more rows; metrics.jsonl has them all: %s", error)
+        self._run = None

@@ -1,0 +1,156 @@
+"""Running statistics that belong to a run: saved with it, frozen for evaluation, merged at the end of each batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+from torchrl.envs import ObservationNorm, TransformedEnv
+
+
+class Moments(nn.Module):
+    """Mean and variance of everything seen so far, exact, in float64.
+
+    Args:
+        shape: shape of one sample.
+    """
+
+    count: Tensor
+    mean: Tensor
+    var: Tensor
+
+    def __init__(self, shape: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(tuple(shape), dtype=torch.float64))
+        self.register_buffer("var", torch.ones(tuple(shape), dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, samples: Tensor) -> None:
+        """Merge ``samples`` ``[n, *shape]`` (Chan, Golub and LeVeque 1979, eq. 2.1)."""
+        samples = samples.to(self.mean)
+        n = samples.shape[0]
+        total = self.count + n
+        delta = samples.mean(0) - self.mean
+        var = (self.var * self.count + samples.var(0, correction=0) * n) / total
+        self.var.copy_(var + delta.square() * self.count * n / total.square())
+        self.mean.add_(delta * n / total)
+        self.count.copy_(total)
+
+
+class RunningObservationNorm(ObservationNorm):
+    r"""torchrl's ``ObservationNorm`` whose mean and standard deviation follow what the agent sees.
+
+    $o \mapsto \mathrm{clip}((o - \mu) / \sigma, -c, c)$. The statistics stand still while a batch is collected, so that
+    all of it is normalised alike whichever process stepped the simulator; `commit` then folds the batch in.
+
+    Args:
+        in_keys: the observation to normalise in place.
+        clip: the bound $c$ on normalised values.
+    """
+
+    def __init__(self, in_keys: Sequence[str] = ("observation",), clip: float = 10.0) -> None:
+        super().__init__(in_keys=list(in_keys), standard_normal=True)
+        self.clip = clip
+        self.collecting = True
+        self._pending: list[Tensor] = []
+
+    def init_stats(self, num_iter: int, *args: object, **kwargs: object) -> None:
+        """Take the first statistics from random steps; they weigh like the agent's own."""
+        super().init_stats(num_iter, *args, **kwargs)
+        self._pending.clear()
+        self.moments = Moments(self.loc.shape)
+        self.moments.count.fill_(num_iter)
+        self.moments.mean.copy_(self.loc)
+        self.moments.var.copy_(self.scale.square())
+
+    def update(self, observations: Tensor) -> None:
+        """Fold raw observations ``[n, *observation]`` into the statistics."""
+        self.moments.update(observations)
+        self.loc.copy_(self.moments.mean)
+        self.scale.copy_(self.moments.var.sqrt().clamp_min(self.eps))
+
+    def commit(self) -> None:
+        """Fold in the observations stepped to since the last commit, each once; those of resets do not count."""
+        if self._pending:
+            self.update(torch.cat([o.reshape(-1, *self.loc.shape) for o in self._pending]))
+            self._pending.clear()
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        if self.collecting:
+            self._pending.extend(next_tensordict.get(key) for key in self.in_keys)
+        return super()._step(tensordict, next_tensordict)
+
+    def _apply_transform(self, obs: Tensor) -> Tensor:
+        normalized: Tensor = super()._apply_transform(obs)
+        return normalized.clamp(-self.clip, self.clip).to(obs.dtype)
+
+
+class RewardNorm(nn.Module):
+    r"""Scale rewards so that discounted returns have standard deviation about 1.
+
+    $r_t \mapsto r_t / \sqrt{\mathrm{Var}[R] + \epsilon}$ with $R_t = \gamma R_{t-1} + r_t$, cut at episode ends
+    (Engstrom et al. 2020, section 3). The variance is over every step so far; one batch is scaled alike throughout.
+
+    Args:
+        num_envs: environments that the rewards come from; each keeps its own $R$ across batches.
+        gamma: discount.
+        eps: $\epsilon$, keeps a task without rewards finite.
+    """
+
+    discounted: Tensor
+
+    def __init__(self, num_envs: int, gamma: float, eps: float = 1e-8) -> None:
+        super().__init__()
+        self.gamma, self.eps = gamma, eps
+        self.moments = Moments()
+        self.register_buffer("discounted", torch.zeros(num_envs, dtype=torch.float64))
+
+    @torch.no_grad()
+    def forward(self, reward: Tensor, done: Tensor) -> Tensor:
+        """Fold in a batch of rewards and scale it.
+
+        Args:
+            reward: ``[num_envs, steps, 1]``.
+            done: whether the episode ended at that step, same shape.
+
+        Returns:
+            The scaled rewards, same shape and type.
+        """
+        rewards, alive = reward[..., 0].to(self.discounted), (~done[..., 0]).to(self.discounted)
+        returns = torch.empty_like(rewards)
+        for t in range(rewards.shape[1]):
+            self.discounted.mul_(self.gamma).add_(rewards[:, t])
+            returns[:, t] = self.discounted
+            self.discounted.mul_(alive[:, t])
+        self.moments.update(returns.flatten())
+        return reward / (self.moments.var + self.eps).sqrt().to(reward)
+
+
+def observation_norms(env: TransformedEnv) -> list[ObservationNorm]:
+    """The normalising transforms of ``env``, in order."""
+    return [t for t in env.transform if isinstance(t, ObservationNorm)]
+
+
+def init_normalization(env: TransformedEnv, random_steps: int) -> None:
+    """Give every observation normalisation its first statistics, from random steps in ``env`` as the tutorial does."""
+    dims = tuple(range(len(env.batch_size) + 1))
+    for norm in observation_norms(env):
+        norm.init_stats(random_steps, reduce_dim=dims, cat_dim=dims[-1])
+
+
+def commit_normalization(env: TransformedEnv) -> None:
+    """Let the running statistics take in the batch that was just collected."""
+    for norm in observation_norms(env):
+        if isinstance(norm, RunningObservationNorm):
+            norm.commit()
+
+
+def copy_normalization(source: TransformedEnv, target: TransformedEnv) -> None:
+    """Freeze ``target``'s normalisation at ``source``'s statistics of this moment."""
+    for ours, theirs in zip(observation_norms(source), observation_norms(target), strict=True):
+        theirs.loc, theirs.scale = ours.loc.clone(), ours.scale.clone()
+        if isinstance(theirs, RunningObservationNorm):
+            theirs.collecting = False

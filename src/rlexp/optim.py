@@ -1,0 +1,67 @@
+"""Optimizers: an `OptimSpec` describes optimizer and schedule, `build` makes torch's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from rlexp.config import NonNegative, Positive, Spec
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+
+class OptimSpec(Spec):
+    """Base of all optimizers.
+
+    Attributes:
+        lr: learning rate of the first batch.
+        schedule: how it falls, a step a batch: ``cosine`` or ``linear`` to 0 at the end of the run, or ``constant``.
+    """
+
+    lr: Positive
+    schedule: Literal["cosine", "linear", "constant"]
+
+    def build(self, parameters: Iterable[nn.Parameter], num_batches: int) -> tuple[Optimizer, LRScheduler]:
+        """Optimizer and schedule over a run of ``num_batches`` batches."""
+        from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR
+
+        optimizer = self.build_optimizer(parameters)
+        match self.schedule:
+            case "cosine":
+                return optimizer, CosineAnnealingLR(optimizer, T_max=num_batches, eta_min=0.0)
+            case "linear":
+                return optimizer, LinearLR(optimizer, 1.0, 0.0, total_iters=num_batches)
+            case "constant":
+                return optimizer, ConstantLR(optimizer, factor=1.0)
+
+    def build_optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        """The optimizer alone."""
+        raise NotImplementedError
+
+
+class Adam(OptimSpec):
+    """Adam (Kingma and Ba 2015); builds ``torch.optim.Adam``.
+
+    Attributes:
+        betas: decay of the two moment estimates.
+        eps: added to the denominator.
+        weight_decay: L2 penalty.
+    """
+
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
+    eps: Positive
+    weight_decay: NonNegative
+
+    def build_optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        """Torch's Adam, fused where that is possible."""
+        from torch.optim import Adam
+
+        beta1, beta2 = self.betas
+        return Adam(
+            parameters, lr=self.lr, betas=(beta1, beta2), eps=self.eps, weight_decay=self.weight_decay, fused=True
+        )

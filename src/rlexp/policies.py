@@ -1,0 +1,130 @@
+"""Policies: a `PolicySpec` describes actor and critic, `build` makes torchrl's modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod, sqrt
+from typing import TYPE_CHECKING
+
+from rlexp.config import ConfigError, Count, NonNegative, Positive, Problem, Spec, locate
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from torchrl.envs import EnvBase
+    from torchrl.modules import ProbabilisticActor, ValueOperator
+
+
+@dataclass(frozen=True)
+class ActorCritic:
+    """The two networks that a run trains.
+
+    Attributes:
+        actor: reads ``observation`` ``[..., *observation]``, writes ``action`` and ``action_log_prob``.
+        critic: reads ``observation``, writes ``state_value`` ``[..., 1]``.
+    """
+
+    actor: ProbabilisticActor
+    critic: ValueOperator
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters of both, each once."""
+        return list(dict.fromkeys([*self.actor.parameters(), *self.critic.parameters()]))
+
+
+class PolicySpec(Spec):
+    """Base of all policies."""
+
+    def build(self, env: EnvBase, device: torch.device) -> ActorCritic:
+        """Fresh networks that fit the environment's specs, on ``device``.
+
+        Raises:
+            ConfigError: the policy cannot act in this environment.
+        """
+        raise NotImplementedError
+
+
+class TanhNormalPolicy(PolicySpec):
+    """A Gaussian squashed into the action bounds, and a critic of the same shape.
+
+    Builds ``torchrl.modules.ProbabilisticActor`` over ``TanhNormal`` (Haarnoja et al. 2018, appendix C) and
+    ``torchrl.modules.ValueOperator``, each with its own ``torchrl.modules.MLP``.
+
+    Attributes:
+        num_cells: width of each hidden layer.
+        activation_class: the nonlinearity after each hidden layer, as a path.
+        state_independent_scale: one learned standard deviation per action dimension, instead of a network output.
+        scale_mapping: torchrl's name of the map from a parameter to a standard deviation.
+        scale_lb: smallest standard deviation.
+        orthogonal: orthogonal weights of gain sqrt(2) and zero biases, instead of torch's default.
+        last_layer_gain: with ``orthogonal``, gain of the actor's last layer; small makes all first actions alike.
+    """
+
+    num_cells: list[Count]
+    activation_class: str
+    state_independent_scale: bool
+    scale_mapping: str
+    scale_lb: Positive
+    orthogonal: bool
+    last_layer_gain: NonNegative
+
+    def problems(self) -> Iterator[Problem]:
+        """At least one layer."""
+        if not self.num_cells:
+            yield Problem("num_cells", "needs the width of at least one hidden layer, e.g. [64,64].", "[]")
+
+    def build(self, env: EnvBase, device: torch.device) -> ActorCritic:
+        """Actor and critic for vector observations and bounded actions."""
+        from tensordict.nn import AddStateIndependentNormalScale, NormalParamExtractor, TensorDictModule
+        from torch import nn
+        from torchrl.data import Bounded
+        from torchrl.modules import MLP, ProbabilisticActor, TanhNormal, ValueOperator
+
+        action_spec = env.action_spec_unbatched.to(device)
+        if not isinstance(action_spec, Bounded):
+            message = "TanhNormal needs an action space with finite bounds; this environment's has none."
+            raise ConfigError([Problem("policy", message)])
+        actions = prod(action_spec.shape)
+        features = prod(env.observation_spec_unbatched["observation"].shape)
+
+        def mlp(out_features: int) -> nn.Module:
+            network: nn.Module = MLP(
+                in_features=features,
+                out_features=out_features,
+                num_cells=[int(width) for width in self.num_cells],
+                activation_class=locate(self.activation_class),
+                device=device,
+            )
+            return network
+
+        if self.state_independent_scale:
+            head: nn.Module = AddStateIndependentNormalScale(
+                actions, scale_mapping=self.scale_mapping, scale_lb=self.scale_lb, device=device
+            )
+            actor_net = nn.Sequential(mlp(actions), head)
+        else:
+            head = NormalParamExtractor(scale_mapping=self.scale_mapping, scale_lb=self.scale_lb)
+            actor_net = nn.Sequential(mlp(2 * actions), head)
+        critic_net = mlp(1)
+        if self.orthogonal:
+            _orthogonal(actor_net[0], last_gain=self.last_layer_gain)
+            _orthogonal(critic_net, last_gain=1.0)
+        actor = ProbabilisticActor(
+            TensorDictModule(actor_net, in_keys=["observation"], out_keys=["loc", "scale"]),
+            in_keys=["loc", "scale"],
+            spec=action_spec,
+            distribution_class=TanhNormal,
+            distribution_kwargs={"low": action_spec.space.low, "high": action_spec.space.high},
+            return_log_prob=True,
+        )
+        return ActorCritic(actor, ValueOperator(critic_net, in_keys=["observation"]))
+
+
+def _orthogonal(network: nn.Module, last_gain: float) -> None:
+    from torch import nn
+
+    linears = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    for layer in linears:
+        nn.init.orthogonal_(layer.weight, gain=last_gain if layer is linears[-1] else sqrt(2))
+        nn.init.zeros_(layer.bias)

@@ -1,0 +1,74 @@
+"""What the tests share: the console commands, run as a user would."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Two workers on two cores: threads would only spin against each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+# Batches of 256 frames from four environments: every part of a run, in a second or two.
+TINY = [
+    "total_frames=1024",
+    "collector.frames_per_batch=256",
+    "env.num_envs=4",
+    "minibatch_size=64",
+    "num_epochs=2",
+    "env.init_random_steps=64",
+    "evaluation.interval=512",
+    "evaluation.episodes=3",
+    "checkpoint.interval=512",
+]
+
+
+def clean_environment(home: Path) -> dict[str, str]:
+    """The environment of a user with no W&B account and no thread settings of this machine."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "HYDRA_"))}
+    return kept | {"HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+
+
+def run_command(
+    name: str, *arguments: str, cwd: Path, timeout: float = 300, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a console command of this environment in ``cwd``."""
+    return subprocess.run(
+        [str(Path(sys.executable).parent / name), *arguments],
+        cwd=cwd,
+        env=clean_environment(cwd) | env,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+
+
+def only_run(cwd: Path) -> Path:
+    """The folder of the one run under ``cwd``."""
+    (found,) = cwd.glob("outputs/*/*")
+    return found
+
+
+def rows_of(run_dir: Path, *, timings: bool = False) -> list[dict[str, Any]]:
+    """The metrics rows of a run, without what the clock decides unless asked for."""
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if timings or not k.startswith("time/")} for row in rows]
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the default experiment on a tiny budget, with its offline W&B copy."""
+    cwd = tmp_path_factory.mktemp("tiny")
+    done = run_command("rlexp-train", *TINY, "seed=7", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return only_run(cwd)

@@ -1,0 +1,183 @@
+"""``rlexp-train`` and ``rlexp-eval``, from the command line, for real."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY, clean_environment, only_run, rows_of, run_command
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+METRICS = {
+    *("frames", "train/reward", "train/step_count", "train/lr", "train/episode_return", "train/episode_length"),
+    *("eval/reward", "eval/return", "eval/step_count", "eval/episode_length"),
+    *("loss/objective", "loss/critic", "loss/entropy", "loss/kl_approx", "loss/clip_fraction", "loss/ess"),
+    *("loss/explained_variance", "optim/grad_norm", "time/fps", "time/collect", "time/update", "time/eval"),
+}
+
+
+def test_run_folder_holds_everything(tiny_run: Path) -> None:
+    files = {str(path.relative_to(tiny_run)) for path in tiny_run.rglob("*") if path.is_file()}
+    for name in ("config.yaml", "metadata.json", "metrics.jsonl", "summary.json", "train.log", "checkpoints/latest"):
+        assert name in files
+    pictures = sorted(tiny_run.glob("plots/*.png"))
+    assert [p.stem for p in pictures] == [
+        *("overview", "test_return", "test_step_count", "training_reward", "training_step_count"),
+    ]
+    assert all(p.read_bytes().startswith(PNG) and p.stat().st_size > 5000 for p in pictures)
+    metadata = json.loads((tiny_run / "metadata.json").read_text())
+    assert metadata["seed"] == 7
+    assert metadata["command"][0] == "rlexp-train"
+    assert metadata["versions"]["torch"]
+    summary = json.loads((tiny_run / "summary.json").read_text())
+    assert (summary["status"], summary["frames"]) == ("completed", 1024)
+    assert tiny_run.parent.name == "inverted_double_pendulum"
+
+
+def test_metrics_have_the_names_and_frames_that_scripts_rely_on(tiny_run: Path) -> None:
+    rows = rows_of(tiny_run, timings=True)
+    assert [row["frames"] for row in rows] == [256, 512, 768, 1024]
+    assert set().union(*rows) == METRICS
+    assert [("eval/return" in row) for row in rows] == [False, True, False, True]
+    summary = json.loads((tiny_run / "summary.json").read_text())
+    assert summary["final"]["eval/return"] == rows[-1]["eval/return"]
+    # Linear to 0, a step a batch: the rate that each batch was trained with.
+    assert [row["train/lr"] for row in rows] == pytest.approx([7e-4 * f for f in (1, 0.75, 0.5, 0.25)])
+
+
+def test_same_command_gives_same_metrics_to_the_last_digit(tiny_run: Path, tmp_path: Path) -> None:
+    done = run_command("rlexp-train", *TINY, "seed=7", "logger=none", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert rows_of(only_run(tmp_path)) == rows_of(tiny_run)
+    other = tmp_path / "other"
+    other.mkdir()
+    run_command("rlexp-train", *TINY, "seed=8", "logger=none", cwd=other)
+    assert rows_of(only_run(other)) != rows_of(tiny_run)
+
+
+def test_offline_wandb_run_is_a_copy_of_the_metrics_file(tiny_run: Path) -> None:
+    (offline,) = tiny_run.glob("wandb/offline-run-*")
+    read = run_command("wandb", "leet", "inspect", "--json", str(offline), cwd=tiny_run)
+    assert read.returncode == 0, read.stderr
+    records = [json.loads(line) for line in read.stdout.splitlines()]
+    copied = [wandb_row(r["history"]) for r in records if r["type"] == "history"]
+    assert copied == rows_of(tiny_run, timings=True)
+
+
+def wandb_row(history: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in history["item"].items() if not key.startswith("_")}
+
+
+def test_eval_of_the_run_gives_its_final_evaluation_again(tiny_run: Path, tmp_path: Path) -> None:
+    done = run_command("rlexp-eval", f"checkpoint={tiny_run}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    final = json.loads((tiny_run / "summary.json").read_text())["final"]
+    assert result["mean_return"] == final["eval/return"]
+    assert len(result["returns"]) == len(set(result["seeds"])) == 3
+    assert max(result["lengths"]) == final["eval/step_count"]
+
+    more = run_command("rlexp-eval", f"checkpoint={tiny_run}", "episodes=5", cwd=tmp_path)
+    assert json.loads(more.stdout.splitlines()[-1])["returns"][:3] == result["returns"]
+
+
+def test_eval_says_what_is_wrong_with_its_command_line(tiny_run: Path, tmp_path: Path) -> None:
+    wrong = run_command("rlexp-eval", f"checkpoint={tiny_run}", "episode=5", "seed=-1", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "Did you mean episodes?" in wrong.stderr
+    assert "seed=-1" in wrong.stderr
+    missing = run_command("rlexp-eval", "checkpoint=nowhere", cwd=tmp_path)
+    assert missing.returncode == 1
+    assert "nowhere" in missing.stderr
+    assert "Traceback" not in missing.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["experiment=tutorial", "total_frames=2000", "num_epochs=1", "evaluation.episodes=1"],
+        ["env=hopper", *TINY],
+        ["env=half_cheetah", *TINY, "total_frames=512", "env.max_episode_steps=50"],
+        ["env=inverted_pendulum", *TINY, "env/transforms=none"],
+        ["env=gym", "env.id=Swimmer-v5", *TINY, "total_frames=512", "env.max_episode_steps=50", "env.frame_skip=2"],
+        ["env=gym", "env.id=Pendulum-v1", *TINY, "optim.schedule=constant", "loss.entropy_coeff=0.01", "threads=2"],
+    ],
+    ids=["tutorial", "hopper", "half_cheetah", "inverted_pendulum", "frame_skip", "pendulum"],
+)
+def test_environments_and_presets_train(arguments: list[str], tmp_path: Path) -> None:
+    done = run_command("rlexp-train", *arguments, "logger=none", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run_dir = only_run(tmp_path)
+    assert json.loads((run_dir / "summary.json").read_text())["status"] == "completed"
+    assert all("loss/objective" in row for row in rows_of(run_dir))
+
+
+def test_frames_count_simulator_frames(tmp_path: Path) -> None:
+    done = run_command("rlexp-train", *TINY, "env.frame_skip=4", "minibatch_size=16", "logger=none", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [row["frames"] for row in rows_of(only_run(tmp_path))] == [256, 512, 768, 1024]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_saves_and_exits_with_its_code(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).parent / "rlexp-train"), *TINY, "total_frames=1_000_000", "logger=none"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=clean_environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not any(path.read_text() for path in tmp_path.glob("outputs/*/*/metrics.jsonl")):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.2)
+        process.send_signal(number)
+        assert process.wait(timeout=60) == code
+    finally:
+        process.kill()
+    run_dir = only_run(tmp_path)
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["status"] == "stopped"
+    last = rows_of(run_dir)[-1]
+    assert (run_dir / "checkpoints" / "latest").read_text() == f"{last['frames']:012d}"
+
+
+def test_multirun_makes_one_folder_a_job(tmp_path: Path) -> None:
+    done = run_command("rlexp-train", "--multirun", *TINY, "total_frames=256", "seed=0,1", "logger=none", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (sweep,) = tmp_path.glob("outputs/multirun/*")
+    seeds = [json.loads((sweep / job / "metadata.json").read_text())["seed"] for job in ("0", "1")]
+    assert seeds == [0, 1]
+
+
+def test_failing_run_keeps_its_traceback_and_says_so(tmp_path: Path) -> None:
+    # Rewards of 1e308 a step: their sums are not finite.
+    (tmp_path / "broken.py").write_text(
+        "import gymnasium\n"
+        "from gymnasium.envs.classic_control import PendulumEnv\n"
+        "class Broken(PendulumEnv):\n"
+        "    def step(self, action):\n"
+        "        observation, _, *rest = super().step(action)\n"
+        "        return observation, float('nan'), *rest\n"
+        "gymnasium.register('Broken-v0', Broken, max_episode_steps=20)\n"
+    )
+    done = run_command(
+        "rlexp-train",
+        "env=gym",
+        "env.id=broken:Broken-v0",
+        *TINY,
+        "logger=none",
+        cwd=tmp_path,
+        PYTHONPATH=str(tmp_path),
+    )
+    assert done.returncode == 1
+    run_dir = only_run(tmp_path)
+    assert "train/reward is nan at 256 frames" in done.stderr
+    assert "Traceback" in (run_dir / "train.log").read_text()
+    assert json.loads((run_dir / "summary.json").read_text())["status"] == "failed"
