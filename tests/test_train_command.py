@@ -19,7 +19,15 @@ METRICS = {
     *("frames", "train/reward", "train/step_count", "train/lr", "train/episode_return", "train/episode_length"),
     *("eval/reward", "eval/return", "eval/step_count", "eval/episode_length"),
     *("loss/objective", "loss/critic", "loss/entropy", "loss/kl_approx", "loss/clip_fraction", "loss/ess"),
-    *("loss/explained_variance", "optim/grad_norm", "time/fps", "time/collect", "time/update", "time/eval"),
+    *(
+        "train/parameters_hash",
+        "loss/explained_variance",
+        "optim/grad_norm",
+        "time/fps",
+        "time/collect",
+        "time/update",
+        "time/eval",
+    ),
 }
 
 

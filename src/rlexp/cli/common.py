@@ -7,6 +7,7 @@ from collections.abc import Callable
 from enum import IntEnum
 
 from rlexp.config import ConfigError
+from rlexp.redaction import redact
 
 
 class Exit(IntEnum):
@@ -17,10 +18,15 @@ class Exit(IntEnum):
     WRONG_CONFIG = 2
 
 
+def said(name: str, error: Exception) -> int:
+    """Say on stderr why a command failed, and give its exit code."""
+    print(f"{name}: {redact(str(error))}", file=sys.stderr)
+    return Exit.WRONG_CONFIG if isinstance(error, ConfigError) else Exit.FAILED
+
+
 def run_command(name: str, command: Callable[[list[str]], int]) -> None:
     """Run a command on the process's arguments and exit, telling what is wrong without a traceback."""
     try:
         sys.exit(command(sys.argv[1:]))
     except ConfigError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(Exit.WRONG_CONFIG)
+        sys.exit(said(name, error))

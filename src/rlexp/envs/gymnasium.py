@@ -15,6 +15,7 @@ from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from rlexp.config import ConfigError, Problem
+from rlexp.envs import simulator
 
 
 class BatchedGymEnv(EnvBase):
@@ -56,6 +57,7 @@ class BatchedGymEnv(EnvBase):
         self._reward = np.zeros((num_envs, 1))
         self._terminated = np.zeros((num_envs, 1), dtype=np.bool_)
         self._truncated = np.zeros((num_envs, 1), dtype=np.bool_)
+        self._outputs = (self._observation, self._reward, self._terminated, self._truncated)
         self._make_specs(space, action_space)
 
     def _make_specs(self, space: spaces.Box, action_space: spaces.Box) -> None:
@@ -106,6 +108,33 @@ class BatchedGymEnv(EnvBase):
             if terminated or truncated:
                 break
         return total, terminated, truncated
+
+    def simulator_state(self) -> dict[str, Any]:
+        """Everything that decides what the simulators do next: their own states, and seeds not yet used.
+
+        Raises:
+            StateUnavailableError: a simulator cannot give its state.
+        """
+        return {
+            "seeds": list(self._seeds),
+            "outputs": [array.copy() for array in self._outputs],
+            "simulators": [simulator.get_state(env) for env in self._envs],
+        }
+
+    def load_simulator_state(self, state: dict[str, Any]) -> None:
+        """Go on exactly where `simulator_state` was called.
+
+        Raises:
+            StateUnavailableError: the state is another simulator's.
+        """
+        pairs = list(zip(self._envs, state["simulators"], strict=True))
+        for env, saved in pairs:
+            simulator.check_state(env, saved)
+        for env, saved in pairs:
+            simulator.set_state(env, saved)
+        self._seeds = list(state["seeds"])
+        for array, saved in zip(self._outputs, state["outputs"], strict=True):
+            array[...] = saved
 
     def _tensordict(self) -> TensorDict:
         terminated = torch.from_numpy(self._terminated.copy())
