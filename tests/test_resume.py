@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import multiprocessing
-import os
 import random
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, rows_of
+from conftest import TINY, complete, launch, rows_of
 
 from rlexp import Trainer, checkpoint, load_config
 from rlexp.checkpoint import STATE, TENSORS, TrainState
@@ -29,32 +26,6 @@ SMALL = [
     *("logger=none", "threads=1", "device=cpu"),
 ]
 TASKS = ["InvertedDoublePendulum-v5", "Hopper-v5", "Ant-v5", "Humanoid-v5", "Pendulum-v1"]
-
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["rlexp.cli.train", "rlexp.trainer", "rlexp.resume", "gymnasium.envs.mujoco"])
-
-
-def _command(arguments: list[str], cwd: str) -> None:
-    from rlexp.cli.train import train
-
-    os.chdir(cwd)
-    sys.argv = ["rlexp-train", *arguments]
-    sys.stderr = sys.stdout = Path(cwd, "output.txt").open("a", buffering=1)  # noqa: SIM115 - as long as the process
-    sys.exit(train(arguments))
-
-
-def launch(arguments: list[str], cwd: Path) -> Any:
-    """The command's own function in a fresh process that has its imports behind it."""
-    process = _processes.Process(target=_command, args=(arguments, str(cwd)))
-    process.start()
-    return process
-
-
-def complete(arguments: list[str], cwd: Path) -> None:
-    process = launch(arguments, cwd)
-    process.join(120)
-    assert process.exitcode == 0, (cwd / "output.txt").read_text()
-
 
 def kill_within(process: Any, metrics: Path, new_rows: int, seconds: float) -> bool:
     """``kill -9`` some seconds after so many more rows; whether the process was still at work."""
