@@ -27,6 +27,7 @@ SMALL = [
 ]
 TASKS = ["InvertedDoublePendulum-v5", "Hopper-v5", "Ant-v5", "Humanoid-v5", "Pendulum-v1"]
 
+
 def kill_within(process: Any, metrics: Path, new_rows: int, seconds: float) -> bool:
     """``kill -9`` some seconds after so many more rows; whether the process was still at work."""
     rows = count_lines(metrics) + new_rows

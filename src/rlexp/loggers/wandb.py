@@ -104,4 +104,6 @@ class WandbSink:
 
     def _fail(self, error: Exception) -> None:
         log.warning("W&B failed and gets no more rows; metrics.jsonl has them all: %s", error)
+        if self._run is not None:
+            log.warning("What it took before is on disk; upload it with: wandb sync %s", Path(self._run.dir).parent)
         self._run = None
