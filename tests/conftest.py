@@ -54,8 +54,9 @@ def run_command(
     )
 
 
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["rlexp.cli.train", "rlexp.trainer", "rlexp.resume", "gymnasium.envs.mujoco"])
+# Starts each process from one that has its imports behind it: a run in a second, and killed like any other.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["rlexp.cli.train", "rlexp.trainer", "rlexp.resume", "gymnasium.envs.mujoco"])
 
 
 def _command(arguments: list[str], cwd: str, environment: dict[str, str]) -> None:
@@ -70,7 +71,7 @@ def _command(arguments: list[str], cwd: str, environment: dict[str, str]) -> Non
 
 def launch(arguments: list[str], cwd: Path, **environment: str) -> Any:
     """The command's own function in a fresh process that has its imports behind it."""
-    process = _processes.Process(target=_command, args=(arguments, str(cwd), environment))
+    process = processes.Process(target=_command, args=(arguments, str(cwd), environment))
     process.start()
     return process
 

@@ -179,7 +179,7 @@ def load(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: there is none, it is damaged, or of a format that this version cannot read.
     """
-    if (path / MANIFEST).is_file() or path.name.isdigit():
+    if is_checkpoint(path):
         return _load(path)
     damaged = []
     for candidate in reversed(saved(path / "checkpoints")):
@@ -191,6 +191,11 @@ def load(path: Path) -> Checkpoint:
     if damaged:
         raise CheckpointError("\n  ".join([f"{path} has no checkpoint that is whole:", *damaged]))
     raise CheckpointError(f"{path} is neither a checkpoint (no {MANIFEST}) nor a run with checkpoints.")
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path means one checkpoint, be it damaged, and not a run's folder."""
+    return (path / MANIFEST).is_file() or path.parent.name == "checkpoints"
 
 
 def saved(folder: Path) -> list[Path]:
@@ -260,7 +265,7 @@ def _prune(folder: Path, keep_last: int) -> None:
         if path.name != best:
             # Renamed first: killed in between, it must not leave half a checkpoint.
             path.rename(folder / f".{path.name}.tmp")
-    for leftover in folder.glob(".*.tmp"):
+    for leftover in folder.glob(".[0-9]*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 

@@ -74,11 +74,10 @@ def prepare(composed: Composed, overrides: Sequence[str]) -> Start:
         path = Path(str(resume))
         if not path.is_dir():
             raise ConfigError([Problem("resume", "there is no such folder.", str(resume))])
-    is_checkpoint = path.name.isdigit() and path.parent.name == "checkpoints"
-    run = RunDir(path.parents[1] if is_checkpoint else path)
-    run.lock()
+    run = RunDir(path.resolve().parents[1] if checkpoint.is_checkpoint(path) else path)
     if not run.started:
-        raise CheckpointError(f"{path} is neither a checkpoint nor a run with checkpoints.")
+        raise CheckpointError(f"{path} is neither a run's folder nor a checkpoint in one. See warm_start for others.")
+    run.lock()
     start = checkpoint.load(path)
     return Start(changed(start.config, composed, overrides), run, start)
 

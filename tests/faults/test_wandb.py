@@ -56,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self._answer({})
 
-    do_GET = do_PUT
+    do_GET = do_PUT  # noqa: N815 - http.server's name
 
     def _graphql(self, request: dict[str, Any]) -> dict[str, Any]:
         query, variables = request["query"], request.get("variables", {})
