@@ -61,6 +61,7 @@ processes.set_forkserver_preload(["rlexp.cli.train", "rlexp.trainer", "rlexp.res
 
 def _command(arguments: list[str], cwd: str, environment: dict[str, str]) -> None:
     os.environ.update(environment)
+    sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
     os.chdir(cwd)
     from rlexp.cli.train import main
 

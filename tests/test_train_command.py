@@ -186,6 +186,6 @@ def test_failing_run_keeps_its_traceback_and_says_so(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     run_dir = only_run(tmp_path)
-    assert "train/reward is nan at 256 frames" in done.stderr
+    assert "reward is not finite (NaN or infinity) at 256 frames" in done.stderr
     assert "Traceback" in (run_dir / "train.log").read_text()
     assert json.loads((run_dir / "summary.json").read_text())["status"] == "failed"

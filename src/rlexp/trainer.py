@@ -8,7 +8,7 @@ import secrets
 import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +139,8 @@ class Trainer:
             Stopped: a signal came; the run is saved.
         """
         info = {"seed": self.experiment.seed, "threads": self.threads, "device": str(self.device)}
-        batches = iter(self.collector)
-        with Session(self.run, self.experiment, info, self.frames, self.run_id) as session:
+        with closing(self), Session(self.run, self.experiment, info, self.frames, self.run_id) as session:
+            batches = iter(self.collector)
             self.save()
             while not self.finished and session.stop is None:
                 metrics = self.iterate(batches)
@@ -153,7 +153,6 @@ class Trainer:
             session.sync()
             self.save()
             session.summary = self.summary("completed" if self.finished else _status(session.stop))
-        self.close()
         if session.stop is not None and not self.finished:
             raise Stopped(session.stop)
         return session.summary

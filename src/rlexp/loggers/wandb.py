@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import wandb
 
 from rlexp.loggers import Row, Sink
+from rlexp.redaction import redact
 
 if TYPE_CHECKING:
     from rlexp.loggers import Wandb
@@ -46,8 +47,8 @@ def _start(
     run = wandb.init(
         project=spec.project,
         entity=spec.entity,
-        group=spec.group,
-        tags=list(spec.tags),
+        group=redact(spec.group),
+        tags=redact(list(spec.tags)),
         name=run_dir.name,
         id=run_id,
         # Offline, W&B checks no id and warns of this one: `wandb sync --append` joins the parts.
