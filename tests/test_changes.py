@@ -87,9 +87,9 @@ def test_an_extended_schedule_is_where_it_would_be_had_it_always_been_so_long(sc
 
 def test_an_older_checkpoint_takes_the_run_back(run: Path) -> None:
     older, newest = checkpoint.saved(run / "checkpoints")
-    start = resumed(older, "total_frames=1280")
-    assert start.run.path == run
-    Trainer(start.experiment, start.run, start.checkpoint).fit()
+    trainer = Trainer.resume(older, ["total_frames=1280"])
+    assert trainer.run.path == run
+    trainer.fit()
     assert [row["frames"] for row in rows_of(run)] == [256, 512, 768, 1024, 1280]
     assert newest.with_name(f"superseded-{newest.name}").is_dir()
     sessions = json.loads((run / "metadata.json").read_text())["sessions"]
