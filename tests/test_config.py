@@ -75,6 +75,19 @@ def test_config_survives_its_own_file_form() -> None:
         assert read_config(config.to_dict()) == config
 
 
+def test_tutorial_is_the_tutorial() -> None:
+    config = load_config(["experiment=tutorial"])
+    assert (config.total_frames, config.num_epochs, config.minibatch_size, config.max_grad_norm) == (
+        50_000,
+        10,
+        64,
+        1.0,
+    )
+    assert (config.env.num_envs, config.collector.frames_per_batch) == (1, 1000)
+    assert (config.optim.lr, config.optim.schedule) == (3e-4, "cosine")
+    assert load_config(["experiment=tutorial", "minibatch_size=50"]).minibatch_size == 50
+
+
 def test_every_shipped_option_composes() -> None:
     conf = conf_dir()
     for path in sorted(conf.glob("*/**/*.yaml")):
