@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -23,17 +24,18 @@ class Agent:
     Args:
         path: a checkpoint, or a run's folder for its latest one.
         device: where the networks go.
+        trust: packages of your own that the checkpoint's config may import, beside rlexp, torch and the like.
 
     Raises:
         CheckpointError: there is no checkpoint, or it is damaged.
-        ConfigError: the environment it was trained in cannot be built here.
+        ConfigError: the environment it was trained in cannot be built here, or needs code that is not trusted.
     """
 
-    def __init__(self, path: Path | str, device: torch.device | str = "cpu") -> None:
+    def __init__(self, path: Path | str, device: torch.device | str = "cpu", trust: Sequence[str] = ()) -> None:
         saved = checkpoint.load(Path(path))
         self.path = saved.path
         self.frames = saved.state.frames
-        self.experiment: Experiment = read_config(saved.config)
+        self.experiment: Experiment = read_config(saved.config, trust)
         # As wide as in training, so that every number comes out of the same matrix products.
         self.env: TransformedEnv = self.experiment.env.build(self.experiment.evaluation.episodes)
         for norm in observation_norms(self.env):
@@ -83,11 +85,16 @@ class Policy(nn.Module):
         return action
 
 
-def load_policy(path: Path | str, device: torch.device | str = "cpu") -> Policy:
+def load_policy(path: Path | str, device: torch.device | str = "cpu", trust: Sequence[str] = ()) -> Policy:
     """The policy of a checkpoint, or of the latest one in a run's folder.
+
+    Args:
+        path: a checkpoint, or a run's folder.
+        device: where the networks go.
+        trust: packages of your own that the checkpoint's config may import, beside rlexp, torch and the like.
 
     Raises:
         CheckpointError: there is no checkpoint, or it is damaged.
-        ConfigError: the environment it was trained in cannot be built here.
+        ConfigError: the environment it was trained in cannot be built here, or needs code that is not trusted.
     """
-    return Policy(Agent(path, device)).to(device)
+    return Policy(Agent(path, device, trust)).to(device)

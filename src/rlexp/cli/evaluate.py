@@ -23,6 +23,7 @@ usage: rlexp-eval checkpoint=RUN_DIR|CHECKPOINT [episodes=10] [seed=0]
   checkpoint   a run's folder (its latest checkpoint), or one checkpoint's folder
   episodes     whole episodes, deterministic; default: as many as the run's own evaluations
   seed         what the episodes' seeds derive from; default: the run's own, which gives its evaluation again
+  trust        packages of your own that the checkpoint may import, e.g. trust=[my_lab]
 
 The last line printed is one JSON object.
 """
@@ -34,6 +35,7 @@ class EvalSettings(Spec):
     checkpoint: Annotated[str, Field(min_length=1)]
     episodes: Count | None = None
     seed: Annotated[Integer, Field(ge=0)] | None = None
+    trust: list[str] = Field(default=[])
 
 
 def main() -> None:
@@ -61,7 +63,7 @@ def evaluate(arguments: list[str]) -> int:
     from rlexp.trainer import set_threads
 
     try:
-        agent = Agent(Path(settings.checkpoint))
+        agent = Agent(Path(settings.checkpoint), trust=settings.trust)
     except CheckpointError as error:
         print(f"rlexp-eval: {error}", file=sys.stderr)
         return Exit.FAILED
