@@ -39,7 +39,12 @@ examples:
 flags:
   --multirun, -m   one run for each combination of comma-separated values
   --config-dir D   find your own options in D, e.g. D/env/mine.yaml for env=mine
-  --cfg job        print the composed config and stop
+  --config-path RUN_DIR --config-name config
+                   run the experiment of RUN_DIR again, from its config.yaml
+  --shell-completion install=bash|zsh|fish
+                   print the script that completes groups, options and settings
+
+rlexp-config shows every option and setting, and checks a command line without running it.
 """
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -68,7 +68,7 @@ class _Reader:
             spec = schema.model_validate(read)
         except ValidationError as error:
             details = [detail for detail in error.errors() if detail["loc"][0] not in failed]
-            self.problems += dict.fromkeys(_problem(schema, detail, prefix) for detail in details)
+            self.problems += _problems(schema, details, prefix)
             return None
         blocked = [key for key, module in spec.imports() if not self._may_import(module, f"{prefix}{key}", module)]
         if not blocked and not failed:
@@ -117,19 +117,35 @@ class _Reader:
         return False
 
 
+def _problems(schema: type[BaseModel], details: Iterable[ErrorDetails], prefix: str) -> Iterator[Problem]:
+    """One problem a setting: a union reports one for each of its types, told here as alternatives."""
+    by_setting: dict[str, list[ErrorDetails]] = {}
+    for detail in details:
+        by_setting.setdefault(str(detail["loc"][0]), []).append(detail)
+    for name, found in by_setting.items():
+        if len(found) == 1 or isinstance(found[0]["loc"][-1], int):
+            yield from (_problem(schema, detail, prefix) for detail in found)
+        else:
+            message = " or ".join(dict.fromkeys(_message(detail) for detail in found))
+            yield Problem(prefix + name, f"{message}.", _shown(found[0]["input"]))
+
+
 def _problem(schema: type[BaseModel], detail: ErrorDetails, prefix: str) -> Problem:
-    *parents, last = [str(part) for part in detail["loc"]]
+    key = prefix + ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        return Problem(prefix + last, f"there is no such setting. {did_you_mean(last, schema.model_fields, prefix)}")
+        return Problem(
+            key, f"there is no such setting. {did_you_mean(str(detail['loc'][-1]), schema.model_fields, prefix)}"
+        )
     if detail["type"] == "missing":
-        return Problem(prefix + last, "is required.")
-    if detail["type"] in ("model_type", "model_attributes_type") and last == Node.__name__:
-        parents, last = parents[:-1], parents[-1]
-    key = prefix + ".".join([*parents, last])
+        return Problem(key, "is required.")
+    return Problem(key, f"{_message(detail)}.", _shown(detail["input"]))
+
+
+def _message(detail: ErrorDetails) -> str:
+    if detail["type"] in ("model_type", "model_attributes_type"):
+        return f"must be a node with a {TARGET}"
     message = detail["msg"].removeprefix("Value error, ")
-    if message.startswith("Input should be "):
-        message = f"must be {message.removeprefix('Input should be ')}"
-    return Problem(key, f"{message}.", _shown(detail["input"]))
+    return f"must be {message.removeprefix('Input should be ')}" if message.startswith("Input should be ") else message
 
 
 def _shown(value: object) -> str:
