@@ -222,4 +222,7 @@ def test_unbuildable_parts_are_config_errors(tmp_path: Path) -> None:
     )
     assert transform.returncode == 2
     assert "Did you mean max_steps?" in transform.stderr
+    needed = run_command("rlexp-train", "logger=none", "~env.transforms.reward_sum", cwd=tmp_path)
+    assert needed.returncode == 2
+    assert "must hold a torchrl.envs.RewardSum" in needed.stderr
     assert not list(tmp_path.glob("outputs/*/*"))

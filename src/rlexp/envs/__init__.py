@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from rlexp.config import Count, Node, Problem, Spec, build_at, did_you_mean
+from rlexp.config import ConfigError, Count, Node, Problem, Spec, build_at, did_you_mean
 
 if TYPE_CHECKING:
     from torchrl.envs import EnvBase, TransformedEnv
@@ -42,7 +42,12 @@ class EnvSpec(Spec):
         from torchrl.envs import Compose, TransformedEnv
 
         transforms = [build_at(f"env.transforms.{name}", node.build) for name, node in self.transforms.items()]
-        return TransformedEnv(self.build_base(num_envs), Compose(*transforms))
+        env = TransformedEnv(self.build_base(num_envs), Compose(*transforms))
+        for key, transform in (("step_count", "StepCounter"), ("episode_reward", "RewardSum")):
+            if key not in env.observation_spec.keys():
+                message = f"must hold a torchrl.envs.{transform}: metrics and evaluation read {key}."
+                raise ConfigError([Problem("env.transforms", message)])
+        return env
 
 
 class GymEnv(EnvSpec):
