@@ -39,15 +39,14 @@ class EnvSpec(Spec):
         Raises:
             ConfigError: the simulator or a transform cannot be built with these settings.
         """
-        from torchrl.envs import Compose, TransformedEnv
+        from torchrl.envs import Compose, RewardSum, StepCounter, TransformedEnv
 
         transforms = [build_at(f"env.transforms.{name}", node.build) for name, node in self.transforms.items()]
-        env = TransformedEnv(self.build_base(num_envs), Compose(*transforms))
-        for key, transform in (("step_count", "StepCounter"), ("episode_reward", "RewardSum")):
-            if key not in env.observation_spec.keys():
-                message = f"must hold a torchrl.envs.{transform}: metrics and evaluation read {key}."
+        for needed in (StepCounter, RewardSum):
+            if not any(isinstance(transform, needed) for transform in transforms):
+                message = f"must hold a torchrl.envs.{needed.__name__}: the metrics read what it counts."
                 raise ConfigError([Problem("env.transforms", message)])
-        return env
+        return TransformedEnv(self.build_base(num_envs), Compose(*transforms))
 
 
 class GymEnv(EnvSpec):
