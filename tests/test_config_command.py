@@ -50,8 +50,9 @@ def test_copy_is_an_option_to_edit(tmp_path: Path) -> None:
     copy = tmp_path / "conf" / "loss" / "mine.yaml"
     assert copy.read_text() == (conf_dir() / "loss" / "clip_ppo.yaml").read_text()
     copy.write_text(copy.read_text().replace("clip_epsilon: 0.2", "clip_epsilon: 0.15"))
-    shown = run_command("rlexp-config", "show", "--config-dir", "conf", "loss=mine", cwd=tmp_path)
+    shown = run_command("rlexp-config", "show", "seed=3", "--config-dir", "conf", "loss=mine", cwd=tmp_path)
     assert "clip_epsilon: 0.15" in shown.stdout
+    assert "seed: 3" in shown.stdout
     again = run_command("rlexp-config", "copy", "loss/clip_ppo", "conf/loss/mine.yaml", cwd=tmp_path)
     assert (again.returncode, "is there already" in again.stderr) == (2, True)
     typo = run_command("rlexp-config", "copy", "loss/clip_pppo", cwd=tmp_path)

@@ -155,7 +155,7 @@ def test_signal_saves_and_exits_with_its_code(number: signal.Signals, code: int,
 
 
 def test_multirun_makes_one_folder_a_job(tmp_path: Path) -> None:
-    done = run_command("rlexp-train", "--multirun", *TINY, "total_frames=256", "seed=0,1", "logger=none", cwd=tmp_path)
+    done = run_command("rlexp-train", *TINY, "--multirun", "total_frames=256", "seed=0,1", "logger=none", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (sweep,) = tmp_path.glob("outputs/multirun/*")
     seeds = [json.loads((sweep / job / "metadata.json").read_text())["seed"] for job in ("0", "1")]

@@ -36,7 +36,7 @@ def config(arguments: list[str]) -> int:
     Raises:
         ConfigError: the config or the command line is wrong.
     """
-    flags = _parser().parse_args(arguments)
+    flags = _parse(arguments)
     sources = Sources(config_dir=flags.config_dir)
     match flags.command:
         case "list":
@@ -48,6 +48,17 @@ def config(arguments: list[str]) -> int:
         case "check":
             _check(flags.overrides, sources)
     return Exit.DONE
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the arguments, overrides before and after flags alike."""
+    parser = _parser()
+    flags, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(flags, "overrides") or any(argument.startswith("-") for argument in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        flags.overrides += rest
+    return flags
 
 
 def _parser() -> argparse.ArgumentParser:

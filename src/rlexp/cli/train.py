@@ -62,7 +62,7 @@ def train(arguments: list[str]) -> int:
     Raises:
         ConfigError: the command line or the config is wrong.
     """
-    flags = get_args_parser().parse_args(arguments)
+    flags = get_args_parser().parse_intermixed_args(arguments)
     if flags.help:
         print(_HELP.format(groups=_groups(Sources(flags.config_dir)), conf=conf_dir()))
         return Exit.DONE
