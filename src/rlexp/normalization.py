@@ -78,9 +78,14 @@ class RunningObservationNorm(ObservationNorm):
             self.update(torch.cat([o.reshape(-1, *self.loc.shape) for o in self._pending]))
             self._pending.clear()
 
-    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+    def observe(self, observations: Tensor) -> None:
+        """Put raw observations ``[..., *observation]`` by for the next `commit`."""
         if self.collecting:
-            self._pending.extend(next_tensordict.get(key) for key in self.in_keys)
+            self._pending.append(observations)
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        for key in self.in_keys:
+            self.observe(next_tensordict.get(key))
         return super()._step(tensordict, next_tensordict)
 
     def _apply_transform(self, obs: Tensor) -> Tensor:
