@@ -15,14 +15,11 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import ProbabilisticActor
 
 from rlexp.config import ConfigError, Problem
+from rlexp.perceptron import Perceptron
 from rlexp.policies import SquashedGaussian
 
 Array = npt.NDArray[Any]
 
-_ACTIVATIONS: dict[type[nn.Module], Callable[..., Array]] = {
-    nn.Tanh: np.tanh,
-    nn.ReLU: lambda x, out: np.maximum(x, 0, out=out),
-}
 # Up to here BLAS runs on the calling thread; beyond it, it wakes threads of its own, which `threads` does not count.
 _SMALL_WEIGHT, _SMALL_PRODUCT = 9_000, 2**18
 
@@ -118,32 +115,31 @@ def numpy_forward(network: nn.Module, rows: int) -> Callable[[Array], Array] | N
 
     The parameters are views: what an optimizer writes is seen at once. The result is overwritten by the next call.
     """
-    layers: list[tuple[Array, Array, Array]] = []
-    activations: list[Callable[..., Array]] = []
-    for module in network.modules():
-        if isinstance(module, nn.Linear) and module.bias is not None and len(layers) == len(activations):
-            weight = module.weight
-            small = weight.numel() <= _SMALL_WEIGHT and weight.numel() * rows <= _SMALL_PRODUCT
-            if not small or weight.device.type != "cpu" or weight.dtype != torch.float32:
-                return None
-            out = np.empty((rows, module.out_features), np.float32)
-            layers.append((weight.detach().t().numpy(), module.bias.detach().numpy(), out))
-        elif type(module) in _ACTIVATIONS and len(layers) == len(activations) + 1:
-            activations.append(_ACTIVATIONS[type(module)])
-        elif not isinstance(module, nn.Sequential):
-            return None
-    if len(layers) != len(activations) + 1:
+    perceptron = Perceptron.of(network)
+    if perceptron is None:
         return None
+    layers = []
+    for layer in perceptron.layers:
+        weight, bias = layer.weight.detach(), layer.bias.detach()
+        small = weight.numel() <= _SMALL_WEIGHT and weight.numel() * rows <= _SMALL_PRODUCT
+        if not small or weight.device.type != "cpu" or weight.dtype != torch.float32:
+            return None
+        layers.append((weight.t().numpy(), bias.numpy(), np.empty((rows, layer.out_features), np.float32)))
+    activate: Callable[..., Array] = np.tanh if perceptron.activation is nn.Tanh else _relu
 
     def forward(x: Array) -> Array:
-        for (weight, bias, out), activation in zip(layers, activations, strict=False):
-            np.matmul(x, weight, out=out)
-            np.add(out, bias, out=out)
-            x = activation(out, out=out)
+        for weight, bias, out in layers[:-1]:
+            np.add(np.matmul(x, weight, out=out), bias, out=out)
+            x = activate(out, out=out)
         weight, bias, out = layers[-1]
-        return np.add(np.matmul(x, weight, out=out), bias, out=out)
+        np.add(np.matmul(x, weight, out=out), bias, out=out)
+        return out
 
     return forward
+
+
+def _relu(x: Array, out: Array) -> Array:
+    return np.maximum(x, 0, out=out)
 
 
 class ActorActing:

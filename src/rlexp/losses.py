@@ -10,10 +10,10 @@ from rlexp.config import Fraction, NonNegative, Positive, Spec
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from torchrl.objectives import LossModule
 
     from rlexp.normalization import RewardNorm
     from rlexp.policies import ActorCritic
+    from rlexp.ppo import LeanClipPPOLoss
 
 
 @dataclass(frozen=True)
@@ -21,15 +21,13 @@ class Objective:
     """What turns a batch into gradients.
 
     Attributes:
-        loss: ``TensorDict`` of a minibatch -> ``TensorDict`` whose ``loss_*`` entries are summed.
-        advantage: writes ``advantage`` and ``value_target`` into a batch ``[num_envs, steps]``.
-        keys: the entries of a batch that the loss reads.
+        loss: minibatch -> a mapping whose ``loss_*`` entries are summed.
+        advantage: writes ``advantage``, ``value_target`` and ``state_value`` into a batch ``[num_envs, steps]``.
         reward_norm: scales the rewards that the advantage sees; None leaves them as they are.
     """
 
-    loss: LossModule
+    loss: LeanClipPPOLoss
     advantage: nn.Module
-    keys: list[str]
     reward_norm: RewardNorm | None
 
 
@@ -44,8 +42,8 @@ class LossSpec(Spec):
 class ClipPPO(LossSpec):
     """PPO's clipped surrogate with generalised advantage estimation.
 
-    Builds ``torchrl.objectives.ClipPPOLoss`` (Schulman et al. 2017, eq. 7 and 9) and
-    ``torchrl.objectives.value.GAE`` (Schulman et al. 2016, eq. 16).
+    Builds `rlexp.ppo.LeanClipPPOLoss`, a ``torchrl.objectives.ClipPPOLoss`` (Schulman et al. 2017, eq. 7 and 9), and
+    `rlexp.ppo.GeneralizedAdvantage`, which is ``torchrl.objectives.value.GAE`` (Schulman et al. 2016, eq. 16).
 
     Attributes:
         clip_epsilon: the ratio's bounds are 1 - epsilon and 1 + epsilon.
@@ -70,13 +68,11 @@ class ClipPPO(LossSpec):
     normalize_reward: bool
 
     def build(self, networks: ActorCritic, num_envs: int, device: torch.device) -> Objective:
-        """Torchrl's modules over the given networks."""
-        from torchrl.objectives import ClipPPOLoss
-        from torchrl.objectives.value import GAE
-
+        """The loss and the advantage over the given networks."""
         from rlexp.normalization import RewardNorm
+        from rlexp.ppo import GeneralizedAdvantage, LeanClipPPOLoss
 
-        loss = ClipPPOLoss(
+        loss = LeanClipPPOLoss(
             networks.actor,
             networks.critic,
             clip_epsilon=self.clip_epsilon,
@@ -85,20 +81,7 @@ class ClipPPO(LossSpec):
             critic_coeff=self.critic_coeff,
             loss_critic_type=self.loss_critic_type,
             normalize_advantage=self.normalize_advantage,
-            # The networks stay plain modules (their functional copies double the time of a step), and the explained
-            # variance is the batch's, computed once.
-            functional=False,
-            log_explained_variance=False,
         )
-        advantage = GAE(
-            gamma=self.gamma,
-            lmbda=self.lmbda,
-            value_network=networks.critic,
-            average_gae=self.average_gae,
-            vectorized=True,
-        )
+        advantage = GeneralizedAdvantage(networks.critic, self.gamma, self.lmbda, average=self.average_gae)
         reward_norm = RewardNorm(num_envs, self.gamma) if self.normalize_reward else None
-        names = loss.tensor_keys
-        # Not the loss's own in_keys: those are for a loss that computes its advantage, from consecutive steps.
-        keys = [*networks.actor.in_keys, names.action, names.sample_log_prob, names.advantage, names.value_target]
-        return Objective(loss.to(device), advantage.to(device), list(dict.fromkeys(keys)), reward_norm)
+        return Objective(loss.to(device), advantage.to(device), reward_norm)

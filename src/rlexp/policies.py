@@ -80,13 +80,17 @@ class SquashedGaussian:
             $u$ ``[..., actions]``, and $\log |\mathrm{d}a / \mathrm{d}u|$ summed over the actions ``[...]``.
         """
         import torch
-        from torch.nn.functional import softplus
 
         limit = 1 - torch.finfo(action.dtype).resolution
         u = ((action - self.middle) / self.half_range).clamp(-limit, limit).atanh()
+        return u, self.log_slope(u)
+
+    def log_slope(self, u: Tensor) -> Tensor:
+        r"""$\log |\mathrm{d}a / \mathrm{d}u|$ at ``u`` ``[..., actions]``, summed over the actions ``[...]``."""
+        from torch.nn.functional import softplus
+
         # log(1 - tanh(u)^2), in the form that stays exact for large u
-        log_slope = 2 * (log(2) - u - softplus(-2 * u)) + self.half_range.abs().log()
-        return u, log_slope.sum(-1)
+        return (2 * (log(2) - u - softplus(-2 * u)) + self.half_range.abs().log()).sum(-1)
 
 
 class PolicySpec(Spec):

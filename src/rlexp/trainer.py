@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from rlexp import checkpoint
@@ -144,29 +144,32 @@ class Trainer:
         Raises:
             TrainingError: a loss or gradient is not finite.
         """
-        objective, records = self.objective, []
+        objective = self.objective
+        records: list[dict[str, Tensor]] = []
         with self._timed("update"):
             if objective.reward_norm is not None:
                 reward = objective.reward_norm(batch["next", "reward"], batch["next", "done"])
                 batch.set(("next", "reward"), reward)
+            entropy = -batch["action_log_prob"].mean()
+            objective.loss.prepare(batch)
             for epoch in range(self.experiment.num_epochs):
-                with torch.no_grad():
-                    objective.advantage(batch)
+                objective.advantage(batch)
                 if epoch == 0:
                     explained = explained_variance(batch["state_value"], batch["value_target"])
                 for minibatch in self.minibatches(batch):
                     losses = objective.loss(minibatch)
-                    total = torch.stack([loss for name, loss in losses.items() if name.startswith("loss_")]).sum()
+                    total = sum(loss for name, loss in losses.items() if name.startswith("loss_"))
                     self.optimizer.zero_grad()
                     total.backward()
                     grad_norm = torch.nn.utils.clip_grad_norm_(
                         self.parameters, self.experiment.max_grad_norm, foreach=True
                     )
                     self.optimizer.step()
-                    records.append(losses.detach().set("grad_norm", grad_norm))
-        means = TensorDict.stack(records).mean(0)
-        if "entropy" not in means:
-            means["entropy"] = -batch["action_log_prob"].mean()
+                    records.append({name: value.detach() for name, value in losses.items()} | {"grad_norm": grad_norm})
+            values = {name: torch.stack([record[name] for record in records]) for name in records[0]}
+            means = objective.loss.diagnostics(values.pop("log_weight")) | {k: v.mean() for k, v in values.items()}
+        # Without a bonus the loss has no use for the entropy: the batch's own actions estimate it.
+        means.setdefault("entropy", entropy)
         metrics = {metric: means[key].item() for key, metric in _LOSS_METRICS.items()}
         return self._checked(metrics | {"loss/explained_variance": explained})
 
@@ -176,10 +179,9 @@ class Trainer:
         Steps that do not fill a minibatch are left out, different ones each time.
         """
         size = self.experiment.minibatch_size
-        steps = batch.select(*self.objective.keys).reshape(-1)
-        order = torch.randperm(len(steps), device=batch.device)
-        for indices in order[: len(steps) // size * size].view(-1, size):
-            yield steps[indices]
+        steps = batch.select(*self.objective.loss.step_keys).reshape(-1)
+        order = torch.randperm(len(steps), device=batch.device)[: len(steps) // size * size]
+        yield from steps[order].split(size)
 
     def evaluate(self) -> Evaluation:
         """Evaluate the current policy; the best so far is saved and named ``best``."""
