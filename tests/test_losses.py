@@ -73,7 +73,7 @@ def test_first_importance_ratios_are_one(tmp_path: Path) -> None:
     with torch.no_grad():
         trainer.objective.advantage(batch)
         trainer.objective.loss.prepare(batch)
-        losses = trainer.objective.loss(next(trainer.minibatches(batch)))
+        losses = trainer.objective.loss.losses(next(trainer.minibatches(batch)))
     assert losses["log_weight"].abs().max().item() < 1e-4
 
 
@@ -90,11 +90,12 @@ def test_minibatches_cover_each_step_at_most_once(tmp_path: Path) -> None:
 
 def test_actor_and_critic_are_trained_as_themselves(tmp_path: Path) -> None:
     trainer, batch = collected([], tmp_path)
-    owned = {id(p) for p in (*trainer.networks.actor.parameters(), *trainer.networks.critic.parameters())}
-    assert {id(p) for group in trainer.optimizer.param_groups for p in group["params"]} == owned
-    before = [p.detach().clone() for p in trainer.parameters]
+    parameters = trainer.networks.parameters()
+    assert [p for group in trainer.optimizer.param_groups for p in group["params"]] == [trainer.weights]
+    before = [p.detach().clone() for p in parameters]
     trainer.update(batch)
-    assert all(not torch.equal(a, b) for a, b in zip(before, trainer.parameters, strict=True))
+    assert all(not torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
+    assert torch.equal(torch.cat([p.detach().flatten() for p in parameters]), trainer.weights.detach())
 
 
 def test_explained_variance() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -117,13 +118,8 @@ def compare(built: ActorCritic, batch: TensorDict, options: dict[str, Any]) -> N
     for name in ("torchrl", "lean"):
         torch.manual_seed(2)  # the entropy is sampled
         flat = batch.reshape(-1).clone()
-        if name == "lean":
-            loss = LeanClipPPOLoss(built.actor, built.critic, **options)
-            loss.prepare(flat)
-            losses = loss(flat.select(*loss.step_keys))
-            losses |= loss.diagnostics(losses.pop("log_weight")[None])
-        else:
-            losses = dict(ClipPPOLoss(built.actor, built.critic, functional=False, **options)(flat).items())
+        module = LeanClipPPOLoss if name == "lean" else partial(ClipPPOLoss, functional=False)
+        losses = dict(module(built.actor, built.critic, **options)(flat).items())
         total = sum(value for key, value in losses.items() if key.startswith("loss_"))
         gradients = torch.autograd.grad(total, built.parameters())
         results[name] = ({k: v.detach() for k, v in losses.items()}, gradients)

@@ -27,7 +27,12 @@ class OptimSpec(Spec):
     schedule: Literal["cosine", "linear", "constant"]
 
     def build(self, parameters: Iterable[nn.Parameter], num_batches: int) -> tuple[Optimizer, LRScheduler]:
-        """Optimizer and schedule over a run of ``num_batches`` batches."""
+        """Optimizer and schedule over a run of ``num_batches`` batches.
+
+        Args:
+            parameters: everything that is trained, as one vector; what an optimizer does must be element by element.
+            num_batches: steps of the schedule.
+        """
         from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR
 
         optimizer = self.build_optimizer(parameters)

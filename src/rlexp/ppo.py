@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torchrl.modules import ProbabilisticActor, ValueOperator
@@ -35,18 +35,19 @@ class GeneralizedAdvantage(nn.Module):
     def __init__(self, critic: ValueOperator, gamma: float, lmbda: float, *, average: bool) -> None:
         super().__init__()
         self.critic, self.gamma, self.lmbda, self.average = critic, gamma, lmbda, average
+        self._value_of = value_function(critic)
 
     @torch.no_grad()
     def forward(self, batch: TensorDictBase) -> TensorDictBase:
         """Write ``advantage``, ``value_target`` and ``state_value``, each ``[num_envs, steps, 1]``."""
         after = batch["next"]
         reward, done, terminated = (after[key][..., 0] for key in ("reward", "done", "terminated"))
-        value = self.critic(batch.select(*self.critic.in_keys))["state_value"][..., 0]
+        value = self._value_of({key: batch[key].flatten(0, 1) for key in self.critic.in_keys}).view(batch.shape)
         # The value of where a step led is that of where the next one starts, unless the episode or the batch ends.
         ends = done.clone()
         ends[..., -1] = True
         next_value = value.roll(-1, -1)
-        next_value[ends] = self.critic(after.select(*self.critic.in_keys)[ends])["state_value"][..., 0]
+        next_value[ends] = self._value_of({key: after[key][ends] for key in self.critic.in_keys})[:, 0]
         error = reward + self.gamma * next_value * ~terminated - value
         advantage = discounted_sums(error, self.gamma * self.lmbda * ~done)
         target = advantage + value
@@ -79,21 +80,32 @@ class LeanClipPPOLoss(ClipPPOLoss):
 
     @property
     def step_keys(self) -> list[str]:
-        """The entries of a prepared batch that `forward` reads."""
+        """The entries of a prepared batch that `losses` reads."""
         own = ["action", "action_log_prob"] if self._gaussian is None else ["latent", "latent_log_prob"]
         keys = [*self.actor_network.in_keys, *self.critic_network.in_keys, *own, "advantage", "value_target"]
         return list(dict.fromkeys(keys))
 
     @torch.no_grad()
     def prepare(self, batch: TensorDictBase) -> None:
-        """Write what `forward` needs of each step and the update does not change, once for a batch."""
+        """Write what `losses` needs of each step and the update does not change, once for a batch."""
         if self._gaussian is not None:
             latent, log_slope = self._gaussian.latent(batch["action"])
             batch.set("latent", latent)
             batch.set("latent_log_prob", batch["action_log_prob"] + log_slope)
 
-    def forward(self, minibatch: TensorDictBase) -> dict[str, Tensor]:
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """The losses of a batch as torchrl returns them, diagnostics included."""
+        prepared = tensordict.copy()
+        self.prepare(prepared)
+        losses = self.losses({key: prepared[key] for key in self.step_keys})
+        diagnostics = self.diagnostics(losses.pop("log_weight")[None])
+        return TensorDict({**losses, **diagnostics})
+
+    def losses(self, minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The losses of a minibatch.
+
+        Args:
+            minibatch: the entries `step_keys` of a prepared batch, ``[n, ...]``.
 
         Returns:
             Scalars ``loss_objective``, ``loss_critic`` and, with an entropy bonus, ``loss_entropy``, to be summed;
@@ -110,14 +122,14 @@ class LeanClipPPOLoss(ClipPPOLoss):
             losses |= {"loss_entropy": -self.entropy_coeff * entropy, "entropy": entropy.detach()}
         return losses | {"log_weight": log_weight}
 
-    def _policy_terms(self, minibatch: TensorDictBase) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _policy_terms(self, minibatch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Log-probabilities ``[n]`` of what was done, now and then; the mean entropy where there is a bonus.
 
         Those of a squashed Gaussian are of the latent action: the squashing's share cancels in the ratio.
         """
         if self._gaussian is None or self._parameters_of is None:
-            dist = self.actor_network.get_dist(minibatch.select(*self.actor_network.in_keys))
-            entropy = self._get_entropy(dist, minibatch.batch_size).mean() if self.entropy_bonus else None
+            dist = self.actor_network.get_dist(TensorDict({key: minibatch[key] for key in self.actor_network.in_keys}))
+            entropy = self._get_entropy(dist, minibatch["action"].shape[:1]).mean() if self.entropy_bonus else None
             return dist.log_prob(minibatch["action"]), minibatch["action_log_prob"], entropy
         loc, scale = self._parameters_of(minibatch["observation"])
         log_prob: Tensor = _NormalLogProb.apply(minibatch["latent"], loc, scale)  # type: ignore[no-untyped-call]
@@ -203,9 +215,9 @@ def gaussian_parameters(gaussian: SquashedGaussian) -> Callable[[Tensor], tuple[
     return lambda observation: head(body(observation))
 
 
-def value_function(critic: ValueOperator) -> Callable[[TensorDictBase], Tensor]:
-    """From a minibatch to state values ``[n, 1]``."""
+def value_function(critic: ValueOperator) -> Callable[[dict[str, Tensor]], Tensor]:
+    """From the entries of steps ``[n, ...]`` to their values ``[n, 1]``."""
     body = Perceptron.of(critic.module) if list(critic.in_keys) == ["observation"] else None
     if body is None:
-        return lambda minibatch: critic(minibatch.select(*critic.in_keys))["state_value"]
-    return lambda minibatch: body(minibatch["observation"])
+        return lambda steps: critic(TensorDict({key: steps[key] for key in critic.in_keys}))["state_value"]
+    return lambda steps: body(steps["observation"])

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlexp import checkpoint
 from rlexp.config import ConfigError, Problem, new_run_path
@@ -76,8 +77,8 @@ class Trainer:
         self.eval_env = spec.build(experiment.evaluation.episodes)
         self.networks = experiment.policy.build(self.env, self.device)
         self.objective = experiment.loss.build(self.networks, spec.num_envs, self.device)
-        self.parameters = self.networks.parameters()
-        self.optimizer, self.scheduler = experiment.optim.build(self.parameters, experiment.num_batches)
+        self.weights = flatten(self.networks.parameters())
+        self.optimizer, self.scheduler = experiment.optim.build([self.weights], experiment.num_batches)
         self.collector = experiment.collector.build(self.env, self.networks.actor, spec.frame_skip, self.device)
 
         self.run = RunDir(Path(run_dir) if run_dir is not None else new_run_path(spec.name))
@@ -157,13 +158,11 @@ class Trainer:
                 if epoch == 0:
                     explained = explained_variance(batch["state_value"], batch["value_target"])
                 for minibatch in self.minibatches(batch):
-                    losses = objective.loss(minibatch)
-                    total = sum(loss for name, loss in losses.items() if name.startswith("loss_"))
-                    self.optimizer.zero_grad()
+                    losses = objective.loss.losses(minibatch)
+                    self.optimizer.zero_grad(set_to_none=False)
+                    total = reduce(torch.add, (loss for name, loss in losses.items() if name.startswith("loss_")))
                     total.backward()
-                    grad_norm = torch.nn.utils.clip_grad_norm_(
-                        self.parameters, self.experiment.max_grad_norm, foreach=True
-                    )
+                    grad_norm = torch.nn.utils.clip_grad_norm_(self.weights, self.experiment.max_grad_norm)
                     self.optimizer.step()
                     records.append({name: value.detach() for name, value in losses.items()} | {"grad_norm": grad_norm})
             values = {name: torch.stack([record[name] for record in records]) for name in records[0]}
@@ -173,15 +172,17 @@ class Trainer:
         metrics = {metric: means[key].item() for key, metric in _LOSS_METRICS.items()}
         return self._checked(metrics | {"loss/explained_variance": explained})
 
-    def minibatches(self, batch: TensorDictBase) -> Iterator[TensorDictBase]:
-        """The batch's steps in a new random order, ``minibatch_size`` at a time, each at most once.
+    def minibatches(self, batch: TensorDictBase) -> Iterator[dict[str, Tensor]]:
+        """What the loss reads of the batch's steps, in a new random order, ``minibatch_size`` at a time.
 
-        Steps that do not fill a minibatch are left out, different ones each time.
+        Each step comes at most once. Those that do not fill a minibatch are left out, different ones each time.
         """
         size = self.experiment.minibatch_size
-        steps = batch.select(*self.objective.loss.step_keys).reshape(-1)
-        order = torch.randperm(len(steps), device=batch.device)[: len(steps) // size * size]
-        yield from steps[order].split(size)
+        order = torch.randperm(batch.numel(), device=batch.device)[: batch.numel() // size * size]
+        keys = self.objective.loss.step_keys
+        columns = (batch[key].flatten(0, 1)[order].split(size) for key in keys)
+        for entries in zip(*columns, strict=True):
+            yield dict(zip(keys, entries, strict=True))
 
     def evaluate(self) -> Evaluation:
         """Evaluate the current policy; the best so far is saved and named ``best``."""
@@ -275,6 +276,19 @@ class Trainer:
         start = time.perf_counter()
         yield
         self.seconds[kind] += time.perf_counter() - start
+
+
+def flatten(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
+    """One vector that holds all of ``parameters``, and its gradient all of theirs: they become views of it.
+
+    What is done to each element alike, as by clipping and Adam, then costs one call instead of one a parameter.
+    """
+    flat = nn.Parameter(torch.cat([parameter.detach().reshape(-1) for parameter in parameters]))
+    flat.grad = torch.zeros_like(flat)
+    sizes = [parameter.numel() for parameter in parameters]
+    for parameter, data, grad in zip(parameters, flat.data.split(sizes), flat.grad.split(sizes), strict=True):
+        parameter.data, parameter.grad = data.view_as(parameter), grad.view_as(parameter)
+    return flat
 
 
 def explained_variance(value: Tensor, target: Tensor) -> float:
