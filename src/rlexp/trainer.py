@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,7 +68,6 @@ class Trainer:
     def __init__(self, experiment: Experiment, run_dir: Path | str | None = None) -> None:
         self.experiment = experiment
         self.device = pick_device(experiment.device)
-        self.threads = set_threads(experiment.threads)
         seed_everything(experiment.seed)
 
         spec = experiment.env
@@ -78,6 +78,7 @@ class Trainer:
         self.networks = experiment.policy.build(self.env, self.device)
         self.objective = experiment.loss.build(self.networks, spec.num_envs, self.device)
         self.weights = flatten(self.networks.parameters())
+        self.threads = set_threads(experiment, self.weights.numel())
         self.optimizer, self.scheduler = experiment.optim.build([self.weights], experiment.num_batches)
         self.collector = experiment.collector.build(self.env, self.networks.actor, spec.frame_skip, self.device)
 
@@ -312,8 +313,24 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def set_threads(threads: int | str) -> int:
-    """Set and return torch's thread count; ``auto`` is one, since small networks lose more by waking threads."""
-    count = 1 if threads == "auto" else int(threads)
+def set_threads(experiment: Experiment, weights: int) -> int:
+    """Set torch's thread count as ``threads`` says, and return it.
+
+    ``auto`` takes one thread for every 32 million multiply-adds of a minibatch's forward: with less to do, waking a
+    thread costs more than it saves, and threads that wait for work spin on the cores that other jobs need. It stays
+    within the cores of this process and within ``OMP_NUM_THREADS``, by which launchers share cores out among jobs. The
+    processes of ``env.num_workers`` need no share of them, since they wait while torch works.
+
+    Args:
+        experiment: its ``threads`` and ``minibatch_size``.
+        weights: of all networks.
+    """
+    if experiment.threads == "auto":
+        cores = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+        count = max(1, min(cores, weights * experiment.minibatch_size // 2**25))
+        log.info("threads=auto: %d of %d, for %s weights and minibatches of %s steps",
+                 count, cores, f"{weights:,}", f"{experiment.minibatch_size:,}")  # fmt: skip
+    else:
+        count = int(experiment.threads)
     torch.set_num_threads(count)
     return count
