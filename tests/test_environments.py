@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from pathlib import Path
+
 import gymnasium
 import numpy as np
 import pytest
@@ -10,14 +14,15 @@ from torchrl.envs.utils import check_env_specs
 
 from rlexp import load_config
 from rlexp.envs.gymnasium import BatchedGymEnv
+from rlexp.envs.simulators import SimulatorError
 
 SEEDS = [11, 22, 33]
 
 
 @pytest.mark.parametrize("env_id", ["InvertedDoublePendulum-v5", "Hopper-v5", "Pendulum-v1"])
-@pytest.mark.parametrize("frame_skip", [1, 3])
-def test_transitions_equal_plain_gymnasium_to_the_bit(env_id: str, frame_skip: int) -> None:
-    batched = BatchedGymEnv(env_id, num_envs=3, frame_skip=frame_skip, max_episode_steps=40)
+@pytest.mark.parametrize(("frame_skip", "num_workers"), [(1, 1), (3, 1), (1, 2)])
+def test_transitions_equal_plain_gymnasium_to_the_bit(env_id: str, frame_skip: int, num_workers: int) -> None:
+    batched = BatchedGymEnv(env_id, num_envs=3, frame_skip=frame_skip, num_workers=num_workers, max_episode_steps=40)
     plain = [gymnasium.make(env_id, max_episode_steps=40) for _ in SEEDS]
     batched.set_seeds(SEEDS)
     tensordict = batched.reset()
@@ -45,6 +50,7 @@ def test_transitions_equal_plain_gymnasium_to_the_bit(env_id: str, frame_skip: i
                 ends["truncated"] += truncated
                 observation, _ = env.reset()
             assert np.array_equal(tensordict["observation"][i].numpy(), observation)
+    batched.close()
     assert sum(ends.values()) > 0
     if env_id == "Pendulum-v1":
         assert ends["terminated"] == 0
@@ -81,3 +87,64 @@ def test_seeding_gives_independent_simulators_and_repeats() -> None:
     env.set_seed(1)
     others = env.reset()["observation"]
     assert len(torch.cat([first, others]).unique(dim=0)) == 8
+
+
+FAULTY = """
+import os, signal
+import gymnasium
+from gymnasium.envs.classic_control import PendulumEnv
+
+class Faulty(PendulumEnv):
+    def __init__(self, fault, **kwargs):
+        super().__init__(**kwargs)
+        self.fault, self.steps = fault, 0
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == 3 and os.getpid() != FIRST:
+            os.kill(os.getpid(), signal.SIGKILL) if self.fault == "death" else 1 / 0
+        return super().step(action)
+
+gymnasium.register("Faulty-v0", Faulty, max_episode_steps=20)
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"), [("death", "died with exit code -9"), ("exception", "ZeroDivisionError: division by zero")]
+)
+def test_fault_in_a_worker_is_told_with_its_simulators(
+    fault: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "faulty.py").write_text(f"FIRST = {os.getpid()}\n{FAULTY}")
+    monkeypatch.syspath_prepend(tmp_path)
+    env = BatchedGymEnv("faulty:Faulty-v0", num_envs=4, num_workers=2, fault=fault)
+    pids = worker_pids(env)
+    tensordict = env.reset()
+    with pytest.raises(SimulatorError, match=f"simulators 2 to 3 of faulty:Faulty-v0(.|\n)*{told}"):
+        env.rollout(5, tensordict=tensordict)
+    env.close()
+    assert not any(alive(pid) for pid in pids)
+
+
+def test_close_ends_every_worker() -> None:
+    env = BatchedGymEnv("Pendulum-v1", num_envs=3, num_workers=3)
+    pids = worker_pids(env)
+    env.rollout(2)
+    assert len(pids) == 2
+    assert all(alive(pid) for pid in pids)
+    os.kill(pids[0], signal.SIGINT)  # a terminal's Ctrl-C reaches workers too, and is the main process's to answer
+    env.rollout(2)
+    env.close()
+    assert not any(alive(pid) for pid in pids)
+
+
+def worker_pids(env: BatchedGymEnv) -> list[int]:
+    return [worker.pid for worker in env.workers]
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,10 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from rlexp.envs.gymnasium import BatchedGymEnv
+from rlexp.acting import Array, acting
+from rlexp.config import ConfigError
+from rlexp.envs.arrays import ArrayEnv
+from rlexp.rollout import ArrayTransforms
 
 
 @dataclass(frozen=True)
@@ -60,23 +63,59 @@ def evaluate(env: TransformedEnv, actor: TensorDictModuleBase, seeds: Sequence[i
         actor: the policy; acts deterministically here.
         seeds: one per episode.
     """
-    device = next(actor.parameters()).device
+    try:
+        steps = _array_steps(env, actor)
+    except ConfigError:  # a transform or an actor that only torchrl's own loop knows
+        steps = _tensordict_steps(env, actor)
+    simulators: ArrayEnv = env.base_env
     (width,) = env.batch_size
-    returns = torch.zeros(len(seeds), dtype=torch.float64)
-    lengths = torch.zeros(len(seeds), dtype=torch.int64)
-    base = env.base_env
-    assert isinstance(base, BatchedGymEnv)
-    with set_exploration_type(ExplorationType.DETERMINISTIC):
-        for start in range(0, len(seeds), width):
-            chunk = seeds[start : start + width]
-            base.set_seeds(chunk)
-            alive = torch.arange(width) < len(chunk)
-            tensordict = env.reset()
-            while alive.any():
-                acted = actor(tensordict.to(device)).to(env.device)
-                stepped, tensordict = env.step_and_maybe_reset(acted)
-                running = alive[: len(chunk)]
-                returns[start : start + width] += stepped["next", "reward"][: len(chunk), 0] * running
-                lengths[start : start + width] += running
-                alive = alive & ~stepped["next", "done"][:, 0]
+    returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
+    for start in range(0, len(seeds), width):
+        chunk = seeds[start : start + width]
+        simulators.set_seeds(chunk)
+        running = np.ones(len(chunk), np.bool_)
+        for reward, ended in steps():
+            returns[start : start + width] += np.where(running, reward[: len(chunk)], 0)
+            lengths[start : start + width] += running
+            running &= ~ended[: len(chunk)]
+            if not running.any():
+                break
     return Evaluation(list(seeds), returns.tolist(), lengths.tolist())
+
+
+Steps = Callable[[], Iterator[tuple[Array, Array]]]
+
+
+def _array_steps(env: TransformedEnv, actor: TensorDictModuleBase) -> Steps:
+    """Endless steps from a reset on: rewards and ends, each ``[num_envs]``."""
+    transforms = ArrayTransforms(env)
+    simulators: ArrayEnv = env.base_env
+    arrays, (width,) = simulators.arrays, env.batch_size
+    act, transform = acting(actor, width, deterministic=True), transforms.observation()
+
+    def steps() -> Iterator[tuple[Array, Array]]:
+        act.begin(0)
+        simulators.reset_arrays(range(width))
+        while True:
+            arrays.action[...] = act(transform(arrays.observation))
+            simulators.step_arrays()
+            ended = arrays.terminated | arrays.truncated
+            yield arrays.reward, ended
+            simulators.reset_arrays(np.flatnonzero(ended).tolist())
+
+    return steps
+
+
+def _tensordict_steps(env: TransformedEnv, actor: TensorDictModuleBase) -> Steps:
+    """The same by torchrl's own step, with any transforms."""
+    device = next(actor.parameters()).device
+
+    def steps() -> Iterator[tuple[Array, Array]]:
+        tensordict = env.reset()
+        while True:
+            with set_exploration_type(ExplorationType.DETERMINISTIC):
+                acted = actor(tensordict.to(device)).to(env.device)
+            stepped, tensordict = env.step_and_maybe_reset(acted)
+            yield stepped["next", "reward"][:, 0].numpy(), stepped["next", "done"][:, 0].numpy()
+
+    return steps

@@ -50,7 +50,7 @@ class Experiment(Spec):
         max_grad_norm: bound on the norm of each gradient.
         seed: everything random follows from it.
         device: ``auto`` is cuda where there is one, else cpu.
-        threads: torch's threads; ``auto`` decides by the size of the work.
+        threads: torch's threads; ``auto`` decides by the work of a minibatch and the cores there are.
         callbacks: objects with methods of `rlexp.callbacks.Callback`; names are free.
     """
 

@@ -4,17 +4,38 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 from rlexp.config import Fraction, Node, NonNegative, Positive, Spec, build_at
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
-    from torchrl.objectives import LossModule
+    from tensordict import TensorDictBase
+    from torch import Tensor
 
     from rlexp.normalization import RewardNorm
     from rlexp.policies import ActorCritic
+    from rlexp.ppo import GeneralizedAdvantage
+
+
+class MinibatchLoss(Protocol):
+    """What the trainer asks of a loss."""
+
+    @property
+    def step_keys(self) -> list[str]:
+        """The entries of a prepared batch that `losses` reads."""
+
+    def prepare(self, batch: TensorDictBase) -> None:
+        """Write what `losses` needs of each step and the update does not change, once for a batch."""
+
+    def losses(self, minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors from the entries `step_keys`, each ``[n, ...]``; the scalars ``loss_*`` are summed and minimised."""
+
+    def means(self, records: dict[str, Tensor]) -> dict[str, Tensor]:
+        """From what `losses` gave, stacked over minibatches, to the scalars that are logged."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same loss on a device."""
 
 
 @dataclass(frozen=True)
@@ -22,22 +43,21 @@ class Objective:
     """What turns a batch into gradients.
 
     Attributes:
-        loss: ``TensorDict`` of a minibatch -> ``TensorDict`` whose ``loss_*`` entries are summed.
-        advantage: writes ``advantage`` and ``value_target`` into a batch ``[num_envs, steps]``.
-        keys: the entries of a batch that the loss reads.
+        loss: what each minibatch minimises.
+        advantage: writes ``advantage``, ``value_target`` and ``state_value`` into a batch ``[num_envs, steps]``.
         reward_norm: scales the rewards that the advantage sees; None leaves them as they are.
     """
 
-    loss: LossModule
-    advantage: nn.Module
-    keys: list[str]
+    loss: MinibatchLoss
+    advantage: GeneralizedAdvantage
     reward_norm: RewardNorm | None
 
 
 class LossSpec(Spec):
     """Base of all objectives: the loss is a subclass's, the advantage is generalised advantage estimation.
 
-    Builds ``torchrl.objectives.value.GAE`` (Schulman et al. 2016, eq. 16) beside the loss.
+    Builds `rlexp.ppo.GeneralizedAdvantage`, which is ``torchrl.objectives.value.GAE`` (Schulman et al. 2016, eq. 16),
+    beside the loss.
 
     Attributes:
         gamma: discount per agent step.
@@ -51,7 +71,7 @@ class LossSpec(Spec):
     average_gae: bool
     normalize_reward: bool
 
-    def build_loss(self, networks: ActorCritic) -> LossModule:
+    def build_loss(self, networks: ActorCritic) -> MinibatchLoss:
         """The loss over the networks' own parameters.
 
         Raises:
@@ -61,27 +81,18 @@ class LossSpec(Spec):
 
     def build(self, networks: ActorCritic, num_envs: int, device: torch.device) -> Objective:
         """The modules that train ``networks``; they hold the very same parameters."""
-        from torchrl.objectives.value import GAE
-
         from rlexp.normalization import RewardNorm
+        from rlexp.ppo import GeneralizedAdvantage
 
-        loss = self.build_loss(networks).to(device)
-        advantage = GAE(
-            gamma=self.gamma,
-            lmbda=self.lmbda,
-            value_network=networks.critic,
-            average_gae=self.average_gae,
-            vectorized=True,
-        ).to(device)
-        names = loss.tensor_keys
-        # Not the loss's own in_keys: those are for a loss that computes its advantage, from consecutive steps.
-        keys = [*networks.actor.in_keys, names.action, names.sample_log_prob, names.advantage, names.value_target]
+        advantage = GeneralizedAdvantage(networks.critic, self.gamma, self.lmbda, average=self.average_gae)
         reward_norm = RewardNorm(num_envs, self.gamma).to(device) if self.normalize_reward else None
-        return Objective(loss, advantage, list(dict.fromkeys(keys)), reward_norm)
+        return Objective(self.build_loss(networks).to(device), advantage.to(device), reward_norm)
 
 
 class ClipPPO(LossSpec):
-    """PPO's clipped surrogate; builds ``torchrl.objectives.ClipPPOLoss`` (Schulman et al. 2017, eq. 7 and 9).
+    """PPO's clipped surrogate; builds `rlexp.ppo.LeanClipPPOLoss`, a ``torchrl.objectives.ClipPPOLoss``.
+
+    Schulman et al. 2017, eq. 7 and 9.
 
     Attributes:
         clip_epsilon: the ratio's bounds are 1 - epsilon and 1 + epsilon.
@@ -99,11 +110,11 @@ class ClipPPO(LossSpec):
     loss_critic_type: Literal["l1", "l2", "smooth_l1"]
     normalize_advantage: bool
 
-    def build_loss(self, networks: ActorCritic) -> LossModule:
-        """The loss of torchrl."""
-        from torchrl.objectives import ClipPPOLoss
+    def build_loss(self, networks: ActorCritic) -> MinibatchLoss:
+        """The loss of torchrl, without its cost per call."""
+        from rlexp.ppo import LeanClipPPOLoss
 
-        return ClipPPOLoss(
+        return LeanClipPPOLoss(
             networks.actor,
             networks.critic,
             clip_epsilon=self.clip_epsilon,
@@ -112,10 +123,6 @@ class ClipPPO(LossSpec):
             critic_coeff=self.critic_coeff,
             loss_critic_type=self.loss_critic_type,
             normalize_advantage=self.normalize_advantage,
-            # The networks stay plain modules (their functional copies double the time of a step), and the explained
-            # variance is the batch's, computed once.
-            functional=False,
-            log_explained_variance=False,
         )
 
 
@@ -130,7 +137,9 @@ class AnyLoss(LossSpec):
 
     loss_module: Node
 
-    def build_loss(self, networks: ActorCritic) -> LossModule:
+    def build_loss(self, networks: ActorCritic) -> MinibatchLoss:
         """The loss that the config names."""
+        from rlexp.anyloss import TorchRLLoss
+
         build = partial(self.loss_module.build, actor_network=networks.actor, critic_network=networks.critic)
-        return build_at("loss.loss_module", build)
+        return TorchRLLoss(build_at("loss.loss_module", build), networks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -22,13 +22,21 @@ class OptimSpec(Spec):
         lr: learning rate of the first batch.
         schedule: how it falls, a step a batch: ``cosine`` or ``linear`` to 0 at the end of the run, ``constant``, or a
             node whose target is a torch scheduler, called with the optimizer.
+        elementwise: what it does to a weight depends on that weight's own gradients alone, so that all weights may be
+            given as one vector.
     """
+
+    elementwise: ClassVar[bool] = False
 
     lr: Positive
     schedule: Literal["cosine", "linear", "constant"] | Node
 
     def build(self, parameters: list[nn.Parameter], num_batches: int) -> tuple[Optimizer, LRScheduler]:
         """Optimizer and schedule over a run of ``num_batches`` batches.
+
+        Args:
+            parameters: everything that is trained.
+            num_batches: steps of the schedule.
 
         Raises:
             ConfigError: a target refuses its arguments.
@@ -61,6 +69,7 @@ class Adam(OptimSpec):
     """
 
     builds = ("torch.optim.Adam",)
+    elementwise = True
 
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
     eps: Positive

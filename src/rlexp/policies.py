@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from math import prod, sqrt
+from math import log, prod, sqrt
 from typing import TYPE_CHECKING
 
 from rlexp.config import ConfigError, Count, Node, NonNegative, Positive, Problem, Spec, build_at, did_you_mean
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from tensordict.nn import TensorDictModuleBase
+    from torch import Tensor, nn
     from torchrl.envs import EnvBase
     from torchrl.modules import ProbabilisticActor, ValueOperator
 
@@ -34,6 +35,65 @@ class ActorCritic:
     def parameters(self) -> list[nn.Parameter]:
         """The parameters of both, each once."""
         return list(dict.fromkeys([*self.actor.parameters(), *self.critic.parameters()]))
+
+
+@dataclass(frozen=True)
+class SquashedGaussian:
+    r"""A ``TanhNormal`` actor taken apart, for loops that want no distribution object per step.
+
+    $a = m + h \tanh(u)$ with $u \sim \mathcal{N}(\mathrm{loc}, \mathrm{scale})$.
+
+    Attributes:
+        network: observation ``[..., *observation]`` -> loc and scale, each ``[..., actions]``.
+        middle: $m$, the middle of the action bounds.
+        half_range: $h$, half the distance between them.
+    """
+
+    network: nn.Module
+    middle: Tensor
+    half_range: Tensor
+
+    @classmethod
+    def of(cls, actor: TensorDictModuleBase) -> SquashedGaussian | None:
+        """The parts of ``actor``, or None where it is another kind and must be called as it is."""
+        from tensordict.nn import TensorDictModule
+        from torchrl.modules import ProbabilisticActor, TanhNormal
+
+        if type(actor) is not ProbabilisticActor or len(actor.module) != 2:
+            return None
+        network, sampler = actor.module
+        plain = (
+            type(network) is TensorDictModule
+            and (network.in_keys, network.out_keys) == (["observation"], ["loc", "scale"])
+            and sampler.distribution_class is TanhNormal
+            and set(sampler.distribution_kwargs) == {"low", "high"}
+        )
+        if not plain:
+            return None
+        low, high = sampler.distribution_kwargs["low"], sampler.distribution_kwargs["high"]
+        return cls(network.module, (high + low) / 2, (high - low) / 2)
+
+    def latent(self, action: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Undo the squashing as ``TanhNormal`` does, actions on the bounds moved just inside them.
+
+        Args:
+            action: ``[..., actions]``.
+
+        Returns:
+            $u$ ``[..., actions]``, and $\log |\mathrm{d}a / \mathrm{d}u|$ summed over the actions ``[...]``.
+        """
+        import torch
+
+        limit = 1 - torch.finfo(action.dtype).resolution
+        u = ((action - self.middle) / self.half_range).clamp(-limit, limit).atanh()
+        return u, self.log_slope(u)
+
+    def log_slope(self, u: Tensor) -> Tensor:
+        r"""$\log |\mathrm{d}a / \mathrm{d}u|$ at ``u`` ``[..., actions]``, summed over the actions ``[...]``."""
+        from torch.nn.functional import softplus
+
+        # log(1 - tanh(u)^2), in the form that stays exact for large u
+        return (2 * (log(2) - u - softplus(-2 * u)) + self.half_range.abs().log()).sum(-1)
 
 
 class PolicySpec(Spec):

@@ -67,7 +67,7 @@ def evaluate(arguments: list[str]) -> int:
     except CheckpointError as error:
         print(f"rlexp-eval: {error}", file=sys.stderr)
         return Exit.FAILED
-    set_threads(agent.experiment.threads)
+    set_threads(agent.experiment, sum(p.numel() for p in agent.networks.parameters()))
     seed = agent.experiment.seed if settings.seed is None else settings.seed
     episodes = settings.episodes or agent.experiment.evaluation.episodes
     seeds = evaluation.evaluation_seeds(seed, episodes)

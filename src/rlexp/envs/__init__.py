@@ -54,13 +54,15 @@ class GymEnv(EnvSpec):
 
     Attributes:
         id: Gymnasium's id; ``module:id`` imports the module that registers it first.
-        backend: what steps the simulators; ``gymnasium`` does it in this process.
+        backend: what steps the simulators; ``gymnasium`` takes any id that Gymnasium has.
+        num_workers: processes that share the simulators out, the training's own included.
         max_episode_steps: time limit in Gymnasium steps; None keeps the registered one.
         kwargs: further keyword arguments of ``gymnasium.make``.
     """
 
     id: str
     backend: Literal["gymnasium"]
+    num_workers: Count
     max_episode_steps: Count | None
     kwargs: dict[str, Any]
 
@@ -72,6 +74,9 @@ class GymEnv(EnvSpec):
 
     def problems(self) -> Iterator[Problem]:
         """The id must be registered, with a time limit: evaluation runs whole episodes."""
+        if self.num_workers > self.num_envs:
+            message = f"is more than there are simulators: env.num_envs is {self.num_envs}."
+            yield Problem("num_workers", message, str(self.num_workers))
         import gymnasium
 
         module, _, name = self.id.rpartition(":")
@@ -89,11 +94,14 @@ class GymEnv(EnvSpec):
                 yield Problem("max_episode_steps", f"is needed: {self.id} is registered without a time limit.", "null")
 
     def build_base(self, num_envs: int) -> EnvBase:
-        """The simulators, stepped together in this process."""
+        """The simulators, shared out over no more processes than there are simulators."""
         from rlexp.envs.gymnasium import BatchedGymEnv
 
         limit = {} if self.max_episode_steps is None else {"max_episode_steps": int(self.max_episode_steps)}
-        return BatchedGymEnv(self.id, num_envs=num_envs, frame_skip=self.frame_skip, **limit, **self.kwargs)
+        workers = min(self.num_workers, num_envs)
+        return BatchedGymEnv(
+            self.id, num_envs=num_envs, frame_skip=self.frame_skip, num_workers=workers, **limit, **self.kwargs
+        )
 
 
 __all__ = ["EnvSpec", "GymEnv"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlexp.config import Node, Positive
-from rlexp.losses import AnyLoss
+from rlexp.losses import ClipPPO, MinibatchLoss
 from rlexp.policies import ActorCritic, PolicySpec, TanhNormalPolicy
 
 
@@ -32,10 +32,8 @@ class LinearPolicy(PolicySpec):
         ).build(env, device)
 
 
-class HalvedLoss(AnyLoss):
-    """Any loss with half the weight on the critic."""
+class HalvedPPO(ClipPPO):
+    """PPO with half the weight on the critic."""
 
-    def build_loss(self, networks: ActorCritic) -> Any:
-        loss = super().build_loss(networks)
-        loss.critic_coeff.mul_(0.5)
-        return loss
+    def build_loss(self, networks: ActorCritic) -> MinibatchLoss:
+        return ClipPPO.build_loss(self.model_copy(update={"critic_coeff": self.critic_coeff / 2}), networks)
