@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -51,6 +52,35 @@ def run_command(
         stdin=subprocess.DEVNULL,
         check=False,
     )
+
+
+# Starts each process from one that has its imports behind it: a run in a second, and killed like any other.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["rlexp.cli.train", "rlexp.trainer", "rlexp.resume", "gymnasium.envs.mujoco"])
+
+
+def _command(arguments: list[str], cwd: str, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
+    os.chdir(cwd)
+    from rlexp.cli.train import main
+
+    sys.argv = ["rlexp-train", *arguments]
+    sys.stderr = sys.stdout = Path(cwd, "output.txt").open("a", buffering=1)  # noqa: SIM115 - as long as the process
+    main()
+
+
+def launch(arguments: list[str], cwd: Path, **environment: str) -> Any:
+    """The command's own function in a fresh process that has its imports behind it."""
+    process = processes.Process(target=_command, args=(arguments, str(cwd), environment))
+    process.start()
+    return process
+
+
+def complete(arguments: list[str], cwd: Path, **environment: str) -> None:
+    process = launch(arguments, cwd, **environment)
+    process.join(120)
+    assert process.exitcode == 0, (cwd / "output.txt").read_text()
 
 
 def only_run(cwd: Path) -> Path:

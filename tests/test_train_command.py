@@ -20,7 +20,15 @@ METRICS = {
     *("frames", "train/reward", "train/step_count", "train/lr", "train/episode_return", "train/episode_length"),
     *("eval/reward", "eval/return", "eval/step_count", "eval/episode_length"),
     *("loss/objective", "loss/critic", "loss/entropy", "loss/kl_approx", "loss/clip_fraction", "loss/ess"),
-    *("loss/explained_variance", "optim/grad_norm", "time/fps", "time/collect", "time/update", "time/eval"),
+    *(
+        "train/parameters_hash",
+        "loss/explained_variance",
+        "optim/grad_norm",
+        "time/fps",
+        "time/collect",
+        "time/update",
+        "time/eval",
+    ),
 }
 
 
@@ -184,6 +192,6 @@ def test_failing_run_keeps_its_traceback_and_says_so(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     run_dir = only_run(tmp_path)
-    assert "train/reward is nan at 256 frames" in done.stderr
+    assert "reward is not finite (NaN or infinity) at 256 frames" in done.stderr
     assert "Traceback" in (run_dir / "train.log").read_text()
     assert json.loads((run_dir / "summary.json").read_text())["status"] == "failed"

@@ -1,7 +1,9 @@
 """Checkpoints: one folder each, written aside and renamed, checksummed, never able to execute code.
 
-``<frames>/tensors.safetensors`` holds every tensor, ``state.json`` everything else, ``manifest.json`` the format
-version, the config, and the size and SHA-256 of the other two. Knows nothing of training.
+``<frames>/tensors.safetensors`` holds every tensor and ``state.json`` everything else that decides how training goes
+on: two runs that are equal have them equal to the byte. ``session.json`` holds what differs even so, such as seconds.
+``manifest.json`` holds the format version, the config, the versions of what wrote it, and the size and SHA-256 of the
+others and of itself. Knows nothing of training.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -16,12 +19,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-FORMAT_VERSION = 1
-MANIFEST, TENSORS, STATE = "manifest.json", "tensors.safetensors", "state.json"
+from rlexp.rundir import versions
+
+log = logging.getLogger(__name__)
+
+FORMAT_VERSION = 2
+MANIFEST, TENSORS, STATE, SESSION = "manifest.json", "tensors.safetensors", "state.json", "session.json"
+_PAYLOAD = {TENSORS, STATE, SESSION}
 
 
 class CheckpointError(Exception):
@@ -35,28 +46,39 @@ class TrainState:
     Attributes:
         frames: simulator frames collected.
         iteration: batches trained on.
-        best_return: highest mean return of an evaluation; None before the first.
-        seconds: training time so far, by kind (``collect``, ``update``, ``eval``, ``total``).
+        final: the newest evaluation, field by field; None before the first.
+        best: the evaluation of the highest mean return, likewise.
+        best_frames: when that was.
         actor: the policy's parameters.
         critic: the critic's parameters.
         transforms: the environment's transforms, normalisation statistics among them.
         reward_norm: statistics of the reward scaling; empty without it.
         optimizer: moments and step counts.
         scheduler: position in the learning-rate schedule.
+        simulators: each simulator in the middle of its episode; None where it cannot be had.
+        collector: the transition that the next batch starts from.
         rng: states of the random generators of Python, NumPy and torch.
+        inexact: why a run that goes on from here cannot equal one that never stopped; empty where it will.
+        session: what differs between runs that are otherwise equal: seconds by kind (``collect``, ``update``,
+            ``eval``), and the run's id.
     """
 
     frames: int
     iteration: int
-    best_return: float | None
-    seconds: dict[str, float]
+    final: dict[str, Any] | None
+    best: dict[str, Any] | None
+    best_frames: int | None
     actor: dict[str, Tensor]
     critic: dict[str, Tensor]
     transforms: dict[str, Tensor]
     reward_norm: dict[str, Tensor]
     optimizer: dict[str, Any]
     scheduler: dict[str, Any]
+    simulators: dict[str, Any] | None
+    collector: dict[str, Any]
     rng: dict[str, Any]
+    inexact: list[str]
+    session: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -74,43 +96,73 @@ class Checkpoint:
     config: dict[str, Any]
 
 
-def save(folder: Path, state: TrainState, config: Mapping[str, Any], keep_last: int) -> Path:
+def save(folder: Path, state: TrainState, config: Mapping[str, Any], keep_last: int, *, best: bool = False) -> Path:
     """Write ``folder/<frames>`` so that it is either whole or not there, point ``latest`` to it, and prune.
+
+    Killed at any instant, it leaves every checkpoint that was there before, or the new one as well.
 
     Args:
         folder: the run's ``checkpoints``.
         state: what to save.
         config: the resolved config, so that the checkpoint can be evaluated from itself alone.
         keep_last: newest checkpoints to keep; the one that ``best`` names stays as well.
+        best: point ``best`` to it too.
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        CheckpointError: there is a checkpoint of these frames already; none is ever overwritten.
+        OSError: it cannot be written; nothing has changed then.
     """
     final = folder / f"{state.frames:012d}"
-    aside = folder / f".{final.name}.{os.getpid()}.tmp"
+    if final.exists():
+        raise CheckpointError(f"{final} is there already, and a checkpoint is never overwritten.")
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        _sync(folder.parent)
+    aside = folder / f".{final.name}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    aside.mkdir()
+    try:
+        for name, content in _content(state, config).items():
+            _write(aside / name, content)
+        _sync(aside)
+        aside.rename(final)
+    except OSError:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    _sync(folder)
+    point(folder, "latest", final)
+    if best:
+        point(folder, "best", final)
+    _prune(folder, keep_last)
+    return final
+
+
+def _content(state: TrainState, config: Mapping[str, Any]) -> dict[str, bytes]:
     tensors: dict[str, Tensor] = {}
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    payload = {STATE: json.dumps(_pack(fields, "", tensors)).encode(), TENSORS: save_tensors(tensors)}
+    session = fields.pop("session")
+    payload = {
+        STATE: json.dumps(_pack(fields, "", tensors)).encode(),
+        SESSION: json.dumps(session).encode(),
+        TENSORS: save_tensors(tensors),
+    }
     manifest = {
         "format_version": FORMAT_VERSION,
+        "frames": state.frames,
+        "exact_resume": not state.inexact,
+        "inexact": state.inexact,
+        "versions": versions(),
         "config": dict(config),
+        "config_sha256": _digest(config),
         "files": {
             name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
             for name, content in payload.items()
         },
     }
-    for name, content in {**payload, MANIFEST: json.dumps(manifest, indent=2).encode()}.items():
-        _write(aside / name, content)
-    _sync(aside)
-    if final.exists():
-        shutil.rmtree(final)
-    aside.rename(final)
-    _sync(folder)
-    point(folder, "latest", final)
-    _prune(folder, keep_last)
-    return final
+    return payload | {MANIFEST: json.dumps(manifest | {"sha256": _digest(manifest)}, indent=2).encode()}
 
 
 def point(folder: Path, name: str, checkpoint: Path) -> None:
@@ -121,65 +173,124 @@ def point(folder: Path, name: str, checkpoint: Path) -> None:
     _sync(folder)
 
 
-def resolve(path: Path) -> Path:
-    """The checkpoint that a path means: itself, or the latest of a run's folder.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    if (path / MANIFEST).is_file():
-        return path
-    folder = path / "checkpoints"
-    if (folder / "latest").is_file():
-        return folder / (folder / "latest").read_text().strip()
-    raise CheckpointError(f"{path} is neither a checkpoint (no {MANIFEST}) nor a run with checkpoints.")
-
-
 def load(path: Path) -> Checkpoint:
-    """Read and verify a checkpoint, or the latest one of a run's folder.
+    """Read and verify a checkpoint, or the newest one of a run's folder that is whole.
 
     Raises:
         CheckpointError: there is none, it is damaged, or of a format that this version cannot read.
     """
-    path = resolve(path)
+    if is_checkpoint(path):
+        return _load(path)
+    damaged = []
+    for candidate in reversed(saved(path / "checkpoints")):
+        try:
+            return _load(candidate)
+        except CheckpointError as error:
+            log.warning("Skipped: %s", error)
+            damaged.append(str(error))
+    if damaged:
+        raise CheckpointError("\n  ".join([f"{path} has no checkpoint that is whole:", *damaged]))
+    raise CheckpointError(f"{path} is neither a checkpoint (no {MANIFEST}) nor a run with checkpoints.")
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path means one checkpoint, be it damaged, and not a run's folder."""
+    return (path / MANIFEST).is_file() or path.parent.name == "checkpoints"
+
+
+def saved(folder: Path) -> list[Path]:
+    """The checkpoints in a run's ``checkpoints``, oldest first, damaged ones included."""
+    found = folder.iterdir() if folder.is_dir() else iter(())
+    return sorted(path for path in found if path.name.isdigit() and path.is_dir())
+
+
+def go_on_from(checkpoint: Path, best_frames: int | None) -> None:
+    """Make a checkpoint the newest of its run, and ``best`` what it was then.
+
+    Newer ones, damaged or left by a training that is taken back, are kept as ``superseded-<frames>``.
+
+    Args:
+        checkpoint: where the run goes on from.
+        best_frames: the best checkpoint at that time.
+    """
+    for newer in (path for path in saved(checkpoint.parent) if path.name > checkpoint.name):
+        shutil.rmtree(aside := newer.with_name(f"superseded-{newer.name}"), ignore_errors=True)
+        newer.rename(aside)
+        log.warning("Going on from %s frames: set %s aside as %s.", f"{int(checkpoint.name):,}", newer.name, aside.name)
+    _sync(checkpoint.parent)
+    point(checkpoint.parent, "latest", checkpoint)
+    best = None if best_frames is None else checkpoint.with_name(f"{best_frames:012d}")
+    if best is not None and best.is_dir():
+        point(checkpoint.parent, "best", best)
+    else:
+        (checkpoint.parent / "best").unlink(missing_ok=True)
+
+
+def _load(path: Path) -> Checkpoint:
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
-        if manifest["format_version"] != FORMAT_VERSION:
-            found = manifest["format_version"]
-            raise CheckpointError(f"{path} has format {found}; this version reads {FORMAT_VERSION}.")
-        content = {name: (path / name).read_bytes() for name in (STATE, TENSORS)}
-        expected = {name: manifest["files"][name]["sha256"] for name in content}
-        config = manifest["config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if (found := manifest["format_version"]) != FORMAT_VERSION:
+            writer = manifest.get("versions", {}).get("rlexp")
+            raise CheckpointError(
+                f"{path} has format {found}, written by rlexp {writer}; this version reads format {FORMAT_VERSION}."
+            )
+        if manifest.pop("sha256") != _digest(manifest):
+            raise CheckpointError(f"{path} is damaged: {MANIFEST} is not what was saved (SHA-256 differs).")
+        if unknown := set(manifest["files"]) ^ _PAYLOAD:
+            raise CheckpointError(f"{path} is damaged: {MANIFEST} names other files: {', '.join(sorted(unknown))}.")
+        content = {name: _verified(path / name, **entry) for name, entry in manifest["files"].items()}
+        fields = _unpack(json.loads(content[STATE]), load_tensors(content[TENSORS]))
+        state = TrainState(**fields, session=json.loads(content[SESSION]))
+        return Checkpoint(path, state, manifest["config"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}.") from error
-    for name, data in content.items():
-        if hashlib.sha256(data).hexdigest() != expected[name]:
-            raise CheckpointError(f"{path} is damaged: {name} is not what was saved (SHA-256 differs).")
-    fields = _unpack(json.loads(content[STATE]), load_tensors(content[TENSORS]))
-    return Checkpoint(path, TrainState(**fields), config)
+
+
+def _verified(path: Path, bytes: int, sha256: str) -> bytes:
+    content = path.read_bytes()
+    if len(content) != bytes:
+        raise CheckpointError(f"{path.parent} is damaged: {path.name} has {len(content):,} bytes, not {bytes:,}.")
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise CheckpointError(f"{path.parent} is damaged: {path.name} is not what was saved (SHA-256 differs).")
+    return content
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _prune(folder: Path, keep_last: int) -> None:
-    saved = sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdigit())
     best = (folder / "best").read_text().strip() if (folder / "best").is_file() else None
-    for path in saved[:-keep_last]:
+    for path in saved(folder)[:-keep_last]:
         if path.name != best:
-            shutil.rmtree(path)
+            # Renamed first: killed in between, it must not leave half a checkpoint.
+            path.rename(folder / f".{path.name}.tmp")
+    for leftover in folder.glob(".[0-9]*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """JSON with a reference in place of each tensor; dictionaries as pairs, since keys may be numbers."""
-    if isinstance(value, Tensor):
-        tensors[path] = value.detach().cpu().contiguous().clone()
-        return {"tensor": path}
-    if isinstance(value, Mapping):
-        return {"dict": [[key, _pack(item, f"{path}/{key}", tensors)] for key, item in value.items()]}
-    if isinstance(value, tuple | list):
-        kind = "tuple" if isinstance(value, tuple) else "list"
-        return {kind: [_pack(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]}
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
+    """JSON with a reference in place of each tensor and array; dictionaries as pairs, since keys may be numbers."""
+    match value:
+        case Tensor():
+            return {"tensor": _put(value.detach().cpu().contiguous().clone(), path, tensors)}
+        case np.ndarray() | np.generic():
+            kind = "array" if isinstance(value, np.ndarray) else "scalar"
+            return {kind: _put(torch.from_numpy(np.array(value, order="C")), path, tensors)}
+        case Mapping():
+            return {"dict": [[key, _pack(item, f"{path}/{key}", tensors)] for key, item in value.items()]}
+        case tuple() | list():
+            kind = "tuple" if isinstance(value, tuple) else "list"
+            return {kind: [_pack(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]}
+        case None | bool() | int() | float() | str():
+            return value
     raise TypeError(f"{path} is a {type(value).__name__}, which a checkpoint does not hold")
+
+
+def _put(tensor: Tensor, path: str, tensors: dict[str, Tensor]) -> str:
+    name = f"{len(tensors):05d}{path}"  # numbered: two paths may read alike
+    tensors[name] = tensor
+    return name
 
 
 def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -189,13 +300,17 @@ def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     match kind:
         case "tensor":
             return tensors[content]
+        case "array":
+            return tensors[content].numpy()
+        case "scalar":
+            return tensors[content].numpy()[()]
         case "dict":
             return {key: _unpack(item, tensors) for key, item in content}
         case "tuple":
             return tuple(_unpack(item, tensors) for item in content)
         case "list":
             return [_unpack(item, tensors) for item in content]
-    raise CheckpointError(f"unknown kind {kind!r} in {STATE}")
+    raise ValueError(f"unknown kind {kind!r} in {STATE}")
 
 
 def _write(path: Path, content: bytes) -> None:

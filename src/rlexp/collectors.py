@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlexp.config import Count, Spec
 
@@ -25,6 +25,15 @@ class CollectorSpec(Spec):
     def build(self, env: EnvBase, actor: TensorDictModuleBase, frame_skip: int, device: torch.device) -> BaseCollector:
         """A collector that yields batches ``[num_envs, steps]`` for ever."""
         raise NotImplementedError
+
+    def state(self, collector: Any) -> dict[str, Any]:
+        """What a collector carries from one batch to the next, the simulators' own states left out."""
+        state: dict[str, Any] = collector.state_dict()
+        return state
+
+    def load_state(self, collector: Any, state: dict[str, Any]) -> None:
+        """Let the next batch start where `state` was taken."""
+        collector.load_state_dict(state)
 
 
 class RolloutCollector(CollectorSpec):
@@ -60,3 +69,16 @@ class SyncCollector(CollectorSpec):
             trust_policy=True,
             auto_register_policy_transforms=False,
         )
+
+    def state(self, collector: Any) -> dict[str, Any]:
+        """The carried transition and the next trajectory's number; torchrl's own state dict holds neither."""
+        carried: dict[str, Any] = collector._carrier.clone().to_dict()
+        return {"carried": carried, "trajectories": collector._traj_pool.state_dict()}
+
+    def load_state(self, collector: Any, state: dict[str, Any]) -> None:
+        """Put both back."""
+        from tensordict import TensorDict
+
+        fresh = collector._carrier
+        collector._carrier = TensorDict.from_dict(state["carried"], batch_size=fresh.batch_size, device=fresh.device)
+        collector._traj_pool.load_state_dict(state["trajectories"])

@@ -32,11 +32,13 @@ class CheckpointSettings(Spec):
     """What is kept on disk.
 
     Attributes:
-        interval: simulator frames between checkpoints; None saves at best evaluations and at the end alone.
+        interval: simulator frames between checkpoints; None saves none by this count.
+        interval_minutes: minutes between checkpoints, whatever their frames; None saves none by the clock.
         keep_last: newest checkpoints kept, besides the best.
     """
 
     interval: Count | None
+    interval_minutes: Positive | None
     keep_last: Annotated[Integer, Field(ge=2)]
 
 
@@ -52,6 +54,7 @@ class Experiment(Spec):
         device: ``auto`` is cuda where there is one, else cpu.
         threads: torch's threads; ``auto`` decides by the work of a minibatch and the cores there are.
         callbacks: objects with methods of `rlexp.callbacks.Callback`; names are free.
+        warm_start: a checkpoint or run whose weights and statistics the run begins with; None begins with fresh ones.
     """
 
     env: EnvSpec
@@ -70,6 +73,7 @@ class Experiment(Spec):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
     threads: Count | Literal["auto"]
     callbacks: dict[str, Node]
+    warm_start: str | None
 
     @property
     def steps_per_batch(self) -> int:
@@ -120,7 +124,8 @@ def check_config(composed: Composed) -> Experiment:
     Raises:
         ConfigError: with every problem found.
     """
-    return read(Experiment, composed.values, composed.problems)
+    values = {key: value for key, value in composed.values.items() if key != "resume"}  # the command's own
+    return read(Experiment, values, composed.problems)
 
 
 def read_config(values: Mapping[str, Any], trust: Sequence[str] | None = None) -> Experiment:

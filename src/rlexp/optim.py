@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -57,6 +57,22 @@ class OptimSpec(Spec):
     def build_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
         """The optimizer alone."""
         raise NotImplementedError
+
+
+def load_schedule(scheduler: LRScheduler, saved: dict[str, Any]) -> None:
+    """Put a schedule where a saved one was; over another horizon, where it would be had it always been that one.
+
+    Args:
+        scheduler: a fresh schedule over this run's batches; its optimizer has its saved state already.
+        saved: the ``state_dict`` of a schedule of the same kind, perhaps over more or fewer batches.
+    """
+    horizon = {key: value for key, value in scheduler.state_dict().items() if key in ("T_max", "total_iters")}
+    scheduler.load_state_dict(saved | horizon)
+    if any(saved[key] != value for key, value in horizon.items()):
+        rates = scheduler._get_closed_form_lr()  # type: ignore[attr-defined] # torch's own, with no public name
+        for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        scheduler._last_lr = rates
 
 
 class Adam(OptimSpec):

@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import platform
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from omegaconf import OmegaConf
 
+from rlexp.redaction import redact
+
 _PACKAGES = ("rlexp", "torch", "torchrl", "tensordict", "gymnasium", "mujoco", "numpy", "hydra-core", "wandb")
+
+
+class RunBusyError(Exception):
+    """Another process works in the run's folder; the message says which."""
 
 
 class RunDir:
     """The layout of one run's folder.
 
     Args:
-        path: the folder; made if it is not there.
+        path: the folder; made when it is locked.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
-        self.path.mkdir(parents=True, exist_ok=True)
         self.config = self.path / "config.yaml"
         self.metadata = self.path / "metadata.json"
         self.metrics = self.path / "metrics.jsonl"
@@ -36,25 +44,81 @@ class RunDir:
         self.log = self.path / "train.log"
         self.checkpoints = self.path / "checkpoints"
         self.plots = self.path / "plots"
+        self._lock: IO[str] | None = None
+
+    @property
+    def started(self) -> bool:
+        """Whether a run has left anything here that training again would spoil."""
+        logged = self.metrics.exists() and self.metrics.stat().st_size > 0
+        # A first checkpoint that was never finished, of a process that was killed, is nothing yet.
+        saved = self.checkpoints.is_dir() and any(path.name[0] != "." for path in self.checkpoints.iterdir())
+        return logged or saved
+
+    def lock(self) -> None:
+        """Keep other processes out until `unlock`, or the end of this process, however it ends.
+
+        Raises:
+            RunBusyError: another process is at work here.
+            OSError: the folder cannot be written.
+        """
+        if self._lock is not None:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = (self.path / ".lock").open("a+", encoding="utf-8")
+        try:
+            # The kernel lets go of it when the process dies: no dead owner can hold it.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            owner = file.read().strip()
+            file.close()
+            raise RunBusyError(f"{self.path} is in use by {owner or 'another process'}.") from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        self._lock = file
+
+    def unlock(self) -> None:
+        """Let other processes in."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Save the resolved config."""
-        self.config.write_text(OmegaConf.to_yaml(OmegaConf.create(dict(config))), encoding="utf-8")
+        write_text(self.config, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
 
-    def write_metadata(self, config: Mapping[str, Any], info: Mapping[str, Any]) -> None:
+    def write_metadata(
+        self, config: Mapping[str, Any], info: Mapping[str, Any], frames: int, total_frames: int
+    ) -> None:
         """Save what is needed to run it again: command line, versions, commit, hardware, and ``info``.
 
         Where the commit has uncommitted changes, they are saved beside it as ``git.diff``.
+
+        Args:
+            config: the resolved config.
+            info: further entries.
+            frames: where this process starts; each start is an entry of ``sessions``.
+            total_frames: the budget it was started with.
         """
+        before = json.loads(self.metadata.read_text(encoding="utf-8"))["sessions"] if self.metadata.exists() else []
+        session = {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": redact([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "frames": frames,
+            "total_frames": total_frames,
+        }
+        sessions = [*(entry for entry in before if entry["frames"] < frames), session]
         git = _git()
         if git is not None and (diff := git.pop("diff")):
-            (self.path / "git.diff").write_text(diff, encoding="utf-8")
+            write_text(self.path / "git.diff", diff)
         values = {
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": sessions[0]["command"],
+            "started": sessions[0]["started"],
+            "sessions": sessions,
             "config_sha256": config_hash(config),
             "git": git,
-            "versions": {"python": platform.python_version()} | {p: _version(p) for p in _PACKAGES},
+            "versions": versions(),
             "hardware": {"machine": platform.platform(), "cpus": usable_cpus()},
         }
         write_json(self.metadata, values | dict(info))
@@ -67,9 +131,23 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Replace a JSON file as a whole, never half of it."""
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file as a whole, never half of it, and on disk before this returns."""
+    aside = path.with_name(f".{path.name}.tmp")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     aside.replace(path)
+
+
+@cache
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of every package that decides what a run does; None for one that is not installed."""
+    return {"python": platform.python_version()} | {package: _version(package) for package in _PACKAGES}
 
 
 def _version(package: str) -> str | None:

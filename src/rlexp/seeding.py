@@ -17,13 +17,21 @@ def seed_everything(seed: int) -> None:
 
 
 def rng_state() -> dict[str, Any]:
-    """The states of all generators, as plain values and tensors."""
-    kind, keys, *rest = np.random.get_state()
+    """The states of all generators, as plain values, arrays and tensors."""
     state: dict[str, Any] = {
         "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(np.array(keys)), *rest),
+        "numpy": np.random.get_state(),
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
+
+
+def load_rng_state(state: dict[str, Any]) -> None:
+    """Put all generators where `rng_state` found them; those of devices that are not here are left out."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    for device, generator in enumerate(state.get("cuda", ())[: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(generator, device)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
@@ -16,44 +15,53 @@ from rlexp.experiment import Experiment
 from rlexp.loggers import Row, Sink
 from rlexp.loggers.local import MetricsFile, ProgressBar
 from rlexp.plots import plot_training
+from rlexp.redaction import RedactingFormatter, redact
 from rlexp.rundir import RunDir, write_json
 
 log = logging.getLogger(__name__)
 
-_STOPS = (signal.SIGINT, signal.SIGTERM)
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Session:
     """Opens a run's sinks and closes them whatever happens; a context manager.
 
-    SIGINT and SIGTERM only set `stop`, so that the loop can finish its batch and save; a second one ends the process.
+    SIGINT, SIGTERM and SIGUSR1 only set `stop`, so that the loop can finish its batch and save; a second one of any of
+    them ends the process at once, which no file of a run minds.
 
     Args:
-        run: the run's folder.
+        run: the run's folder, locked.
         experiment: what is run.
         info: facts for ``metadata.json``.
+        frames: where training starts; what the run logged beyond is cut off.
+        run_id: identifies the run to its sinks, the same each time that it is resumed.
     """
 
-    def __init__(self, run: RunDir, experiment: Experiment, info: Mapping[str, Any]) -> None:
+    def __init__(self, run: RunDir, experiment: Experiment, info: Mapping[str, Any], frames: int, run_id: str) -> None:
         self._run = run
         self._experiment = experiment
         self._info = info
+        self._frames = frames
+        self._run_id = run_id
         self._sinks: list[Sink] = []
         self._previous: dict[int, Any] = {}
         self._log_file = logging.FileHandler(run.log, encoding="utf-8")
-        self._log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self._log_file.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self.stop: signal.Signals | None = None
         self.summary: dict[str, Any] = {"status": "failed"}
 
     def __enter__(self) -> Session:
         logging.getLogger("rlexp").addHandler(self._log_file)
-        config = self._experiment.to_dict()
+        config = redact(self._experiment.to_dict())
         self._run.write_config(config)
-        self._run.write_metadata(config, self._info)
+        info = {**self._info, "run_id": self._run_id}
+        self._run.write_metadata(config, info, self._frames, self._experiment.total_frames)
+        write_json(self._run.summary, {"status": "running"})
+        self._metrics = MetricsFile(self._run.metrics, self._frames)
         self._sinks = [
-            MetricsFile(self._run.metrics),
-            ProgressBar(self._experiment.total_frames),
-            *self._experiment.logger.open(self._run.path, config),
+            self._metrics,
+            ProgressBar(self._experiment.total_frames, self._frames),
+            *self._experiment.logger.open(self._run.path, config, self._run_id),
         ]
         self._previous = {number: signal.signal(number, self._on_signal) for number in _STOPS}
         return self
@@ -63,34 +71,49 @@ class Session:
         for sink in self._sinks:
             sink.log(row)
 
+    def sync(self) -> None:
+        """Make the rows so far durable: a checkpoint must not be newer than they are."""
+        self._metrics.sync()
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
         if error is not None:
             self.summary |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
             log.error("The run failed.", exc_info=error)
-        write_json(self._run.summary, self.summary)
+        self.summary = redact(self.summary)
+        self._attempt(lambda: write_json(self._run.summary, self.summary))
         for sink in self._sinks:
-            sink.close(self.summary)
-        if self._run.metrics.stat().st_size:
-            plot_training(self._run.path, self._run.plots)
+            self._attempt(lambda sink=sink: sink.close(self.summary))  # type: ignore[misc]
+        self._attempt(self._plot)
         logging.getLogger("rlexp").removeHandler(self._log_file)
         self._log_file.close()
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _plot(self) -> None:
+        if self._run.metrics.stat().st_size:
+            plot_training(self._run.path, self._run.plots)
+
+    def _attempt(self, ending: Callable[[], object]) -> None:
+        """One step of the end; on a full disk the others must still be made, and the run's own error be seen."""
+        try:
+            ending()
+        except OSError as error:
+            log.error("The run's folder could not be finished: %s", error)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.stop is not None:
-            sys.exit(128 + number)
         self.stop = signal.Signals(number)
-        log.warning("%s: finishing this batch and saving; a second one stops at once.", self.stop.name)
+        for other in _STOPS:
+            signal.signal(other, signal.SIG_DFL)  # the system ends the process itself, whatever it is busy with
+        log.warning("%s: finishing this batch and saving; a second signal stops at once.", self.stop.name)
 
 
 @contextmanager
 def console_logging(level: int = logging.INFO) -> Iterator[None]:
     """Show rlexp's messages on stderr, above a progress bar where there is one."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(RedactingFormatter("%(message)s"))
     logger = logging.getLogger("rlexp")
     logger.setLevel(level)
     logger.addHandler(handler)

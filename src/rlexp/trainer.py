@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import secrets
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from rlexp import checkpoint
 from rlexp.callbacks import Callback
+from rlexp.checkpoint import Checkpoint
 from rlexp.config import ConfigError, Problem, build_at, check_targets, new_run_path
 from rlexp.evaluation import Evaluation, evaluate, evaluation_seeds
 from rlexp.experiment import Experiment, read_config
-from rlexp.normalization import commit_normalization, copy_normalization, init_normalization
+from rlexp.normalization import commit_normalization, copy_normalization, init_normalization, observation_norms
+from rlexp.redaction import redact
 from rlexp.rundir import RunDir
-from rlexp.seeding import rng_state, seed_everything
+from rlexp.seeding import seed_everything
 from rlexp.session import Session
+from rlexp.state import get_state, load_state, warm_start
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +60,11 @@ class Stopped(Exception):  # noqa: N818 - a signal is no error
         super().__init__(f"stopped by {received.name}")
         self.signal = received
 
+    @property
+    def exit_code(self) -> int:
+        """0 for SIGUSR1, a scheduler's request to be requeued; 128 plus the signal's number for others."""
+        return 0 if self.signal is signal.SIGUSR1 else 128 + self.signal
+
 
 class Trainer:
     """Trains one agent as an experiment describes it, into one folder.
@@ -61,20 +72,30 @@ class Trainer:
     Args:
         experiment: the checked config.
         run_dir: the run's folder; None makes a new one under ``outputs``.
+        start: the run's checkpoint to go on from; None starts afresh.
 
     Raises:
-        ConfigError: a part cannot be built with these settings.
+        ConfigError: a part cannot be built with these settings, or the folder holds a run that would be spoilt.
+        RunBusyError: another process trains in the folder.
     """
 
-    def __init__(self, experiment: Experiment, run_dir: Path | str | None = None) -> None:
+    def __init__(
+        self, experiment: Experiment, run_dir: RunDir | Path | str | None = None, start: Checkpoint | None = None
+    ) -> None:
         check_targets(experiment)
         self.experiment = experiment
+        if run_dir is None:
+            run_dir = new_run_path(experiment.env.name)
+        self.run = run_dir if isinstance(run_dir, RunDir) else RunDir(Path(run_dir))
+        if start is None and self.run.started:
+            message = "holds a run already: continue it with resume=..., or choose another folder."
+            raise ConfigError([Problem("hydra.run.dir", message, str(self.run.path))])
         self.device = pick_device(experiment.device)
         seed_everything(experiment.seed)
 
         spec = experiment.env
         self.env = spec.build(spec.num_envs)
-        self.env.set_seed(experiment.seed)
+        self.env.set_seed(experiment.seed if start is None else _seed_after(experiment.seed, start.state.iteration))
         init_normalization(self.env, spec.init_random_steps)
         self.eval_env = spec.build(experiment.evaluation.episodes)
         self.networks = experiment.policy.build(self.env, self.device)
@@ -88,13 +109,23 @@ class Trainer:
         self.callbacks: list[Callback] = [
             build_at(f"callbacks.{name}", node.build) for name, node in experiment.callbacks.items()
         ]
-        self.run = RunDir(Path(run_dir) if run_dir is not None else new_run_path(spec.name))
         self.frames = 0
         self.iteration = 0
         self.final: Evaluation | None = None
         self.best: Evaluation | None = None
+        self.best_frames: int | None = None
         self.saved: Path | None = None
+        self.saved_at = time.monotonic()
         self.seconds = {"collect": 0.0, "update": 0.0, "eval": 0.0}
+        self.run_id = secrets.token_hex(4)
+        if start is not None:
+            load_state(self, start.state)
+        elif experiment.warm_start is not None:
+            warm_start(self, Path(experiment.warm_start))
+        self.run.lock()
+        if start is not None:
+            self.saved = self.run.checkpoints / start.path.name
+            checkpoint.go_on_from(self.saved, self.best_frames)
 
     @classmethod
     def from_config(cls, config: Experiment | Mapping[str, Any], run_dir: Path | str | None = None) -> Trainer:
@@ -112,30 +143,50 @@ class Trainer:
             What ``summary.json`` holds: status, frames, seconds, final and best evaluation.
 
         Raises:
-            TrainingError: a loss or gradient is not finite.
+            TrainingError: an observation, reward, loss or gradient is not finite.
+            Stopped: a signal came; the run is saved.
         """
         info = {"seed": self.experiment.seed, "threads": self.threads, "device": str(self.device)}
-        batches = iter(self.collector)
-        with Session(self.run, self.experiment, info) as session:
-            last = False
-            while not last:
-                batch = self.collect(batches)
-                self._call("after_collect", batch)
-                last = self.frames >= self.experiment.total_frames or session.stop is not None
-                metrics = self.train_metrics(batch) | self.update(batch)
-                self.scheduler.step()
-                commit_normalization(self.env)
-                self._call("after_update", metrics)
-                if last or self._due(self.experiment.evaluation.interval):
+        with closing(self), Session(self.run, self.experiment, info, self.frames, self.run_id) as session:
+            batches = iter(self.collector)
+            self.save()
+            while not self.finished and session.stop is None:
+                metrics = self.iterate(batches)
+                if self.finished or self._due(self.experiment.evaluation.interval):
                     metrics |= self.evaluate().metrics()
                 session.log({"frames": self.frames} | metrics | self.time_metrics())
-                if last or self._due(self.experiment.checkpoint.interval):
+                if self.best_frames == self.frames or self._save_due():
+                    session.sync()
                     self.save()
-            session.summary = self.summary("completed" if session.stop is None else "stopped")
-        self.close()
-        if session.stop is not None:
+            session.sync()
+            self.save()
+            session.summary = self.summary("completed" if self.finished else _status(session.stop))
+        if session.stop is not None and not self.finished:
             raise Stopped(session.stop)
         return session.summary
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is spent."""
+        return self.frames >= self.experiment.total_frames
+
+    def iterate(self, batches: Iterator[TensorDictBase]) -> dict[str, float]:
+        """One iteration of training: collect a batch, learn from it.
+
+        Returns:
+            The metrics of it, the evaluation's and the clock's left out.
+
+        Raises:
+            TrainingError: an observation, reward, loss or gradient is not finite.
+        """
+        batch = self.collect(batches)
+        self._call("after_collect", batch)
+        metrics = self.train_metrics(batch) | self.update(batch)
+        self.scheduler.step()
+        commit_normalization(self.env)
+        self._check_statistics()
+        self._call("after_update", metrics)
+        return metrics | {"train/parameters_hash": parameters_hash(self.weights)}
 
     def collect(self, batches: Iterator[TensorDictBase]) -> TensorDictBase:
         """One batch of transitions ``[num_envs, steps]`` from the current policy."""
@@ -143,6 +194,7 @@ class Trainer:
             batch = next(batches)
         self.frames += batch.numel() * self.experiment.env.frame_skip
         self.iteration += 1
+        self._check_batch(batch)
         return batch
 
     def update(self, batch: TensorDictBase) -> dict[str, float]:
@@ -193,7 +245,7 @@ class Trainer:
             yield dict(zip(keys, entries, strict=True))
 
     def evaluate(self) -> Evaluation:
-        """Evaluate the current policy; the best so far is saved and named ``best``."""
+        """Evaluate the current policy, and remember the best so far."""
         with self._timed("eval"):
             copy_normalization(self.env, self.eval_env)
             seeds = evaluation_seeds(self.experiment.seed, self.experiment.evaluation.episodes)
@@ -203,36 +255,20 @@ class Trainer:
             f"{self.frames:,}", self.final.mean_return, len(seeds), sum(self.final.lengths) / len(seeds),
         )  # fmt: skip
         if self.best is None or self.final.mean_return > self.best.mean_return:
-            self.best = self.final
-            checkpoint.point(self.run.checkpoints, "best", self.save())
+            self.best, self.best_frames = self.final, self.frames
         self._call("after_evaluation", self.final)
         return self.final
 
     def save(self) -> Path:
-        """Save a checkpoint of this moment, once."""
+        """Save a checkpoint of this moment, once; it is the best one if the best evaluation is of this moment."""
         path = self.run.checkpoints / f"{self.frames:012d}"
         if self.saved != path:
-            keep = self.experiment.checkpoint.keep_last
-            self.saved = checkpoint.save(self.run.checkpoints, self.state(), self.experiment.to_dict(), keep)
+            config, keep = redact(self.experiment.to_dict()), self.experiment.checkpoint.keep_last
+            best = self.best_frames == self.frames
+            self.saved = checkpoint.save(self.run.checkpoints, get_state(self), config, keep, best=best)
+            self.saved_at = time.monotonic()
             self._call("at_checkpoint", path)
         return path
-
-    def state(self) -> checkpoint.TrainState:
-        """Everything of this run that must survive it."""
-        reward_norm = self.objective.reward_norm
-        return checkpoint.TrainState(
-            frames=self.frames,
-            iteration=self.iteration,
-            best_return=None if self.best is None else self.best.mean_return,
-            seconds=dict(self.seconds),
-            actor=self.networks.actor.state_dict(),
-            critic=self.networks.critic.state_dict(),
-            transforms=self.env.transform.state_dict(),
-            reward_norm={} if reward_norm is None else reward_norm.state_dict(),
-            optimizer=self.optimizer.state_dict(),
-            scheduler=self.scheduler.state_dict(),
-            rng=rng_state(),
-        )
 
     def train_metrics(self, batch: TensorDictBase) -> dict[str, float]:
         """The ``train/*`` entries of a metrics row."""
@@ -275,6 +311,23 @@ class Trainer:
         before = self.frames - self.experiment.collector.frames_per_batch
         return self.frames // interval > before // interval
 
+    def _save_due(self) -> bool:
+        minutes = self.experiment.checkpoint.interval_minutes
+        by_clock = minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
+        return by_clock or self._due(self.experiment.checkpoint.interval)
+
+    def _check_batch(self, batch: TensorDictBase) -> None:
+        for key, value in batch.items(include_nested=True, leaves_only=True):
+            if value.is_floating_point() and not value.isfinite().all():
+                name = key if isinstance(key, str) else ".".join(key)
+                raise TrainingError(f"{name} is not finite (NaN or infinity) at {self.frames:,} frames.")
+
+    def _check_statistics(self) -> None:
+        """Clipping hides an infinite observation; the statistics that it went into do not."""
+        for norm in observation_norms(self.env):
+            if not (norm.loc.isfinite().all() and norm.scale.isfinite().all()):
+                raise TrainingError(f"observation is not finite (NaN or infinity) at {self.frames:,} frames.")
+
     def _checked(self, metrics: dict[str, float]) -> dict[str, float]:
         for name, value in metrics.items():
             if value - value != 0:
@@ -282,9 +335,10 @@ class Trainer:
         return metrics
 
     def close(self) -> None:
-        """Close the simulators and the collector."""
+        """Close the simulators and the collector, and let other processes into the run's folder."""
         self.collector.shutdown()
         self.eval_env.close()
+        self.run.unlock()
 
     @contextmanager
     def _timed(self, kind: str) -> Iterator[None]:
@@ -304,6 +358,21 @@ def flatten(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
     for parameter, data, grad in zip(parameters, flat.data.split(sizes), flat.grad.split(sizes), strict=True):
         parameter.data, parameter.grad = data.view_as(parameter), grad.view_as(parameter)
     return flat
+
+
+def parameters_hash(weights: Tensor) -> int:
+    """The first 48 bits of the weights' SHA-256: a number that a metrics row holds exactly."""
+    digest = hashlib.sha256(weights.detach().cpu().numpy().tobytes())
+    return int.from_bytes(digest.digest()[:6])
+
+
+def _seed_after(seed: int, iteration: int) -> int:
+    """Seeds episodes that begin afresh after a resume, so that they are not the run's first ones again."""
+    return int(np.random.SeedSequence([seed, iteration]).generate_state(1)[0])
+
+
+def _status(stop: signal.Signals | None) -> str:
+    return "requeue" if stop is signal.SIGUSR1 else "stopped"
 
 
 def explained_variance(value: Tensor, target: Tensor) -> float:

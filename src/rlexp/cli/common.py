@@ -8,6 +8,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from rlexp.config import ConfigError
+from rlexp.redaction import redact
 
 
 class Exit(IntEnum):
@@ -18,6 +19,12 @@ class Exit(IntEnum):
     WRONG_CONFIG = 2
 
 
+def said(name: str, error: Exception) -> int:
+    """Say on stderr why a command failed, and give its exit code."""
+    print(f"{name}: {redact(str(error))}", file=sys.stderr)
+    return Exit.WRONG_CONFIG if isinstance(error, ConfigError) else Exit.FAILED
+
+
 def run_command(name: str, command: Callable[[list[str]], int]) -> None:
     """Run a command on the process's arguments and exit, telling what is wrong without a traceback."""
     # As with `python script.py`, a user's own modules lie where the command runs.
@@ -25,5 +32,4 @@ def run_command(name: str, command: Callable[[list[str]], int]) -> None:
     try:
         sys.exit(command(sys.argv[1:]))
     except ConfigError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(Exit.WRONG_CONFIG)
+        sys.exit(said(name, error))

@@ -9,9 +9,9 @@ from typing import Any
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
-from rlexp.cli.common import Exit, run_command
-from rlexp.config import VERSION_BASE, Sources, conf_dir, expand_sweeps, groups, load, search_path, tolerant
-from rlexp.experiment import Experiment, check_config
+from rlexp.cli.common import Exit, run_command, said
+from rlexp.config import VERSION_BASE, Composed, Sources, conf_dir, expand_sweeps, groups, load, search_path, tolerant
+from rlexp.experiment import check_config
 
 _HELP = """\
 rlexp-train: train an agent.
@@ -35,6 +35,12 @@ examples:
   rlexp-train env=hopper seed=3 total_frames=1_000_000
   rlexp-train experiment=tutorial
   rlexp-train --multirun seed=0,1,2,3,4
+  rlexp-train resume=RUN_DIR                            continue, to the bit, in the same folder
+  rlexp-train resume=RUN_DIR total_frames=500_000       extend: schedules run over the new total
+  rlexp-train hydra.run.dir=my_run resume=auto          start, continue, or return at once if it is complete
+  rlexp-train env=hopper warm_start=RUN_DIR             a new run from these weights and statistics
+
+stops (SIGINT 130, SIGTERM 143, SIGUSR1 0 for a requeue): the batch is finished and saved; a second one stops at once.
 
 flags:
   --multirun, -m   one run for each combination of comma-separated values
@@ -69,30 +75,46 @@ def train(arguments: list[str]) -> int:
     if flags.multirun or flags.cfg or flags.info or flags.shell_completion or flags.hydra_help:
         return _hand_to_hydra(flags)
     composed = load(flags.overrides, Sources(flags.config_dir, flags.config_path, flags.config_name))
-    return run(check_config(composed), composed.run_dir)
+    if composed.values.get("resume") is None:
+        check_config(composed)
+    return run(composed, flags.overrides)
 
 
-def run(experiment: Experiment, run_dir: str) -> int:
-    """Train and say where the results are.
+def run(composed: Composed, overrides: list[str]) -> int:
+    """Train, or go on training, and say where the results are.
 
     Returns:
         The exit code.
+
+    Raises:
+        ConfigError: the config cannot be built, or the run cannot go on with it.
     """
+    from rlexp.checkpoint import CheckpointError
+    from rlexp.resume import prepare
+    from rlexp.rundir import RunBusyError
     from rlexp.session import console_logging
     from rlexp.trainer import Stopped, Trainer
 
     with console_logging():
-        trainer = Trainer.from_config(experiment, run_dir)
+        try:
+            start = prepare(composed, overrides)
+            if start.complete:
+                print(f"{start.run.path} is complete; total_frames=... extends it")
+                return Exit.DONE
+            trainer = Trainer(start.experiment, start.run, start.checkpoint)
+        except (CheckpointError, RunBusyError, OSError) as error:
+            return said("rlexp-train", error)
         try:
             summary = trainer.fit()
         except Stopped as stopped:
-            print(f"{stopped}; the run is saved in {trainer.run.path}")
-            return 128 + stopped.signal
+            print(f"{stopped}; the run is saved, and goes on with: rlexp-train resume={trainer.run.path}")
+            return stopped.exit_code
         except Exception as error:
-            print(f"rlexp-train: {type(error).__name__}: {error}\nTraceback in {trainer.run.log}", file=sys.stderr)
-            return Exit.FAILED
+            code = said("rlexp-train", RuntimeError(f"{type(error).__name__}: {error}"))
+            print(f"Traceback in {trainer.run.log}", file=sys.stderr)
+            return code
     print(f"{summary['frames']:,} frames in {summary['seconds']:.1f} s; results in {trainer.run.path}")
-    episodes = experiment.evaluation.episodes
+    episodes = start.experiment.evaluation.episodes
     print(f"final evaluation: mean return {summary['final']['eval/return']:.1f} over {episodes} episodes")
     return Exit.DONE
 
@@ -118,15 +140,20 @@ def _job(config: DictConfig) -> float:
     """One job of a multirun; its result is what a sweeper maximises."""
     from hydra.core.hydra_config import HydraConfig
 
+    from rlexp.resume import prepare
     from rlexp.session import console_logging
     from rlexp.trainer import Stopped, Trainer
 
     values: Any = OmegaConf.to_container(config, resolve=True)
+    hydra = HydraConfig.get()
     with console_logging():
+        start = prepare(Composed(values, hydra.runtime.output_dir, []), [*hydra.overrides.task, "hydra.run.dir=job"])
+        if start.complete:
+            return start.complete_return
         try:
-            summary = Trainer.from_config(values, HydraConfig.get().runtime.output_dir).fit()
+            summary = Trainer(start.experiment, start.run, start.checkpoint).fit()
         except Stopped as stopped:
-            sys.exit(128 + stopped.signal)
+            sys.exit(stopped.exit_code)
     return float(summary["final"]["eval/return"])
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from rlexp.config import ConfigError, Problem
 from rlexp.envs.arrays import ArrayEnv
+from rlexp.envs.simulator import State, StateUnavailableError
 from rlexp.envs.simulators import STEP, SharedArrays, Simulators, Worker, shares, split_seeds
 
 
@@ -73,9 +74,53 @@ class BatchedGymEnv(ArrayEnv):
         for i in chosen:
             self._seeds[i] = None
 
+    def simulator_state(self) -> dict[str, Any]:
+        """Everything that decides what the simulators do next: their own states, and seeds not yet used.
+
+        Raises:
+            StateUnavailableError: a simulator cannot give its state.
+        """
+        arrays = self.arrays
+        found = [self._simulators.states(), *self._ask("states", [()] * len(self.workers))]
+        return {
+            "seeds": list(self._seeds),
+            "arrays": [a.copy() for a in (arrays.observation, arrays.reward, arrays.terminated, arrays.truncated)],
+            "simulators": [state for part in map(_available, found) for state in part],
+        }
+
+    def load_simulator_state(self, state: dict[str, Any]) -> None:
+        """Go on exactly where `simulator_state` was called.
+
+        Raises:
+            StateUnavailableError: the state is another simulator's.
+        """
+        mine, *others = [(state["simulators"][share],) for share in self._shares]
+        for mismatch in (self._simulators.mismatch(*mine), *self._ask("mismatch", others)):
+            if mismatch is not None:
+                raise StateUnavailableError(mismatch)
+        self._simulators.load_states(*mine)
+        self._ask("load_states", others)
+        self._seeds = list(state["seeds"])
+        arrays = self.arrays
+        targets = (arrays.observation, arrays.reward, arrays.terminated, arrays.truncated)
+        for array, saved in zip(targets, state["arrays"], strict=True):
+            array[...] = saved
+
+    def _ask(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """What a method of each worker's `Simulators` returns."""
+        for worker, own in zip(self.workers, arguments, strict=True):
+            worker.send(method, *own)
+        return [worker.receive() for worker in self.workers]
+
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Close every simulator and end the processes."""
         self._simulators.close()
         for worker in self.workers:
             worker.close()
         super().close(raise_if_closed=raise_if_closed)
+
+
+def _available(states: list[State] | str) -> list[State]:
+    if isinstance(states, str):
+        raise StateUnavailableError(states)
+    return states

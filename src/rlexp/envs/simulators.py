@@ -19,6 +19,8 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
+from rlexp.envs.simulator import State, StateUnavailableError, check_state, get_state, set_state
+
 
 class SimulatorError(Exception):
     """A simulator failed, or the process that stepped it died; the message says which and why."""
@@ -81,6 +83,27 @@ class Simulators:
         for i, seed in seeds.items():
             arrays.observation[i], _ = self.envs[i].reset(seed=seed)
             arrays.terminated[i] = arrays.truncated[i] = False
+
+    def states(self) -> list[State] | str:
+        """The state of each simulator, or why there is none to be had."""
+        try:
+            return [get_state(env) for env in self.envs]
+        except StateUnavailableError as error:
+            return str(error)
+
+    def mismatch(self, states: Sequence[State]) -> str | None:
+        """Why these states are not of these simulators, or None."""
+        try:
+            for env, state in zip(self.envs, states, strict=True):
+                check_state(env, state)
+        except StateUnavailableError as error:
+            return str(error)
+        return None
+
+    def load_states(self, states: Sequence[State]) -> None:
+        """Put states that fit into the simulators."""
+        for env, state in zip(self.envs, states, strict=True):
+            set_state(env, state)
 
     def close(self) -> None:
         """Close every simulator."""

@@ -24,12 +24,13 @@ class Sink(Protocol):
 class LoggerSpec(Spec):
     """Base of all logger options."""
 
-    def open(self, run_dir: Path, config: Mapping[str, Any]) -> list[Sink]:
-        """Start the sinks of a run.
+    def open(self, run_dir: Path, config: Mapping[str, Any], run_id: str) -> list[Sink]:
+        """Start the sinks of a run, or go on with them.
 
         Args:
             run_dir: the run's folder.
-            config: the resolved config.
+            config: the resolved config, secrets left out.
+            run_id: the same each time that the run is resumed, and no other run's.
         """
         raise NotImplementedError
 
@@ -37,7 +38,7 @@ class LoggerSpec(Spec):
 class NoLogger(LoggerSpec):
     """The run's own files and nothing else."""
 
-    def open(self, run_dir: Path, config: Mapping[str, Any]) -> list[Sink]:
+    def open(self, run_dir: Path, config: Mapping[str, Any], run_id: str) -> list[Sink]:
         """No sinks."""
         return []
 
@@ -52,6 +53,7 @@ class Wandb(LoggerSpec):
         group: W&B group of the run.
         tags: W&B tags.
         init_timeout: seconds to wait for the server before going on offline.
+        finish_timeout: seconds to wait at the end for the last rows to be uploaded.
     """
 
     mode: Literal["auto", "online", "offline", "disabled"]
@@ -60,9 +62,10 @@ class Wandb(LoggerSpec):
     group: str | None
     tags: Sequence[str]
     init_timeout: Positive
+    finish_timeout: Positive
 
-    def open(self, run_dir: Path, config: Mapping[str, Any]) -> list[Sink]:
+    def open(self, run_dir: Path, config: Mapping[str, Any], run_id: str) -> list[Sink]:
         """One W&B run, inside the run's folder."""
         from rlexp.loggers.wandb import open_wandb
 
-        return open_wandb(self, run_dir, config)
+        return open_wandb(self, run_dir, config, run_id)

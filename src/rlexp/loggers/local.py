@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,32 @@ from typing import Any
 from tqdm import tqdm
 
 from rlexp.loggers import Row
+from rlexp.rundir import write_text
 
 
 class MetricsFile:
-    """``metrics.jsonl``: one JSON object a row, on disk before the next batch starts; the truth about a run."""
+    """``metrics.jsonl``: one JSON object a row, flushed before the next batch starts; the truth about a run.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file.
+        frames: where training starts; rows beyond, left by a process that was killed, are cut off to be made again.
+    """
+
+    def __init__(self, path: Path, frames: int = 0) -> None:
+        if path.exists():
+            # A killed process may have left its last line without an end.
+            whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+            write_text(path, "".join(line for line in whole if json.loads(line)["frames"] <= frames))
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, row: Row) -> None:
         """Append one row."""
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
+
+    def sync(self) -> None:
+        """Make every row so far survive a power cut."""
+        os.fsync(self._file.fileno())
 
     def close(self, summary: Mapping[str, Any]) -> None:
         """Close the file."""
@@ -38,7 +53,7 @@ class ProgressBar:
         ("train/lr", "lr", "{:.1e}"),
     )
 
-    def __init__(self, total_frames: int, frames: int = 0) -> None:
+    def __init__(self, total_frames: int, frames: int) -> None:
         self._bar = tqdm(total=total_frames, initial=frames, unit=" frames", disable=None, dynamic_ncols=True)
         self._latest: dict[str, str] = {}
 

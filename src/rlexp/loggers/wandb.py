@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import wandb
 
 from rlexp.loggers import Row, Sink
+from rlexp.redaction import redact
 
 if TYPE_CHECKING:
     from rlexp.loggers import Wandb
@@ -17,18 +18,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def open_wandb(spec: Wandb, run_dir: Path, config: Mapping[str, Any]) -> list[Sink]:
+def open_wandb(spec: Wandb, run_dir: Path, config: Mapping[str, Any], run_id: str) -> list[Sink]:
     """Start a W&B run; where W&B cannot, say so and go on without it."""
     if spec.mode == "disabled":
         return []
     try:
-        return [WandbSink(_start(spec, run_dir, config, _mode(spec)))]
+        return [WandbSink(_start(spec, run_dir, config, run_id, _mode(spec)))]
     except Exception as error:  # whatever W&B raises, training goes on
         if spec.mode == "offline":
             log.warning("W&B could not start, logging to metrics.jsonl alone: %s", error)
             return []
         log.warning("W&B could not go online (%s): logging offline.", error)
-        return open_wandb(spec.model_copy(update={"mode": "offline"}), run_dir, config)
+        return open_wandb(spec.model_copy(update={"mode": "offline"}), run_dir, config, run_id)
 
 
 def _mode(spec: Wandb) -> Literal["online", "offline"]:
@@ -37,22 +38,29 @@ def _mode(spec: Wandb) -> Literal["online", "offline"]:
     return "online" if spec.mode == "online" else "offline"
 
 
-def _start(spec: Wandb, run_dir: Path, config: Mapping[str, Any], mode: Literal["online", "offline"]) -> wandb.Run:
+def _start(
+    spec: Wandb, run_dir: Path, config: Mapping[str, Any], run_id: str, mode: Literal["online", "offline"]
+) -> wandb.Run:
     if mode == "online" and not wandb.login(prompt=False, verify=False):
         # Asked on a terminal, W&B would wait for a key for ever.
         raise RuntimeError("no API key is configured; `wandb login` stores one")
     run = wandb.init(
         project=spec.project,
         entity=spec.entity,
-        group=spec.group,
-        tags=list(spec.tags),
+        group=redact(spec.group),
+        tags=redact(list(spec.tags)),
         name=run_dir.name,
+        id=run_id,
+        # Offline, W&B checks no id and warns of this one: `wandb sync --append` joins the parts.
+        resume="allow" if mode == "online" else None,
         dir=run_dir,
         config=dict(config),
         mode=mode,
         reinit="finish_previous",
         settings=wandb.Settings(
             init_timeout=spec.init_timeout,
+            finish_timeout=spec.finish_timeout,
+            finish_timeout_raises=True,
             console="off",
             silent=True,
             # W&B would store the command line, secrets included; the run's metadata.json keeps its own.
@@ -97,4 +105,6 @@ class WandbSink:
 
     def _fail(self, error: Exception) -> None:
         log.warning("W&B failed and gets no more rows; metrics.jsonl has them all: %s", error)
+        if self._run is not None:
+            log.warning("What it took before is on disk; upload it with: wandb sync %s", Path(self._run.dir).parent)
         self._run = None

@@ -1,0 +1,81 @@
+"""``rlexp-verify``: run the beginning of a run again and see whether it comes out the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field
+
+from rlexp.cli.common import Exit, run_command, said
+from rlexp.config import ConfigError, Count, Problem, Spec, read
+
+_HELP = """\
+rlexp-verify: run the beginning of a run again from its own config, and compare every number.
+
+usage: rlexp-verify RUN_DIR [iterations=3]
+
+  iterations   batches to train again; what is compared is each one's row of metrics.jsonl, the hash of the parameters
+               after it among them, all but evaluations and timings
+
+Exit code 0: reproducible. 1: not; where it first differs is said.
+"""
+
+
+class VerifySettings(Spec):
+    """What ``rlexp-verify`` takes."""
+
+    run_dir: Annotated[str, Field(min_length=1)]
+    iterations: Count = 3
+
+
+def main() -> None:
+    """Console entry."""
+    run_command("rlexp-verify", verify)
+
+
+def verify(arguments: list[str]) -> int:
+    """Train a run's first batches again and compare them.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigError: the command line is wrong.
+    """
+    if {"--help", "-h"} & set(arguments):
+        print(_HELP)
+        return Exit.DONE
+    settings = _settings(arguments)
+    run_dir = Path(settings.run_dir)
+    if not (run_dir / "metrics.jsonl").is_file():
+        raise ConfigError([Problem("run_dir", "has no metrics.jsonl, so it is no run's folder.", str(run_dir))])
+
+    from rlexp.rundir import versions
+    from rlexp.verify import Difference, train_again
+
+    try:
+        result = train_again(run_dir, settings.iterations)
+    except (OSError, ValueError, KeyError) as error:
+        return said("rlexp-verify", RuntimeError(f"{run_dir} cannot be run again: {error!r}"))
+    if not isinstance(result, Difference):
+        print(f"reproducible: {result} iterations of {run_dir}, every number the same")
+        return Exit.DONE
+    print(f"not reproducible: {result}")
+    recorded = json.loads((run_dir / "metadata.json").read_text(encoding="utf-8"))["versions"]
+    for package, version in versions().items():
+        if recorded.get(package) != version:
+            print(f"{package} was {recorded.get(package)} and is {version}")
+    return Exit.FAILED
+
+
+def _settings(arguments: list[str]) -> VerifySettings:
+    named = [argument if "=" in argument else f"run_dir={argument}" for argument in arguments]
+    try:
+        values: Any = OmegaConf.to_container(OmegaConf.from_cli(named), resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError([Problem(" ".join(arguments), f"cannot be read as key=value: {error}.")]) from error
+    return read(VerifySettings, {str(key): value for key, value in values.items()})

@@ -1,0 +1,190 @@
+"""A Gymnasium simulator's whole state, taken out in the middle of an episode and put into another process's copy.
+
+Exact for MuJoCo environments and for those whose attributes are numbers, arrays, containers of these and NumPy
+generators (all of Gymnasium's classic control). Anything else an attribute may hold is refused, not guessed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import gymnasium
+import mujoco
+import numpy as np
+import numpy.typing as npt
+from gymnasium.envs.registration import EnvSpec
+
+State = dict[str, Any]
+
+
+class StateUnavailableError(Exception):
+    """A simulator cannot give or take its state; the message says what of it stands in the way."""
+
+
+@runtime_checkable
+class SavesState(Protocol):
+    """An environment whose simulators can be saved in the middle of their episodes."""
+
+    def simulator_state(self) -> State:
+        """Everything that decides what the simulators do next, as plain values, NumPy arrays and tensors.
+
+        Raises:
+            StateUnavailableError: a simulator cannot give its state.
+        """
+
+    def load_simulator_state(self, state: State) -> None:
+        """Go on exactly where ``simulator_state`` was called.
+
+        Raises:
+            StateUnavailableError: the state is another simulator's.
+        """
+
+
+def get_state(env: gymnasium.Env[Any, Any]) -> State:
+    """The state of one environment and its wrappers: attributes, generators, physics.
+
+    Raises:
+        StateUnavailableError: an attribute is of a kind that is not known to be saved whole.
+    """
+    return {"layers": [_attributes(layer) for layer in _layers(env)]}
+
+
+def check_state(env: gymnasium.Env[Any, Any], state: State) -> None:
+    """Make sure that a state fits an environment.
+
+    Raises:
+        StateUnavailableError: the environment was made in another way, or its physics differ.
+    """
+    layers, saved = list(_layers(env)), state["layers"]
+    if [type(layer).__qualname__ for layer in layers] != [attributes["class"] for attributes in saved]:
+        found = "/".join(attributes["class"] for attributes in saved)
+        raise StateUnavailableError(f"the state is that of {found}, not of {env}")
+    for layer, attributes in zip(layers, saved, strict=True):
+        for name, value in attributes["physics"].items():
+            if _digest(getattr(layer, name).model) != value["model"]:
+                raise StateUnavailableError(f"{env}: the MuJoCo model is another, or was changed as the simulator ran")
+
+
+def set_state(env: gymnasium.Env[Any, Any], state: State) -> None:
+    """Put a state that fits (`check_state`) into an environment."""
+    for layer, attributes in zip(_layers(env), state["layers"], strict=True):
+        for name, value in attributes["values"].items():
+            _restore(layer, name, value)
+        for name, value in attributes["generators"].items():
+            _generator(layer, name, value["kind"]).bit_generator.state = value["state"]
+        # Last: attributes may be views into the physics.
+        for name, value in attributes["physics"].items():
+            _set_physics(getattr(layer, name), value)
+
+
+def _layers(env: gymnasium.Env[Any, Any]) -> Iterator[gymnasium.Env[Any, Any]]:
+    while isinstance(env, gymnasium.Wrapper):
+        yield env
+        env = env.env
+    yield env
+
+
+def _attributes(layer: gymnasium.Env[Any, Any]) -> State:
+    values, generators, physics = {}, {}, {}
+    for name, value in vars(layer).items():
+        if _is_structure(value):
+            continue
+        if isinstance(value, np.random.Generator):
+            bits = value.bit_generator
+            generators[name] = {"kind": type(bits).__name__, "state": bits.state}
+        elif isinstance(value, mujoco.MjData):
+            physics[name] = _get_physics(value)
+        elif _is_plain(value):
+            values[name] = value
+        else:
+            owner = type(layer).__qualname__
+            raise StateUnavailableError(f"{owner}.{name} is a {type(value).__qualname__}, which cannot be saved")
+    return {"class": type(layer).__qualname__, "values": values, "generators": generators, "physics": physics}
+
+
+def _is_structure(value: object) -> bool:
+    """Whether the constructor alone decides it, so that a copy made in the same way has it already."""
+    built = (gymnasium.Env, gymnasium.Space, EnvSpec, mujoco.MjModel, type, types.ModuleType)
+    return (
+        isinstance(value, (*built, types.FunctionType, types.MethodType, types.BuiltinFunctionType))
+        or type(value).__name__ == "MujocoRenderer"
+    )
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.dtype.kind in "biuf" and value.dtype.itemsize <= 8
+    if isinstance(value, Mapping):
+        return type(value) is dict and all(isinstance(k, str | int) and _is_plain(v) for k, v in value.items())
+    if isinstance(value, tuple | list):
+        return type(value) in (tuple, list) and all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def _restore(layer: gymnasium.Env[Any, Any], name: str, value: Any) -> None:
+    present = vars(layer).get(name)
+    if isinstance(present, np.ndarray) and not present.flags.owndata and _alike(present, value):
+        present[...] = value  # a view: what it looks into must see the value too
+    else:
+        setattr(layer, name, value)
+
+
+def _alike(present: npt.NDArray[Any], value: Any) -> bool:
+    return isinstance(value, np.ndarray) and (present.shape, present.dtype) == (value.shape, value.dtype)
+
+
+def _generator(layer: gymnasium.Env[Any, Any], name: str, kind: str) -> np.random.Generator:
+    present = vars(layer).get(name)
+    if isinstance(present, np.random.Generator) and type(present.bit_generator).__name__ == kind:
+        return present  # the simulator's own parts may share it
+    kinds = (np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64)
+    fresh = np.random.Generator({k.__name__: k for k in kinds}[kind]())
+    setattr(layer, name, fresh)
+    return fresh
+
+
+_INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION
+# What a step leaves for others to read, sized by the model alone. The arrays of active constraints and islands come
+# and go with every step, which computes them before it uses them.
+_DERIVED = (
+    *("xpos", "xquat", "xmat", "xipos", "ximat", "xanchor", "xaxis", "geom_xpos", "geom_xmat", "site_xpos"),
+    *("site_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir", "subtree_com", "subtree_linvel"),
+    *("subtree_angmom", "cinert", "cdof", "cdof_dot", "cvel", "cacc", "cfrc_int", "cfrc_ext"),
+    *("ten_length", "ten_velocity"),
+    *("actuator_length", "actuator_velocity", "actuator_force", "qacc", "qacc_smooth", "qfrc_actuator", "qfrc_bias"),
+    *("qfrc_passive", "qfrc_spring", "qfrc_damper", "qfrc_gravcomp", "qfrc_fluid", "qfrc_smooth", "qfrc_constraint"),
+    *("qfrc_inverse", "sensordata", "energy"),
+)
+
+
+def _get_physics(data: mujoco.MjData) -> State:
+    integration = np.empty(mujoco.mj_stateSize(data.model, _INTEGRATION))
+    mujoco.mj_getState(data.model, data, integration, _INTEGRATION)
+    derived = np.concatenate([array.ravel() for array in _derived(data)])
+    return {"model": _digest(data.model), "integration": integration, "derived": derived}
+
+
+def _set_physics(data: mujoco.MjData, state: State) -> None:
+    model = data.model
+    mujoco.mj_setState(model, data, state["integration"], _INTEGRATION)
+    mujoco.mj_forward(model, data)
+    # mj_forward overwrites the solver's warm start, and computes from this instant what the simulator last computed
+    # from the one before: Ant and Humanoid read such stale arrays at the start of a step.
+    mujoco.mj_setState(model, data, state["integration"], _INTEGRATION)
+    start = 0
+    for array in _derived(data):
+        array[...] = state["derived"][start : start + array.size].reshape(array.shape)
+        start += array.size
+
+
+def _derived(data: mujoco.MjData) -> list[npt.NDArray[np.float64]]:
+    return [getattr(data, name) for name in _DERIVED]
+
+
+def _digest(model: mujoco.MjModel) -> str:
+    content = np.empty(mujoco.mj_sizeModel(model), dtype=np.uint8)
+    mujoco.mj_saveModel(model, None, content)
+    return hashlib.sha256(content.tobytes()).hexdigest()

@@ -1,0 +1,139 @@
+"""Where a training starts: afresh, or where a run in its folder stopped, with the changes that a resume may make."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from rlexp import checkpoint
+from rlexp.checkpoint import Checkpoint, CheckpointError
+from rlexp.config import Composed, ConfigError, Problem, read
+from rlexp.experiment import Experiment, check_config
+from rlexp.redaction import REDACTED
+from rlexp.rundir import RunDir
+
+# What does not decide what is learned. All else would make another run of it.
+_MAY_CHANGE = ("total_frames", "device", "threads", "compile", "logger", "evaluation", "checkpoint")
+
+
+@dataclass(frozen=True)
+class Start:
+    """A run that is ready to be trained.
+
+    Attributes:
+        experiment: the checked config.
+        run: the run's folder, locked if there is something in it.
+        checkpoint: where it goes on from; None is from the beginning.
+    """
+
+    experiment: Experiment
+    run: RunDir
+    checkpoint: Checkpoint | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to do, its summary included."""
+        if self.checkpoint is None or self.checkpoint.state.frames < self.experiment.total_frames:
+            return False
+        return self.run.summary.exists() and _read_json(self.run.summary)["status"] == "completed"
+
+    @property
+    def complete_return(self) -> float:
+        """The final evaluation's mean return of a complete run."""
+        return float(_read_json(self.run.summary)["final"]["eval/return"])
+
+
+def prepare(composed: Composed, overrides: Sequence[str]) -> Start:
+    """Find out what a command line's ``resume`` means.
+
+    Args:
+        composed: what the command line composed to.
+        overrides: the command line's overrides, which are laid over the config that a run was saved with.
+
+    Raises:
+        ConfigError: the config is wrong, or changes what a resumed run cannot change.
+        CheckpointError: there is a run, but no checkpoint of it that is whole.
+        RunBusyError: another process trains in the folder.
+    """
+    resume = composed.values.get("resume")
+    if resume is None:
+        return Start(check_config(composed), RunDir(Path(composed.run_dir)), None)
+    if resume == "auto":
+        if not any(text.startswith("hydra.run.dir=") for text in overrides):
+            message = "needs a folder that is the same each time: hydra.run.dir=..."
+            raise ConfigError([Problem("resume", message, "auto")])
+        path = Path(composed.run_dir)
+        if not RunDir(path).started:
+            return Start(check_config(composed), RunDir(path), None)
+    else:
+        path = Path(str(resume))
+        if not path.is_dir():
+            raise ConfigError([Problem("resume", "there is no such folder.", str(resume))])
+    run = RunDir(path.resolve().parents[1] if checkpoint.is_checkpoint(path) else path)
+    if not run.started:
+        raise CheckpointError(f"{path} is neither a run's folder nor a checkpoint in one. See warm_start for others.")
+    run.lock()
+    start = checkpoint.load(path)
+    return Start(changed(start.config, composed, overrides), run, start)
+
+
+def changed(saved: Mapping[str, Any], composed: Composed, overrides: Sequence[str]) -> Experiment:
+    """The config of a run with the command line's changes laid over it.
+
+    Raises:
+        ConfigError: a change is wrong, or would make another run of it; with all of them.
+    """
+    values = json.loads(json.dumps(saved))
+    for path in _paths(overrides):
+        _lay(values, composed.values, path)
+    problems = [*composed.problems]
+    before, after = dict(_flat(saved)), dict(_flat(values))
+    for key in sorted(before.keys() | after.keys()):
+        old, new = before.get(key), after.get(key)
+        if new == REDACTED:
+            problems.append(Problem(key, f"is a secret and was not saved: give it again with {key}=..."))
+        elif old not in (new, REDACTED) and key.split(".")[0] not in _MAY_CHANGE:
+            message = f"cannot change when a run is resumed: it was {old}. For a new run, see warm_start."
+            problems.append(Problem(key, message, str(new)))
+    return read(Experiment, values, problems)
+
+
+def _paths(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """The settings that overrides name, as paths; the empty path is the whole config, which presets write to."""
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.key_or_group.split("@")[0].replace("/", ".")
+        if key == "experiment":
+            yield []
+        elif key.split(".")[0] not in ("hydra", "resume"):
+            yield key.split(".")
+
+
+def _lay(values: dict[str, Any], over: Mapping[str, Any], path: Sequence[str]) -> None:
+    if not path:
+        values |= {key: value for key, value in over.items() if key != "resume"}
+        return
+    name, *rest = path
+    if name not in over:
+        values.pop(name, None)
+    elif rest and isinstance(values.get(name), dict) and isinstance(over[name], Mapping):
+        _lay(values[name], over[name], rest)
+    else:
+        values[name] = over[name]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values

@@ -1,0 +1,230 @@
+"""Whatever happens to a checkpoint or while it is saved, what is loaded is what was saved, or nothing is."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, complete, processes, rows_of
+
+from rlexp import checkpoint
+from rlexp.checkpoint import MANIFEST, SESSION, STATE, TENSORS, CheckpointError, TrainState
+from rlexp.cli.train import train
+
+KILLED = 77
+FILES = [MANIFEST, SESSION, STATE, TENSORS]
+
+
+def state(frames: int) -> TrainState:
+    return TrainState(
+        frames=frames, iteration=frames, final=None, best=None, best_frames=None, actor={"w": torch.full((3,), frames)},
+        critic={}, transforms={}, reward_norm={}, optimizer={}, scheduler={}, simulators=None, collector={}, rng={},
+        inexact=[], session={"seconds": {}, "run_id": "a"},
+    )  # fmt: skip
+
+
+def three(run_dir: Path) -> Path:
+    for frames in (1, 2, 3):
+        checkpoint.save(run_dir / "checkpoints", state(frames), {}, keep_last=3, best=frames == 1)
+    return run_dir / "checkpoints"
+
+
+def killed_save(run_dir: Path, steps: int) -> None:
+    """Save a fourth checkpoint, and die before the next call that changes the disk after so many."""
+    three(run_dir)
+
+    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            nonlocal steps
+            steps -= 1
+            if steps < 0:
+                os._exit(KILLED)
+            return real(*arguments, **keywords)
+
+        return call
+
+    for owner, names in ((os, ("fsync", "unlink", "rmdir")), (Path, ("open", "rename", "mkdir"))):
+        for name in names:
+            setattr(owner, name, counted(getattr(owner, name)))
+    checkpoint.save(run_dir / "checkpoints", state(4), {}, keep_last=2, best=True)
+    os._exit(0)
+
+
+def test_killed_at_every_step_of_a_save_nothing_is_lost(tmp_path: Path) -> None:
+    for steps in range(100):
+        process = processes.Process(target=killed_save, args=(tmp_path / str(steps), steps))
+        process.start()
+        process.join()
+        assert process.exitcode in (0, KILLED)
+        if process.exitcode == 0:
+            break
+    assert steps >= 20  # four files opened and synced, folders, renames, two pointers, pruning
+    found = []
+    for n in range(steps + 1):
+        run_dir = tmp_path / str(n)
+        newest = checkpoint.load(run_dir)
+        found.append(newest.state.frames)
+        assert newest.state.actor["w"].tolist() == [found[-1]] * 3
+        for path in checkpoint.saved(run_dir / "checkpoints"):
+            checkpoint.load(path)  # each that is there is whole
+        best = (run_dir / "checkpoints" / "best").read_text()
+        assert checkpoint.load(run_dir / "checkpoints" / best).state.frames in (1, 4)
+        again = checkpoint.save(run_dir / "checkpoints", state(5), {}, keep_last=2)
+        assert checkpoint.load(run_dir).path == again
+        assert not list((run_dir / "checkpoints").glob(".[0-9]*.tmp"))
+    assert found == sorted(found)
+    assert set(found) == {3, 4}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_flipped_byte_goes_unseen(name: str, tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, state(1), {"seed": 1}, keep_last=2)
+    content = (path / name).read_bytes()
+    for position in range(0, len(content), max(1, len(content) // 200)):
+        flipped = bytearray(content)
+        flipped[position] ^= 1
+        (path / name).write_bytes(flipped)
+        with pytest.raises(CheckpointError, match=str(path)):
+            checkpoint.load(path)
+    (path / name).write_bytes(content)
+    assert checkpoint.load(path).state.frames == 1
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["cut", "emptied", "deleted"])
+def test_damaged_newest_is_named_and_skipped(
+    name: str, damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    newest = three(tmp_path) / f"{3:012d}"
+    file = newest / name
+    match damage:
+        case "cut":
+            file.write_bytes(file.read_bytes()[:-7])
+        case "emptied":
+            file.write_bytes(b"")
+        case "deleted":
+            file.unlink()
+    assert checkpoint.load(tmp_path).state.frames == 2
+    assert f"Skipped: {newest}" in caplog.text
+    with pytest.raises(CheckpointError, match=str(newest)):
+        checkpoint.load(newest)
+
+
+def test_with_none_whole_nothing_starts(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_dir = tmp_path / "run"
+    shutil.copytree(tiny_run, run_dir)
+    before = (run_dir / "metrics.jsonl").read_bytes()
+    for path in checkpoint.saved(run_dir / "checkpoints"):
+        (path / TENSORS).write_bytes(b"")
+    assert train([f"resume={run_dir}", "total_frames=2048"]) == 1
+    said = capsys.readouterr().err
+    assert "has no checkpoint that is whole" in said
+    assert all(path.name in said for path in checkpoint.saved(run_dir / "checkpoints"))
+    shutil.rmtree(run_dir / "checkpoints")
+    assert train([*TINY, "hydra.run.dir=run", "resume=auto"]) == 1
+    assert (run_dir / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_goes_on_from_the_newest_whole_checkpoint(tiny_run: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(tiny_run, run_dir)
+    newest = checkpoint.saved(run_dir / "checkpoints")[-1]
+    (newest / STATE).write_bytes(b"")
+    complete([f"resume={run_dir}", "logger=none"], tmp_path)
+    assert rows_of(run_dir) == rows_of(tiny_run)
+    whole = checkpoint.load(newest)
+    for name in (STATE, TENSORS):
+        assert (whole.path / name).read_bytes() == (checkpoint.load(tiny_run).path / name).read_bytes()
+    assert (newest.parent / f"superseded-{newest.name}").is_dir()
+
+
+def forge(path: Path, **changes: Any) -> None:
+    """Rewrite a manifest with its own hash right."""
+    manifest = json.loads((path / MANIFEST).read_text()) | changes
+    del manifest["sha256"]
+    (path / MANIFEST).write_text(json.dumps(manifest | {"sha256": checkpoint._digest(manifest)}))
+
+
+def entry(content: bytes) -> dict[str, Any]:
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+class Malicious:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, (f"touch {Path.cwd() / 'executed'}",)
+
+
+@pytest.mark.parametrize("name", [STATE, SESSION, TENSORS])
+def test_a_pickle_in_place_of_a_file_is_refused_and_not_run(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = checkpoint.save(tmp_path, state(1), {}, keep_last=2)
+    content = pickle.dumps(Malicious())
+    (path / name).write_bytes(content)
+    files = json.loads((path / MANIFEST).read_text())["files"]
+    forge(path, files=files | {name: entry(content)})
+    with pytest.raises(CheckpointError, match="is damaged"):
+        checkpoint.load(path)
+    assert not (tmp_path / "executed").exists()
+    pickle.loads(content)
+    assert (tmp_path / "executed").exists()  # it would have
+
+
+def test_a_manifest_cannot_lead_outside_its_folder(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, state(1), {}, keep_last=2)
+    content = (path / TENSORS).read_bytes()
+    (tmp_path / "outside").write_bytes(content)
+    files = json.loads((path / MANIFEST).read_text())["files"]
+    del files[TENSORS]
+    forge(path, files=files | {"../outside": entry(content)})
+    with pytest.raises(CheckpointError, match=r"names other files: .*\.\./outside"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("full_at", range(1, 5))
+def test_full_disk_leaves_what_was_there(full_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = three(tmp_path)
+    written = []
+    real = checkpoint._write
+
+    def write(path: Path, content: bytes) -> None:
+        written.append(path)
+        if len(written) == full_at:
+            path.write_bytes(content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_write", write)
+        with pytest.raises(OSError, match="No space left"):
+            checkpoint.save(folder, state(4), {}, keep_last=2)
+    assert checkpoint.load(tmp_path).state.frames == 3
+    assert not list(folder.glob(".[0-9]*.tmp"))
+    checkpoint.save(folder, state(4), {}, keep_last=2)
+    assert checkpoint.load(tmp_path).state.frames == 4
+
+
+def test_none_is_ever_overwritten(tmp_path: Path) -> None:
+    three(tmp_path)
+    with pytest.raises(CheckpointError, match="never overwritten"):
+        checkpoint.save(tmp_path / "checkpoints", state(3), {}, keep_last=2)
+
+
+def test_a_later_format_is_refused_by_what_wrote_it(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, state(1), {}, keep_last=2)
+    forge(path, format_version=99, versions={"rlexp": "9.9"})
+    with pytest.raises(CheckpointError, match=r"format 99, written by rlexp 9\.9"):
+        checkpoint.load(path)

@@ -1,0 +1,254 @@
+"""Faults of a run: signals, numbers that are not finite, a second run, a full disk, secrets."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, complete, launch, rows_of
+from tensordict import TensorDictBase
+
+from rlexp import Trainer, checkpoint, load_config
+from rlexp.cli.train import train
+from rlexp.loggers.local import MetricsFile
+from rlexp.rundir import RunBusyError, RunDir
+from rlexp.trainer import Stopped, TrainingError
+
+LONG = [*TINY, "total_frames=1_000_000", "evaluation.interval=1_000_000", "logger=none", "hydra.run.dir=run"]
+
+
+def wait_for(what: Callable[[], object], process: Any) -> None:
+    deadline = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < deadline
+        assert process.exitcode is None
+        time.sleep(0.01)
+
+
+@contextmanager
+def running(tmp_path: Path) -> Iterator[Any]:
+    """A long run that has its first row."""
+    process = launch(LONG, tmp_path)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    try:
+        wait_for(lambda: metrics.exists() and metrics.read_text(), process)
+        yield process
+    finally:
+        process.kill()
+        process.join()
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "status"),
+    [(signal.SIGTERM, 143, "stopped"), (signal.SIGINT, 130, "stopped"), (signal.SIGUSR1, 0, "requeue")],
+)
+def test_a_signal_saves_and_the_run_goes_on(number: signal.Signals, code: int, status: str, tmp_path: Path) -> None:
+    with running(tmp_path) as process:
+        os.kill(process.pid, number)
+        process.join(60)
+        assert process.exitcode == code
+    run_dir = tmp_path / "run"
+    assert json.loads((run_dir / "summary.json").read_text())["status"] == status
+    stopped = rows_of(run_dir)
+    assert checkpoint.load(run_dir).state.frames == stopped[-1]["frames"]
+    complete(["resume=run", f"total_frames={int(stopped[-1]['frames']) + 256}"], tmp_path)
+    assert rows_of(run_dir)[: len(stopped)] == stopped
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_second_signal_leaves_at_once(
+    second: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(tmp_path) as process:
+        os.kill(process.pid, signal.SIGSTOP)  # so that it finds both when it goes on
+        os.kill(process.pid, signal.SIGTERM)
+        os.kill(process.pid, signal.SIGCONT)
+        wait_for(lambda: "a second signal stops at once" in (tmp_path / "output.txt").read_text(), process)
+        os.kill(process.pid, second)
+        process.join(5)
+        assert process.exitcode in (-second, 143)  # 143: it was done with the batch before the second came
+    checkpoint.load(tmp_path / "run")
+
+
+def test_a_signal_during_a_save_finishes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = checkpoint._write
+
+    def write(path: Path, content: bytes) -> None:
+        if "256" in str(path):
+            os.kill(os.getpid(), signal.SIGTERM)
+        monkeypatch.setattr(checkpoint, "_write", real)
+        real(path, content)
+
+    trainer = make(tmp_path, "checkpoint.interval=256", "total_frames=2048")
+    iterate = trainer.iterate
+
+    def then_signal(batches: Iterator[TensorDictBase]) -> dict[str, float]:
+        monkeypatch.setattr(checkpoint, "_write", write)
+        return iterate(batches)
+
+    monkeypatch.setattr(trainer, "iterate", then_signal)
+    with pytest.raises(Stopped, match="SIGTERM"):
+        trainer.fit()
+    assert checkpoint.load(tmp_path / "run").state.frames == 256
+
+
+def make(tmp_path: Path, *overrides: str) -> Trainer:
+    experiment = load_config([*TINY, "logger=none", "evaluation.interval=1_000_000", *overrides])
+    return Trainer(experiment, tmp_path / "run")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(("key", "name"), [("observation", "observation"), (("next", "reward"), "next.reward")])
+def test_what_is_not_finite_is_named_with_its_frames(
+    key: Any, name: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make(tmp_path, "checkpoint.interval=256")
+    iterate = trainer.iterate
+
+    def broken(batches: Iterator[TensorDictBase]) -> dict[str, float]:
+        batch = next(batches)
+        if trainer.iteration == 1:
+            batch[key][1, 3] = value
+        return iterate(iter([batch]))
+
+    monkeypatch.setattr(trainer, "iterate", broken)
+    expected = rf"^{name} is not finite \(NaN or infinity\) at 512 frames"
+    with pytest.raises(TrainingError, match=expected):
+        trainer.fit()
+    check_failed(tmp_path / "run", f"{name} is not finite")
+
+
+def test_gradients_that_are_not_finite_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make(tmp_path, "checkpoint.interval=256")
+    update = trainer.update
+
+    def broken(batch: TensorDictBase) -> dict[str, float]:
+        if trainer.iteration == 2:
+            trainer.networks.parameters()[0].register_hook(lambda gradient: gradient * float("nan"))
+        return update(batch)
+
+    monkeypatch.setattr(trainer, "update", broken)
+    with pytest.raises(TrainingError, match="is nan at 512 frames"):
+        trainer.fit()
+    check_failed(tmp_path / "run", "at 512 frames")
+
+
+def test_an_infinite_observation_cannot_hide_behind_clipping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make(tmp_path, "checkpoint.interval=256")
+    step = trainer.env.base_env._step
+
+    def broken(tensordict: TensorDictBase) -> TensorDictBase:
+        stepped: TensorDictBase = step(tensordict)
+        if trainer.iteration == 1:
+            stepped["observation"][0, 0] = float("inf")
+        return stepped
+
+    monkeypatch.setattr(trainer.env.base_env, "_step", broken)
+    with pytest.raises(TrainingError, match=r"observation is not finite .* at 512 frames"):
+        trainer.fit()
+    check_failed(tmp_path / "run", "observation is not finite")
+
+
+def check_failed(run_dir: Path, said: str) -> None:
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert said in summary["error"]
+    assert said in (run_dir / "train.log").read_text()
+    good = checkpoint.load(run_dir)
+    assert good.state.frames == 256
+    assert all(torch.isfinite(value).all() for value in good.state.actor.values())
+
+
+def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
+    with running(tmp_path) as process:
+        with pytest.raises(RunBusyError, match=f"process {process.pid} on"):
+            RunDir(tmp_path / "run").lock()
+        second = launch([*LONG, "resume=auto"], tmp_path)
+        second.join(60)
+        assert second.exitcode == 1
+        assert "is in use by process" in (tmp_path / "output.txt").read_text()
+        assert process.is_alive()
+    RunDir(tmp_path / "run").lock()  # its owner was killed
+
+
+def test_a_folder_with_a_run_is_not_started_in_again(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_run, "run")
+    before = Path("run/metrics.jsonl").read_bytes()
+    with pytest.raises(Exception, match="holds a run already"):
+        train([*TINY, "hydra.run.dir=run", "logger=none"])
+    assert train([*TINY, "hydra.run.dir=run", "resume=auto"]) == 0  # complete: returns at once
+    assert Path("run/metrics.jsonl").read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert train([*TINY, "hydra.run.dir=file/run", "logger=none"]) == 1
+    said = capsys.readouterr().err
+    assert "Not a directory" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("what", ["metrics", "checkpoint"])
+def test_disk_full_in_mid_run(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make(tmp_path, "checkpoint.interval=256")
+    owner, name = (MetricsFile, "log") if what == "metrics" else (checkpoint, "_write")
+    real = getattr(owner, name)
+
+    def write(*arguments: Any) -> None:
+        if trainer.iteration == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(*arguments)
+
+    monkeypatch.setattr(owner, name, write)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.fit()
+    monkeypatch.undo()
+    good = checkpoint.load(tmp_path / "run")
+    assert good.state.frames == 256
+    complete(["resume=run"], tmp_path)
+    assert [row["frames"] for row in rows_of(tmp_path / "run")] == [256, 512, 768, 1024]
+
+
+def test_secrets_reach_no_file(tmp_path: Path) -> None:
+    (tmp_path / "secretive.py").write_text(
+        "import gymnasium\n"
+        "from gymnasium.envs.classic_control import PendulumEnv\n"
+        "class Secretive(PendulumEnv):\n"
+        "    def __init__(self, api_key=None, **kwargs):\n"
+        "        assert api_key == 'hunter2hunter2', api_key\n"
+        "        super().__init__(**kwargs)\n"
+        "gymnasium.register('Secretive-v0', Secretive, max_episode_steps=20)\n"
+    )
+    secrets = {"SOME_SERVICE_TOKEN": "tok-123456789", "DATABASE_PASSWORD": "correct horse"}
+    arguments = ["env=gym", "env.id=secretive:Secretive-v0", "+env.kwargs.api_key=hunter2hunter2", "hydra.run.dir=run"]
+    arguments += [*TINY, "logger.mode=offline", "logger.tags=[tok-123456789]"]
+    complete(arguments, tmp_path, PYTHONPATH=str(tmp_path), **secrets)
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert {"metadata.json", "config.yaml", "manifest.json", "train.log"} <= {path.name for path in files}
+    for path in files:
+        for secret in ("hunter2hunter2", *secrets.values()):
+            assert secret.encode() not in path.read_bytes(), (path, secret)
+    assert "api_key=<redacted>" in (tmp_path / "run" / "metadata.json").read_text()
+    # A resumed run needs it again.
+    process = launch(["resume=run", "total_frames=1280"], tmp_path, PYTHONPATH=str(tmp_path))
+    process.join(60)
+    assert process.exitcode == 2
+    assert "env.kwargs.api_key" in (tmp_path / "output.txt").read_text()
+    again = ["resume=run", "total_frames=1280", "+env.kwargs.api_key=hunter2hunter2"]
+    complete(again, tmp_path, PYTHONPATH=str(tmp_path))

@@ -1,0 +1,169 @@
+"""Whatever W&B's server does, training goes on, ends in time, and ``metrics.jsonl`` has every row."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY, clean_environment, complete, rows_of
+
+KEY = "0123456789" * 4
+ONLINE = [*TINY, "hydra.run.dir=run", "logger.mode=online", "logger.init_timeout=4", "logger.finish_timeout=4"]
+
+
+class Server(ThreadingHTTPServer):
+    """As much of W&B's server as its client needs; records what it is sent."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.runs: list[dict[str, Any]] = []
+        self.streams: list[dict[str, Any]] = []
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that go away are what is tested."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if "graphql" in self.path:
+            self._answer(self._graphql(json.loads(content)))
+        else:
+            if "file_stream" in self.path:
+                self.server.streams.append({"files": {}} | json.loads(content))
+            self._answer({})
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self._answer({})
+
+    do_GET = do_PUT  # noqa: N815 - http.server's name
+
+    def _graphql(self, request: dict[str, Any]) -> dict[str, Any]:
+        query, variables = request["query"], request.get("variables", {})
+        if "UpsertBucket" in query or "upsertBucket" in query:
+            self.server.runs.append(variables)
+            project = {"id": "p", "name": "rlexp", "entity": {"id": "e", "name": "me"}}
+            bucket = {"id": "r", "name": variables.get("name"), "displayName": "run", "project": project}
+            return {"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}}
+        if "CreateRunFiles" in query:
+            url = f"http://127.0.0.1:{self.server.server_port}/upload"
+            files = [{"name": name, "uploadUrl": url} for name in variables["files"]]
+            return {"data": {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}}
+        if "viewer" in query or "Viewer" in query:
+            return {"data": {"viewer": {"id": "v", "entity": "me", "flags": "{}", "teams": {"edges": []}}}}
+        return {"data": {}}
+
+    def _answer(self, values: dict[str, Any]) -> None:
+        content = json.dumps(values).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+@contextmanager
+def serving() -> Iterator[Server]:
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def environment(port: int, home: Path) -> dict[str, str]:
+    return {"WANDB_BASE_URL": f"http://127.0.0.1:{port}", "WANDB_API_KEY": KEY, "HOME": str(home)}
+
+
+def check(tmp_path: Path, said: str) -> None:
+    rows = rows_of(tmp_path / "run")
+    assert [row["frames"] for row in rows] == [256, 512, 768, 1024]
+    assert said in (tmp_path / "run" / "train.log").read_text()
+    for path in (tmp_path / "run").rglob("*"):
+        if path.is_file():
+            assert KEY.encode() not in path.read_bytes(), path
+
+
+def test_a_server_gets_every_row_and_a_resumed_run_its_id(tmp_path: Path) -> None:
+    with serving() as server:
+        complete(ONLINE, tmp_path, **environment(server.server_port, tmp_path))
+        complete(["resume=run", "total_frames=1280"], tmp_path, **environment(server.server_port, tmp_path))
+    history = [stream["files"].get("wandb-history.jsonl", {}).get("content", []) for stream in server.streams]
+    assert [json.loads(row)["frames"] for rows in history for row in rows] == [256, 512, 768, 1024, 1280]
+    run_id = json.loads((tmp_path / "run" / "metadata.json").read_text())["run_id"]
+    assert {run.get("name") for run in server.runs} == {run_id}
+
+
+def test_refused(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start = time.monotonic()
+    complete(ONLINE, tmp_path, **environment(port, tmp_path))
+    assert time.monotonic() - start < 60
+    check(tmp_path, "logging offline")
+
+
+def test_black_hole(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as hole:  # takes connections and never answers
+        start = time.monotonic()
+        complete(ONLINE, tmp_path, **environment(hole.getsockname()[1], tmp_path))
+    assert time.monotonic() - start < 60
+    check(tmp_path, "logging offline")
+
+
+def test_server_dies_in_mid_run(tmp_path: Path) -> None:
+    with serving() as server:
+        threading.Thread(target=_die_after_first_row, args=(server,), daemon=True).start()
+        start = time.monotonic()
+        complete([*ONLINE, "total_frames=1024"], tmp_path, **environment(server.server_port, tmp_path))
+    assert server.runs
+    assert time.monotonic() - start < 60
+    check(tmp_path, "wandb sync")
+
+
+def _die_after_first_row(server: Server) -> None:
+    while not server.runs:
+        time.sleep(0.01)
+    server.socket.close()
+    server.shutdown()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_without_a_key_nothing_is_asked(terminal: bool, tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).parent / "rlexp-train"), *ONLINE, "total_frames=256"]
+    main, child = pty.openpty()
+    try:
+        streams = child if terminal else subprocess.DEVNULL
+        done = subprocess.run(
+            command, cwd=tmp_path, env=clean_environment(tmp_path), stdin=streams, stdout=streams, stderr=streams,
+            timeout=100, check=False,
+        )  # fmt: skip
+    finally:
+        os.close(child)
+        os.close(main)
+    assert done.returncode == 0
+    assert "no API key is configured" in (tmp_path / "run" / "train.log").read_text()

@@ -1,0 +1,178 @@
+"""A run that is killed and resumed is the run that was never killed, to the bit; each thing saved is needed for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, complete, launch, rows_of
+
+from rlexp import Trainer, checkpoint, load_config
+from rlexp.checkpoint import STATE, TENSORS, TrainState
+from rlexp.rundir import RunDir
+from rlexp.state import get_state
+
+# Episodes are cut at 25 steps, so that truncations and resets fall into every batch; batches end in mid-episode.
+SMALL = [
+    *("collector.frames_per_batch=64", "env.num_envs=2", "env.max_episode_steps=25", "env.init_random_steps=30"),
+    *("num_epochs=2", "minibatch_size=32", "policy.num_cells=[8]", "evaluation.episodes=2", "evaluation.interval=256"),
+    *("logger=none", "threads=1", "device=cpu"),
+]
+TASKS = ["InvertedDoublePendulum-v5", "Hopper-v5", "Ant-v5", "Humanoid-v5", "Pendulum-v1"]
+
+
+def kill_within(process: Any, metrics: Path, new_rows: int, seconds: float) -> bool:
+    """``kill -9`` some seconds after so many more rows; whether the process was still at work."""
+    rows = count_lines(metrics) + new_rows
+    while process.exitcode is None and count_lines(metrics) < rows:
+        process.join(0.002)
+    process.join(seconds)
+    process.kill()
+    process.join()
+    assert process.exitcode in (0, -9), (metrics.parents[1] / "output.txt").read_text()
+    return bool(process.exitcode == -9)
+
+
+def count_lines(path: Path) -> int:
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def hashes(run_dir: Path) -> dict[str, str]:
+    newest = checkpoint.load(run_dir).path
+    return {name: hashlib.sha256((newest / name).read_bytes()).hexdigest() for name in (STATE, TENSORS)}
+
+
+@pytest.mark.parametrize("task", TASKS[:4])
+def test_killed_at_random_instants_it_is_the_run_that_was_never_killed(task: str, tmp_path: Path) -> None:
+    arguments = ["env=gym", f"env.id={task}", *SMALL, "total_frames=1920", "checkpoint.interval=128", "resume=auto"]
+    seed = random.randrange(10**6)
+    print(f"seed of the instants: {seed}")
+    instants = random.Random(seed)
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    for _ in range(6):
+        process = launch([*arguments, "hydra.run.dir=killed"], tmp_path)
+        assert kill_within(process, metrics, instants.randrange(4), instants.uniform(0, 0.1))
+    complete([*arguments, "hydra.run.dir=killed"], tmp_path)
+    complete([*arguments, "hydra.run.dir=whole"], tmp_path)
+    whole, killed = rows_of(tmp_path / "whole"), rows_of(tmp_path / "killed")
+    assert [row["frames"] for row in whole] == list(range(64, 1921, 64))
+    assert killed == whole
+    assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
+
+
+def trainer(task: str, run_dir: Path, start: checkpoint.Checkpoint | None = None) -> Trainer:
+    experiment = load_config(["env=gym", f"env.id={task}", *SMALL, "total_frames=960"])
+    return Trainer(experiment, RunDir(run_dir), start)
+
+
+def train(subject: Trainer, iterations: int) -> list[dict[str, float]]:
+    batches = iter(subject.collector)
+    return [subject.iterate(batches) for _ in range(iterations)]
+
+
+class Halves:
+    """One run whole, and its state in the middle."""
+
+    def __init__(self, task: str, folder: Path) -> None:
+        self.task, self.folder = task, folder
+        whole = trainer(task, folder / "whole")
+        train(whole, 2)
+        whole.evaluate()
+        saved = checkpoint.save(folder / "middle" / "checkpoints", get_state(whole), {}, keep_last=2)
+        self.middle = checkpoint.load(saved)
+        self.rows = train(whole, 4)
+        self.end = dataclasses.replace(get_state(whole), session={})
+        self.fresh = get_state(trainer(task, folder / "fresh"))
+
+    def resumed_equals(self, change: Callable[[TrainState], object]) -> bool:
+        middle = checkpoint.load(self.middle.path)  # anew: a trainer trains the very tensors that it is given
+        change(middle.state)
+        again = trainer(self.task, self.folder / "middle", middle)
+        try:
+            rows = train(again, 4)
+            end = dataclasses.replace(get_state(again), session={})
+        finally:
+            again.close()
+        return rows == self.rows and same(dataclasses.asdict(end), dataclasses.asdict(self.end))
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor | np.ndarray):
+        return type(a) is type(b) and a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def halves(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Halves:
+    return Halves(request.param, tmp_path_factory.mktemp("halves"))
+
+
+def test_the_second_half_is_the_same_with_all_of_the_state(halves: Halves) -> None:
+    assert halves.middle.state.inexact == []
+    assert halves.resumed_equals(lambda state: None)
+
+
+FIELDS = [field.name for field in dataclasses.fields(TrainState) if field.name not in ("inexact", "session")]
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_it_differs_without_any_one_field_of_the_state(field: str, ant: Halves) -> None:
+    fresh = getattr(ant.fresh, field)
+    assert not ant.resumed_equals(lambda state: setattr(state, field, fresh))
+
+
+@pytest.fixture(scope="module")
+def ant(tmp_path_factory: pytest.TempPathFactory) -> Halves:
+    return Halves("Ant-v5", tmp_path_factory.mktemp("ant"))
+
+
+# Parts of fields that earlier libraries are known to forget. A layer is a wrapper of the simulator, TimeLimit first.
+PARTS = {
+    "discounted return": ("reward_norm", "discounted"),
+    "variance of the return": ("reward_norm", "moments.var"),
+    "observation moments": ("transforms", "transforms.0.moments.mean"),
+    "Adam's moments": ("optimizer", "state"),
+    "time limit": ("simulators", "simulators", 0, "layers", 0, "values", "_elapsed_steps"),
+    "simulator's generator": ("simulators", "simulators", 0, "layers", -1, "generators", "_np_random", "state"),
+    "physics": ("simulators", "simulators", 0, "layers", -1, "physics", "data", "integration"),
+    "derived arrays": ("simulators", "simulators", 0, "layers", -1, "physics", "data", "derived"),
+    "carried observation": ("collector", "carried", "observation"),
+    "carried step count": ("collector", "carried", "step_count"),
+    "carried episode return": ("collector", "carried", "episode_reward"),
+    "next trajectory": ("collector", "trajectories", "traj_id"),
+    "torch's generator": ("rng", "torch"),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_it_differs_without_any_one_part_of_a_field(part: str, ant: Halves) -> None:
+    field, *path, last = PARTS[part]
+
+    def drop(state: TrainState) -> None:
+        ours, fresh = getattr(state, str(field)), getattr(ant.fresh, str(field))
+        for key in path:
+            ours, fresh = ours[key], fresh[key]
+        assert not same(ours[last], fresh[last])
+        ours[last] = fresh[last]
+
+    assert not ant.resumed_equals(drop)
+
+
+def test_clock_goes_on(tmp_path: Path) -> None:
+    complete([*TINY, "logger=none", "hydra.run.dir=run", "total_frames=512"], tmp_path)
+    before = rows_of(tmp_path / "run", timings=True)[-1]
+    complete(["resume=run", "total_frames=768"], tmp_path)
+    after = rows_of(tmp_path / "run", timings=True)[-1]
+    assert all(after[key] > before[key] for key in ("time/collect", "time/update", "time/eval"))
+    assert after["time/fps"] == pytest.approx(768 / (after["time/collect"] + after["time/update"]))
