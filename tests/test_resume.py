@@ -147,10 +147,10 @@ PARTS = {
     "simulator's generator": ("simulators", "simulators", 0, "layers", -1, "generators", "_np_random", "state"),
     "physics": ("simulators", "simulators", 0, "layers", -1, "physics", "data", "integration"),
     "derived arrays": ("simulators", "simulators", 0, "layers", -1, "physics", "data", "derived"),
-    "carried observation": ("collector", "carried", "observation"),
-    "carried step count": ("collector", "carried", "step_count"),
-    "carried episode return": ("collector", "carried", "episode_reward"),
-    "next trajectory": ("collector", "trajectories", "traj_id"),
+    "carried observation": ("collector", "observation"),
+    "carried step count": ("collector", "step_count"),
+    "carried episode return": ("collector", "episode_reward"),
+    "next trajectory": ("collector", "next_traj_id"),
     "torch's generator": ("rng", "torch"),
 }
 
