@@ -46,7 +46,9 @@ def _redact(value: Any, known: list[str]) -> Any:
 
 
 def _is_secret(key: str, value: object) -> bool:
-    return isinstance(value, str | int | float) and value != "" and _SETTING.search(key) is not None
+    if not isinstance(value, str | int | float) or value == "" or str(value).startswith("${"):
+        return False  # an interpolation, such as ${oc.env:API_KEY}, is no secret yet
+    return _SETTING.search(key) is not None
 
 
 def _known() -> Iterator[str]:

@@ -78,8 +78,12 @@ def prepare(composed: Composed, overrides: Sequence[str]) -> Start:
     if not run.started:
         raise CheckpointError(f"{path} is neither a run's folder nor a checkpoint in one. See warm_start for others.")
     run.lock()
-    start = checkpoint.load(path)
-    return Start(changed(start.config, composed, overrides), run, start)
+    try:
+        start = checkpoint.load(path)
+        return Start(changed(start.config, composed, overrides), run, start)
+    except (CheckpointError, ConfigError):
+        run.unlock()
+        raise
 
 
 def changed(saved: Mapping[str, Any], composed: Composed, overrides: Sequence[str]) -> Experiment:

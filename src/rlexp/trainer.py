@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from rlexp import checkpoint
 from rlexp.callbacks import Callback
 from rlexp.checkpoint import Checkpoint
-from rlexp.config import ConfigError, Problem, build_at, check_targets, new_run_path
+from rlexp.config import ConfigError, Problem, build_at, check_targets, load, new_run_path
 from rlexp.evaluation import Evaluation, evaluate, evaluation_seeds
 from rlexp.experiment import Experiment, read_config
 from rlexp.normalization import commit_normalization, copy_normalization, init_normalization, observation_norms
 from rlexp.redaction import redact
+from rlexp.resume import prepare
 from rlexp.rundir import RunDir
 from rlexp.seeding import seed_everything
 from rlexp.session import Session
@@ -135,6 +136,24 @@ class Trainer:
             ConfigError: with everything that is wrong with the config.
         """
         return cls(config if isinstance(config, Experiment) else read_config(dict(config)), run_dir)
+
+    @classmethod
+    def resume(cls, path: Path | str, overrides: Sequence[str] = ()) -> Trainer:
+        """A trainer that goes on with a run, as ``rlexp-train resume=PATH`` does.
+
+        Args:
+            path: the run's folder, or one of its checkpoints.
+            overrides: what changes, e.g. ``["total_frames=500_000"]``.
+
+        Raises:
+            ConfigError: a change would make another run of it.
+            CheckpointError: there is no checkpoint that is whole.
+            RunBusyError: another process trains in the folder.
+        """
+        composed = load(overrides)
+        composed.values["resume"] = str(path)
+        start = prepare(composed, overrides)
+        return cls(start.experiment, start.run, start.checkpoint)
 
     def fit(self) -> dict[str, Any]:
         """Train until the budget is spent or a signal asks to stop.

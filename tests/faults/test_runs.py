@@ -252,3 +252,12 @@ def test_secrets_reach_no_file(tmp_path: Path) -> None:
     assert "env.kwargs.api_key" in (tmp_path / "output.txt").read_text()
     again = ["resume=run", "total_frames=1280", "+env.kwargs.api_key=hunter2hunter2"]
     complete(again, tmp_path, PYTHONPATH=str(tmp_path))
+
+
+def test_secrets_of_a_multirun_are_refused_since_hydra_would_keep_them(tmp_path: Path) -> None:
+    process = launch(["--multirun", "seed=0,1", "+env.kwargs.api_key=hunter2hunter2", *TINY], tmp_path)
+    process.join(60)
+    assert process.exitcode == 2
+    assert "oc.env" in (tmp_path / "output.txt").read_text()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert all(b"hunter2hunter2" not in path.read_bytes() for path in files)

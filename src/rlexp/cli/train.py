@@ -10,8 +10,21 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
 from rlexp.cli.common import Exit, run_command, said
-from rlexp.config import VERSION_BASE, Composed, Sources, conf_dir, expand_sweeps, groups, load, search_path, tolerant
+from rlexp.config import (
+    VERSION_BASE,
+    Composed,
+    ConfigError,
+    Problem,
+    Sources,
+    conf_dir,
+    expand_sweeps,
+    groups,
+    load,
+    search_path,
+    tolerant,
+)
 from rlexp.experiment import check_config
+from rlexp.redaction import redact
 
 _HELP = """\
 rlexp-train: train an agent.
@@ -125,6 +138,13 @@ def _hand_to_hydra(flags: argparse.Namespace) -> int:
 
     sources = Sources(flags.config_dir, flags.config_path, flags.config_name)
     if flags.multirun:
+        for text in flags.overrides:
+            if redact(text) != text:
+                key = text.split("=", 1)[0]
+                message = (
+                    f"is a secret, and Hydra keeps a multirun's overrides: name a variable, '{key}=${{oc.env:MY_KEY}}'."
+                )
+                raise ConfigError([Problem(key, message)])
         for overrides in expand_sweeps(flags.overrides):
             check_config(load(overrides, sources))
     if not flags.shell_completion:

@@ -1,0 +1,182 @@
+"""What may change when a run is resumed, what may not, and what begins anew."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, rows_of
+from gymnasium.envs.classic_control import PendulumEnv
+
+from rlexp import Trainer, checkpoint, load_config
+from rlexp.checkpoint import CheckpointError
+from rlexp.cli.train import train
+from rlexp.config import ConfigError, load
+from rlexp.optim import Adam, load_schedule
+from rlexp.resume import prepare
+
+
+@pytest.fixture
+def run(tiny_run: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run that a test may continue."""
+    return Path(shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("wandb")))
+
+
+def resumed(run: Path, *overrides: str) -> Any:
+    arguments = [f"resume={run}", *overrides]
+    return prepare(load(arguments), arguments)
+
+
+def test_what_decides_what_is_learned_cannot_change(run: Path) -> None:
+    changes = ["env=hopper", "env.num_envs=8", "policy.num_cells=[32]", "loss.gamma=0.9", "seed=8", "optim.lr=1e-3"]
+    with pytest.raises(ConfigError) as raised:
+        resumed(run, *changes)
+    said = str(raised.value)
+    for line in (
+        *("env.id=Hopper-v5", "it was InvertedDoublePendulum-v5", "env.num_envs=8", "it was 4", "seed=8", "it was 7"),
+        *("policy.num_cells=[32]", "it was [64, 64]", "loss.gamma=0.9", "it was 0.99", "optim.lr=0.001"),
+    ):
+        assert line in said
+    assert train([f"resume={run}", "total_frames=1024"]) == 0
+
+
+def test_a_misspelt_change_is_refused(run: Path) -> None:
+    with pytest.raises(ConfigError, match="Did you mean total_frames"):
+        resumed(run, "total_frame=2048")
+
+
+def test_the_rest_may(run: Path) -> None:
+    changes = ["logger=none", "evaluation.episodes=2", "checkpoint.interval=256", "checkpoint.keep_last=3", "threads=1"]
+    start = resumed(run, *changes, "total_frames=1536")
+    assert start.checkpoint is not None
+    before, after = start.checkpoint.config, start.experiment.to_dict()
+    assert {key for key in after if before[key] != after[key]} == {
+        *("logger", "evaluation", "checkpoint", "threads", "total_frames"),
+    }
+    Trainer(start.experiment, start.run, start.checkpoint).fit()
+    assert [row["frames"] for row in rows_of(run)] == [256, 512, 768, 1024, 1280, 1536]
+    # Linear to 0 over the new total: the rates that a run of 1536 frames has from 1024 on.
+    assert [row["train/lr"] for row in rows_of(run)[-2:]] == pytest.approx([7e-4 / 3, 7e-4 / 6])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_an_extended_schedule_is_where_it_would_be_had_it_always_been_so_long(schedule: Any) -> None:
+    def rates(batches: int, steps: int, saved: dict[str, Any] | None = None) -> tuple[list[float], dict[str, Any]]:
+        spec = Adam(lr=0.1, schedule=schedule, betas=[0.9, 0.999], eps=1e-8, weight_decay=0.0)
+        optimizer, scheduler = spec.build([torch.nn.Parameter(torch.zeros(1))], batches)
+        if saved is not None:
+            load_schedule(scheduler, saved)
+        used = []
+        for _ in range(steps):
+            used.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        return used, scheduler.state_dict()
+
+    _, saved = rates(10, 10)
+    extended, _ = rates(20, 10, saved)
+    whole, _ = rates(20, 20)
+    assert extended == pytest.approx(whole[10:])
+
+
+def test_an_older_checkpoint_takes_the_run_back(run: Path) -> None:
+    older, newest = checkpoint.saved(run / "checkpoints")
+    trainer = Trainer.resume(older, ["total_frames=1280"])
+    assert trainer.run.path == run
+    trainer.fit()
+    assert [row["frames"] for row in rows_of(run)] == [256, 512, 768, 1024, 1280]
+    assert newest.with_name(f"superseded-{newest.name}").is_dir()
+    sessions = json.loads((run / "metadata.json").read_text())["sessions"]
+    assert [(s["frames"], s["total_frames"]) for s in sessions] == [(0, 1024), (int(older.name), 1280)]
+
+
+def test_resume_needs_something_to_go_on_from(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="neither a run's folder nor a checkpoint"):
+        resumed(tmp_path / "empty")
+    with pytest.raises(ConfigError, match="no such folder"):
+        resumed(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="needs a folder that is the same each time"):
+        prepare(load(["resume=auto"]), ["resume=auto"])
+
+
+def test_a_warm_start_has_weights_and_statistics_and_nothing_else(tiny_run: Path, tmp_path: Path) -> None:
+    overrides = [*TINY, f"warm_start={tiny_run}", "logger=none", "seed=3", "optim.lr=1e-4"]
+    trainer = Trainer(load_config(overrides), tmp_path / "run")
+    saved = checkpoint.load(tiny_run).state
+    for name, value in trainer.networks.actor.state_dict().items():
+        assert torch.equal(value, saved.actor[name])
+    assert torch.equal(trainer.env.transform[0].loc, saved.transforms["transforms.0.loc"])
+    reward_norm = trainer.objective.reward_norm
+    assert reward_norm is not None
+    assert reward_norm.moments.count == 1024
+    assert not reward_norm.discounted.any()
+    assert (trainer.frames, trainer.optimizer.state_dict()["state"]) == (0, {})
+    assert trainer.scheduler.get_last_lr() == [1e-4]
+    trainer.close()
+    with pytest.raises(ConfigError, match="warm_start"):
+        Trainer(load_config([*overrides, "policy.num_cells=[8]"]), tmp_path / "other")
+
+
+class Opaque(PendulumEnv):  # type: ignore[misc] # Gymnasium's types are not followed
+    """Holds something that cannot be looked into."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.engine = object()
+
+
+gymnasium.register("Opaque-v0", Opaque, max_episode_steps=20)
+
+
+def test_a_simulator_that_cannot_be_saved_begins_new_episodes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    overrides = [*TINY, "env=gym", "env.id=Opaque-v0", "logger=none", "total_frames=512"]
+    Trainer(load_config(overrides), tmp_path / "run").fit()
+    saved = checkpoint.load(tmp_path / "run")
+    manifest = json.loads((saved.path / checkpoint.MANIFEST).read_text())
+    assert manifest["exact_resume"] is False
+    assert manifest["inexact"] == ["Opaque.engine is a object, which cannot be saved"]
+    start = resumed(tmp_path / "run", "total_frames=1024")
+    trainer = Trainer(start.experiment, start.run, start.checkpoint)
+    assert "not to the bit: Opaque.engine" in caplog.text
+    assert "Every episode begins afresh" in caplog.text
+    for name, value in trainer.networks.actor.state_dict().items():
+        assert torch.equal(value, saved.state.actor[name])
+    assert trainer.optimizer.state_dict()["state"][0]["step"] == saved.state.optimizer["state"][0]["step"]
+    trainer.fit()
+    assert [row["frames"] for row in rows_of(tmp_path / "run")] == [256, 512, 768, 1024]
+    assert rows_of(tmp_path / "run")[2]["train/step_count"] <= 20
+
+
+@pytest.mark.parametrize("task", ["Ant-v5", "HalfCheetah-v5", "Pusher-v5", "Pendulum-v1", "MountainCarContinuous-v0"])
+@pytest.mark.parametrize("steps", [0, 1, 7, 33])
+def test_a_simulator_goes_on_in_another_copy(task: str, steps: int) -> None:
+    from rlexp.envs import simulator
+
+    def play(env: gymnasium.Env[Any, Any], actions: list[Any]) -> list[Any]:
+        seen: list[Any] = []
+        for action in actions:
+            observation, reward, terminated, truncated, _ = env.step(action)
+            seen.append((observation.tobytes(), float(reward), terminated, truncated))
+            if terminated or truncated:
+                seen.append(env.reset()[0].tobytes())
+        return seen
+
+    env, copy = (gymnasium.make(task, max_episode_steps=30) for _ in range(2))
+    env.reset(seed=1)
+    copy.reset(seed=2)
+    generator = np.random.default_rng(0)
+    space = env.action_space
+    assert isinstance(space, gymnasium.spaces.Box)
+    actions = [generator.uniform(space.low, space.high).astype(space.dtype) for _ in range(steps + 70)]
+    play(env, actions[:steps])
+    state = simulator.get_state(env)
+    simulator.check_state(copy, state)
+    simulator.set_state(copy, state)
+    assert play(copy, actions[steps:]) == play(env, actions[steps:])
