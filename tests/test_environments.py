@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import gymnasium
@@ -13,6 +16,7 @@ import torch
 from torchrl.envs.utils import check_env_specs
 
 from rlexp import load_config
+from rlexp.config import ConfigError
 from rlexp.envs.gymnasium import BatchedGymEnv
 from rlexp.envs.simulators import SimulatorError
 
@@ -138,13 +142,39 @@ def test_close_ends_every_worker() -> None:
     assert not any(alive(pid) for pid in pids)
 
 
+def test_workers_do_not_outlive_a_killed_main_process(tmp_path: Path) -> None:
+    script = tmp_path / "main.py"
+    script.write_text(
+        "import os, signal\n"
+        "from rlexp.envs.gymnasium import BatchedGymEnv\n"
+        "if __name__ == '__main__':\n"
+        "    env = BatchedGymEnv('Pendulum-v1', num_envs=2, num_workers=2)\n"
+        "    env.rollout(2)\n"
+        "    print(*(worker.pid for worker in env.workers), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 1
+    deadline = time.monotonic() + 20
+    while any(alive(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_more_workers_than_simulators_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"env\.num_workers=3(.|\n)*env\.num_envs is 2"):
+        load_config(["env.num_envs=2", "env.num_workers=3"])
+
+
 def worker_pids(env: BatchedGymEnv) -> list[int]:
     return [worker.pid for worker in env.workers]
 
 
 def alive(pid: int) -> bool:
+    """Whether the process runs; one that ended and that nobody waited for yet does not."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
         return False
-    return True
