@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -96,20 +97,13 @@ def render(report: Report, drawn: Sequence[Picture]) -> str:
         overall=None if report.overall is None else tables.aggregate_table(report.overall),
         sections=sections,
         shown=pictures.SHOWN,
-        crowded=max(len(results) for results in _sizes(report)) > pictures.SHOWN,
+        crowded=max(Counter(result.group.environment for result in report.results).values()) > pictures.SHOWN,
         improvements=[(c.name, tables.improvement_table(c)) for c in report.comparisons],
         left_out=tables.left_out_table(report.groups, report.unread),
         settings=tables.settings_table(report.groups) if 1 < len(report.groups) <= _SETTINGS_TABLE_GROUPS else None,
         counted=tables.counted_table(report.groups),
         version=version("rlexp"),
     )
-
-
-def _sizes(report: Report) -> list[list[str]]:
-    names = {result.group.environment: [] for result in report.results}  # type: dict[str, list[str]]
-    for result in report.results:
-        names[result.group.environment].append(result.group.name)
-    return list(names.values())
 
 
 def _file_names(names: Sequence[str]) -> dict[str, str]:

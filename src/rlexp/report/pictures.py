@@ -10,27 +10,26 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
-from matplotlib.ticker import EngFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from rlexp.report import statistics
 from rlexp.report.results import Comparison, Result
-from rlexp.report.tables import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SHOWN = 8
+SHOWN = 6
 """Lines in one picture; beyond that they cannot be told apart."""
 
 # Okabe and Ito's colours, which the colour-blind tell apart too, without the yellow that white paper swallows.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
 _LINES = ("-", "--", "-.", ":")
+_SHADES = colormaps["viridis_r"]
 
 Style = Mapping[str, Any]
 
@@ -55,11 +54,9 @@ def learning_curves(environment: str, results: Sequence[Result], look: Mapping[s
         label = f"{result.group.variant} ({seeds})" if result.group.variant else seeds
         marker = "o" if len(frames) <= 30 else None
         axes.plot(frames, middle, **style, linewidth=1.8, marker=marker, markersize=3, label=_wrapped(label))
-        axes.fill_between(frames, low, high, color=style["color"], alpha=0.18, linewidth=0)
+        axes.fill_between(frames, low, high, color=style["color"], alpha=0.15, linewidth=0)
     for threshold in sorted({result.threshold for result in results if result.threshold is not None}):
-        axes.axhline(
-            threshold, color="0.45", linewidth=1, linestyle=(0, (4, 3)), label=f"threshold {number(threshold)}"
-        )
+        axes.axhline(threshold, color="0.45", linewidth=1, linestyle=(0, (4, 3)), label=f"threshold {threshold:,.10g}")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.yaxis.set_major_formatter("{x:,.10g}")
     return _png(figure)
@@ -86,15 +83,19 @@ def performance_profile(comparison: Comparison, look: Mapping[str, Style]) -> by
 def probability_of_improvement(comparison: Comparison, look: Mapping[str, Style]) -> bytes:
     """Chance that a run of X scores higher than one of Y, with its 95% interval; one bar a pair."""
     pairs = comparison.improvements[: 2 * SHOWN]
-    labels = [f"{_wrapped(pair.x, 46)}\nvs {_wrapped(pair.y, 43)}" for pair in pairs]
-    lines = sum(label.count("\n") + 1 for label in labels)
-    figure, axes = _canvas(f"Probability of improvement: {comparison.name}", "P(X > Y)", "", 1.5 + 0.19 * lines)
+    against_one = len(pairs) > 1 and len({pair.x for pair in pairs}) == 1
+    labels = [
+        _wrapped(pair.y, 46) if against_one else f"{_wrapped(pair.x, 46)}\nvs {_wrapped(pair.y, 43)}" for pair in pairs
+    ]
+    lines = sum(label.count("\n") + 2 for label in labels)
+    axis = f"P(X > Y), where X is {pairs[0].x}" if against_one else "P(X > Y)"
+    figure, axes = _canvas(f"Probability of improvement: {comparison.name}", _wrapped(axis, 60), "", 1.3 + 0.17 * lines)
     for row, pair in enumerate(pairs):
-        estimate, colour = pair.probability, look[pair.x]["color"]
+        estimate, colour = pair.probability, look[pair.y if against_one else pair.x]["color"]
         if estimate.low is not None and estimate.high is not None:
             axes.barh(row, estimate.high - estimate.low, left=estimate.low, height=0.5, color=colour, alpha=0.3)
-        axes.plot([estimate.value] * 2, [row - 0.25, row + 0.25], color=colour, linewidth=2.5)
-    axes.axvline(0.5, color="0.45", linewidth=1, linestyle=(0, (4, 3)))
+        axes.plot([estimate.value] * 2, [row - 0.25, row + 0.25], color=colour, linewidth=3)
+    axes.axvline(0.5, color="0.45", linewidth=1, linestyle=(0, (4, 3)), zorder=0)
     axes.set_yticks(range(len(pairs)), labels, fontsize=8)
     axes.set_ylim(len(pairs) - 0.5, -0.5)
     axes.set_xlim(-0.01, 1.01)
@@ -104,38 +105,37 @@ def probability_of_improvement(comparison: Comparison, look: Mapping[str, Style]
 
 
 def parallel_coordinates(environment: str, results: Sequence[Result]) -> bytes:
-    """One line a group through its settings, coloured by its interquartile mean, the best on top."""
+    """One line a group through its settings to its interquartile mean, which colours it; the best on top."""
     keys = list(results[0].group.settings)
-    figure, axes = _canvas(f"Settings and result: {environment}", "", "", 4.4)
+    figure, axes = _canvas(f"Settings and result: {environment}", "", "", 4.6)
     scores = [result.iqm.value for result in results]
-    colours = ScalarMappable(Normalize(min(scores), max(scores)), "viridis_r")
+    low, span = min(scores), (max(scores) - min(scores)) or 1.0
     scales = [_places([result.group.settings[key] for result in results]) for key in keys]
-    for result in reversed(best_first(results)):
-        heights = [scale[str(result.group.settings[key])] for key, scale in zip(keys, scales, strict=True)]
-        axes.add_patch(
-            PathPatch(
-                _smooth(heights),
-                facecolor="none",
-                edgecolor=colours.cmap(colours.norm(result.iqm.value)),
-                linewidth=1.8,
-                alpha=0.85,
-            )
-        )
+    for rank, result in enumerate(reversed(best_first(results))):
+        # Lines through the same value run side by side, in order of their results; on one another they would hide.
+        aside = 0.09 * (rank / max(len(results) - 1, 1) - 0.5)
+        heights = [scale[str(result.group.settings[key])] + aside for key, scale in zip(keys, scales, strict=True)]
+        share = (result.iqm.value - low) / span
+        outline = _smooth([*heights, share])
+        axes.add_patch(PathPatch(outline, facecolor="none", edgecolor=_SHADES(share), linewidth=1.7, alpha=0.9))
+    box = {"facecolor": "white", "edgecolor": "0.8", "linewidth": 0.6, "boxstyle": "round,pad=0.25"}
     for place, scale in enumerate(scales):
         axes.axvline(place, color="0.25", linewidth=1)
         for text, height in scale.items():
-            box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
-            axes.text(
-                place + 0.025, height, textwrap.shorten(text, 22, placeholder="…"), va="center", fontsize=8, bbox=box
-            )
-    axes.set_xticks(range(len(keys)), [key.replace(".", ".\n", 1) for key in keys], fontsize=9)
-    axes.set_yticks([])
-    axes.set_xlim(-0.15, len(keys) - 1 + 0.45)
-    axes.set_ylim(-0.06, 1.06)
+            short = textwrap.shorten(text, 22, placeholder="…")
+            axes.text(place, height, short, ha="center", va="center", fontsize=8, bbox=box, zorder=3)
+    axes.axvline(len(keys), color="0.25", linewidth=1)
+    axes.yaxis.tick_right()
+    ticks = [tick for tick in MaxNLocator(6).tick_values(low, low + span) if low <= tick <= low + span]
+    axes.set_yticks([(tick - low) / span for tick in ticks], [f"{tick:,.10g}" for tick in ticks], fontsize=9)
+    axes.set_xticks(
+        range(len(keys) + 1), [*(key.replace(".", ".\n", 1) for key in keys), "IQM of final\nreturn"], fontsize=9
+    )
+    axes.set_xlim(-0.2, len(keys))
+    axes.set_ylim(-0.08, 1.08)
     axes.grid(visible=False)
     axes.spines[["left", "bottom"]].set_visible(False)
-    axes.tick_params(length=0)
-    figure.colorbar(colours, ax=axes, label="IQM of final evaluation return", format="{x:,.10g}", pad=0.01)
+    axes.tick_params(axis="x", length=0)
     return _png(figure)
 
 
@@ -160,7 +160,10 @@ def _canvas(title: str, x: str, y: str, height: float = 4.2) -> tuple[Figure, Ax
 def _png(figure: Figure) -> bytes:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if handles:
-        columns = 1 if max(map(len, labels)) > 45 else min(len(labels), 2 if max(map(len, labels)) > 24 else 3)
+        longest = max(map(len, labels))
+        columns = 1 if longest > 45 else min(len(labels), 2 if longest > 24 else 3)
+        lines = sum(label.count("\n") + 1 for label in labels) / columns
+        figure.set_figheight(figure.get_figheight() + 0.2 * max(0.0, lines - 1))
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     file = io.BytesIO()
     FigureCanvasAgg(figure).print_png(file)
