@@ -177,7 +177,7 @@ def test_settings_that_cannot_change_results_do_not_split_a_group() -> None:
 def test_the_pages_numbers_are_the_csvs(sweep: Path, tmp_path: Path) -> None:
     files = write_report(make_report(load_runs([sweep])), tmp_path)
     page = Cells((tmp_path / "index.html").read_text(encoding="utf-8"))
-    shown = {row[0]: row for row in page.rows if row and row[0].startswith("env.name=") and len(row) == 11}
+    shown = {row[0]: row for row in page.rows if row and row[0].startswith("env.name=") and len(row) == 10}
     rows = read_csv(tmp_path / "table.csv")
     assert len(rows) == len(shown) == 16
     for row in rows:
@@ -187,7 +187,7 @@ def test_the_pages_numbers_are_the_csvs(sweep: Path, tmp_path: Path) -> None:
             assert cells[place] == f"{value} [{low}, {high}]"
         assert cells[1] == row["seeds"]
         assert cells[5] == number(float(row["best"]))
-        assert cells[7] == f"{row['reached']}/{row['seeds']}"
+        assert cells[6] == f"{row['reached']}/{row['seeds']} ≥ {float(row['threshold']):,.0f}"
         finals = [float(r["final"]) for r in read_csv(tmp_path / "runs.csv") if r["group"] == row["group"]]
         assert float(row["mean"]) == pytest.approx(np.mean(finals))
     pictures = [file for file in files if file.suffix == ".png"]

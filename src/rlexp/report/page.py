@@ -17,7 +17,6 @@ from rlexp.report.results import FEW_SEEDS
 
 # A parallel-coordinates plot of two settings says less than the table.
 _SETTINGS_TO_PLOT = 3
-_SETTINGS_TABLE_GROUPS = 6
 
 
 @dataclass(frozen=True)
@@ -98,9 +97,9 @@ def render(report: Report, drawn: Sequence[Picture]) -> str:
         sections=sections,
         shown=pictures.SHOWN,
         crowded=max(Counter(result.group.environment for result in report.results).values()) > pictures.SHOWN,
-        improvements=[(c.name, tables.improvement_table(c)) for c in report.comparisons],
+        improvements=tables.improvement_table(report.comparisons),
         left_out=tables.left_out_table(report.groups, report.unread),
-        settings=tables.settings_table(report.groups) if 1 < len(report.groups) <= _SETTINGS_TABLE_GROUPS else None,
+        settings=tables.settings_table(report.groups) if len(report.groups) > 1 else None,
         counted=tables.counted_table(report.groups),
         version=version("rlexp"),
     )

@@ -15,6 +15,7 @@ from rlexp.report.runs import Run
 from rlexp.report.statistics import Estimate
 
 NONE = "\N{EN DASH}"
+AT_LEAST = "\N{GREATER-THAN OR EQUAL TO}"
 
 NOTE = (
     "IQM is the interquartile mean; brackets are 95% percentile intervals of a stratified bootstrap over seeds, of "
@@ -25,7 +26,8 @@ NOTE = (
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", NONE: "--", "<": r"\textless{}", ">": r"\textgreater{}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", NONE: "--", AT_LEAST: r"$\geq$",
+    "<": r"\textless{}", ">": r"\textgreater{}",
 }  # fmt: skip
 
 
@@ -60,16 +62,14 @@ def whole(value: float | None) -> str:
 
 def interval(estimate: Estimate, seeds: int) -> str:
     """``value [low, high]``, and beside it how many seeds where they are few."""
-    text = number(estimate.value)
-    if estimate.low is not None:
-        text += f" [{number(estimate.low)}, {number(estimate.high)}]"
-    return text if seeds >= FEW_SEEDS else f"{text} (n={seeds})"
+    text = number(estimate.value) if seeds >= FEW_SEEDS else f"{number(estimate.value)} (n={seeds})"
+    return text if estimate.low is None else f"{text} [{number(estimate.low)}, {number(estimate.high)}]"
 
 
 def results_table(results: Sequence[Result]) -> Table:
     """One row a group with counted runs."""
     columns = (
-        "group", "seeds", "IQM", "mean", "median", "best", "threshold", "reached", "frames to threshold",
+        "group", "seeds", "IQM", "mean", "median", "best", "reached threshold", "frames to threshold",
         "seconds to threshold", "frames/s",
     )  # fmt: skip
     rows = tuple(
@@ -80,8 +80,9 @@ def results_table(results: Sequence[Result]) -> Table:
             interval(result.mean, result.seeds),
             interval(result.median, result.seeds),
             number(result.best),
-            NONE if result.threshold is None else f"{result.threshold:,.10g}",
-            NONE if result.threshold is None else f"{result.reached}/{result.seeds}",
+            NONE
+            if result.threshold is None
+            else f"{result.reached}/{result.seeds} {AT_LEAST} {result.threshold:,.10g}",
             whole(result.frames_to_threshold),
             whole(result.seconds_to_threshold),
             whole(result.fps),
@@ -100,13 +101,14 @@ def aggregate_table(comparison: Comparison) -> Table:
     return Table(("variant", "seeds", "IQM", "mean", "median"), tuple(rows))
 
 
-def improvement_table(comparison: Comparison) -> Table:
-    """One row a pair of variants."""
+def improvement_table(comparisons: Sequence[Comparison]) -> Table:
+    """One row a pair of variants, in each comparison."""
     rows = []
-    for pair in comparison.improvements:
-        seeds = min(len(scores) for variant in (pair.x, pair.y) for scores in comparison.scores[variant])
-        rows.append((pair.x, pair.y, interval(pair.probability, seeds)))
-    return Table(("X", "Y", "P(X > Y)"), tuple(rows), names=2)
+    for comparison in comparisons:
+        for pair in comparison.improvements:
+            seeds = min(len(scores) for variant in (pair.x, pair.y) for scores in comparison.scores[variant])
+            rows.append((comparison.name, pair.x, pair.y, interval(pair.probability, seeds)))
+    return Table(("environment", "X", "Y", "P(X > Y)"), tuple(rows), names=3)
 
 
 def left_out_table(groups: Sequence[Group], unread: Sequence[Run]) -> Table:
@@ -129,10 +131,10 @@ def counted_table(groups: Sequence[Group]) -> Table:
 
 
 def settings_table(groups: Sequence[Group]) -> Table:
-    """The settings that are not the same in all groups, one row each."""
+    """The settings that are not the same in all groups, one row a group."""
     keys = sorted(set().union(*(group.differing for group in groups)))
-    rows = tuple((key, *(group.differing[key] for group in groups)) for key in keys)
-    return Table(("setting", *(group.name for group in groups)), rows, names=len(groups) + 1)
+    rows = tuple((group.name, *(group.differing[key] for key in keys)) for group in groups)
+    return Table(("group", *keys), rows, names=len(keys) + 1)
 
 
 def to_markdown(table: Table) -> str:
