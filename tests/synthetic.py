@@ -72,8 +72,19 @@ def write_run(
     evaluated = {round((i + 1) * rows / len(returns)): value for i, value in enumerate(returns)}
     lines = []
     for i in range(1, rows + 1):
-        row = {"frames": 1000 * i, "train/reward": 1.25, "train/step_count": 321, "train/lr": 3e-4}
-        row |= {f"loss/{k}": 0.0123456789 * i for k in ("objective", "critic", "entropy", "kl_approx", "ess")}
+        row = {
+            "frames": 1000 * i,
+            "train/reward": 1.25,
+            "train/step_count": 321,
+            "train/lr": 3e-4,
+            "train/episode_return": 2.5,
+            "train/episode_length": 12.5,
+            "optim/grad_norm": 0.5,
+        }
+        row |= {
+            f"loss/{k}": 0.0123456789 * i
+            for k in ("objective", "critic", "entropy", "kl_approx", "clip_fraction", "ess", "explained_variance")
+        }
         if i in evaluated:
             row |= {"eval/return": evaluated[i], "eval/reward": evaluated[i] / 1000, "eval/step_count": 1000}
         row |= {"time/fps": 2000.0, "time/collect": 0.3 * i, "time/update": 0.2 * i, "time/eval": 0.01 * i}

@@ -83,10 +83,10 @@ def render(report: Report, drawn: Sequence[Picture]) -> str:
         sections.setdefault(picture.section, []).append(picture)
     return template.render(
         counts={
-            "environments": len({group.environment for group in report.groups}),
-            "configurations": len(report.groups),
-            "runs averaged": sum(result.seeds for result in report.results),
-            "runs left out": len(report.left_out),
+            "environment": len({group.environment for group in report.groups}),
+            "configuration": len(report.groups),
+            "averaged run": sum(result.seeds for result in report.results),
+            "run left out": len(report.left_out),
         },
         few=few,
         empty=[group for group in report.groups if not group.runs],

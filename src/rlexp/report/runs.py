@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 from numpy.typing import NDArray
+from pydantic_core import from_json
 
 from rlexp.rundir import RunDir
 
@@ -202,8 +203,9 @@ def _rows(path: Path, *, torn: bool) -> list[Mapping[str, Any]]:
     rows: list[Mapping[str, Any]] = []
     frames = -math.inf
     for number, line in enumerate(lines, start=1):
+        # Pydantic's parser: the same numbers in a third of the time, and a sweep has half a million rows.
         try:
-            row = json.loads(line)
+            row = from_json(line)
         except ValueError as error:
             if torn and number == len(lines):
                 break
