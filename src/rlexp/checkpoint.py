@@ -122,13 +122,15 @@ def point(folder: Path, name: str, checkpoint: Path) -> None:
 
 
 def resolve(path: Path) -> Path:
-    """The checkpoint that a path means: itself, or the latest of a run's folder.
+    """The checkpoint that a path means: itself, what ``checkpoints/best`` names, or the latest of a run's folder.
 
     Raises:
         CheckpointError: there is none.
     """
     if (path / MANIFEST).is_file():
         return path
+    if path.name in ("latest", "best") and path.is_file():
+        return path.parent / path.read_text().strip()
     folder = path / "checkpoints"
     if (folder / "latest").is_file():
         return folder / (folder / "latest").read_text().strip()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
@@ -82,6 +82,10 @@ class BatchedGymEnv(EnvBase):
     def set_seeds(self, seeds: Sequence[int]) -> None:
         """Seed simulator ``i`` with ``seeds[i]`` at its next reset."""
         self._seeds[: len(seeds)] = seeds
+
+    def wrap(self, index: int, wrapper: Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]) -> None:
+        """Put a Gymnasium wrapper around simulator ``index``: to watch it, say."""
+        self._envs[index] = wrapper(self._envs[index])
 
     def _reset(self, tensordict: TensorDictBase | None, **kwargs: object) -> TensorDictBase:
         mask = None if tensordict is None else tensordict.get("_reset", None)
