@@ -16,6 +16,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rlexp import checkpoint
 from rlexp.checkpoint import Checkpoint, CheckpointError
+from rlexp.config import ConfigError, Problem
 from rlexp.envs import EnvSpec, GymEnv
 from rlexp.experiment import Experiment, read_config
 from rlexp.normalization import RunningObservationNorm
@@ -173,7 +174,11 @@ class Policy(nn.Module):
         self.eval().requires_grad_(False)
         self.to(next(self.actor.parameters()).device)
         observations, actions = agent.steps(8 * agent.env.batch_size[0])
-        if (difference := unlike(self(observations), actions)) is not None:
+        try:
+            difference = unlike(self(observations), actions)
+        except Exception as error:
+            difference = f"{type(error).__name__}: {error}"
+        if difference is not None:
             raise UnfaithfulPolicyError(
                 f"{agent.path} does not act on observations alone as it does in its environment: {difference}. "
                 "One of env.transforms remembers earlier steps, or is no function of the observation."
@@ -261,5 +266,6 @@ def _differences(name: str, needed: Mapping[str, Tensor], saved: Mapping[str, Te
 
 
 def _rendering(spec: EnvSpec) -> EnvSpec:
-    assert isinstance(spec, GymEnv)
+    if not isinstance(spec, GymEnv):
+        raise ConfigError([Problem("video", f"{type(spec).__name__} gives no pictures; GymEnv does.", "true")])
     return spec.model_copy(update={"kwargs": spec.kwargs | {"render_mode": "rgb_array"}})

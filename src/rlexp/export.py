@@ -14,8 +14,6 @@ from torch import Tensor
 
 from rlexp.agent import Agent, Policy, unlike
 
-Format = Literal["onnx", "torch"]
-SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch": ".pt2"}
 CHECKED = 1000
 
 
@@ -23,7 +21,7 @@ class ExportError(Exception):
     """The policy cannot be exported, or the export acts otherwise than the policy; no file was written."""
 
 
-def export_policy(agent: Agent, kind: Format, path: Path) -> Path:
+def export_policy(agent: Agent, kind: Literal["onnx", "torch"], path: Path) -> Path:
     """Write the policy of an agent as one graph: raw observations in, the environment's actions out.
 
     The graph takes ``observation`` ``[batch, *observation]`` in the simulator's own type, for any batch of at least
@@ -46,7 +44,7 @@ def export_policy(agent: Agent, kind: Format, path: Path) -> Path:
     observations, actions = agent.steps(CHECKED)
     write, read = {"onnx": (_write_onnx, _read_onnx), "torch": (_write_torch, _read_torch)}[kind]
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}{SUFFIXES[kind]}")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp.pt2")  # torch.export.save takes no other suffix
     try:
         try:
             write(policy, observations, aside)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from rlexp.cli.common import Exit, read_settings, run_command
-from rlexp.config import ConfigError, Spec
+from rlexp.config import ConfigError, Problem, Spec
 
 _HELP = """\
 rlexp-export: write a trained policy as one file that needs neither rlexp nor torchrl.
@@ -25,6 +26,7 @@ The graph takes raw observations [batch, ...] and gives the environment's action
 It is compared with the agent on 1,000 observations of its environment before the file appears.
 """
 
+_SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -34,6 +36,12 @@ class ExportSettings(Spec):
     checkpoint: Annotated[str, Field(min_length=1)]
     format: Literal["onnx", "torch"] = "onnx"
     out: Annotated[str, Field(min_length=1)] | None = None
+
+    def problems(self) -> Iterator[Problem]:
+        """A file's suffix says what it holds."""
+        suffix = _SUFFIXES[self.format]
+        if self.out is not None and Path(self.out).suffix != suffix:
+            yield Problem("out", f"must end in {suffix} with format={self.format}.", self.out)
 
 
 def main() -> None:
@@ -60,11 +68,11 @@ def export(arguments: list[str]) -> int:
 
     from rlexp.agent import Agent, UnfaithfulPolicyError
     from rlexp.checkpoint import CheckpointError
-    from rlexp.export import CHECKED, SUFFIXES, ExportError, export_policy
+    from rlexp.export import CHECKED, ExportError, export_policy
 
     try:
         agent = Agent(Path(settings.checkpoint))
-        default = agent.folder / f"policy{SUFFIXES[settings.format]}"
+        default = agent.folder / f"policy{_SUFFIXES[settings.format]}"
         path = export_policy(agent, settings.format, Path(settings.out) if settings.out else default)
     except ConfigError as error:
         print(f"rlexp-export: {settings.checkpoint} cannot be used here: {error}", file=sys.stderr)
