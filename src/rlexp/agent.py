@@ -22,6 +22,7 @@ from rlexp.experiment import Experiment, read_config
 from rlexp.normalization import RunningObservationNorm
 from rlexp.policies import ActorCritic
 
+ROUNDING = 1e-5  # share of an action's range: float32 sums in another order
 Array = TypeVar("Array", Tensor, npt.NDArray[Any])
 
 
@@ -124,6 +125,15 @@ class Agent:
                 actions.append(witness.action)
         return torch.cat(observations)[:count], torch.cat(actions)[:count]
 
+    def unlike(self, actions: Tensor, expected: Tensor) -> str | None:
+        """How far actions ``[count, *action]`` are from those expected, in words; None where rounding explains it."""
+        space = self.env.base_env.action_spec_unbatched.space
+        span = space.high.double() - space.low.double()
+        largest = ((actions.cpu().double() - expected.cpu().double()) / span).abs().max().item()
+        if largest <= ROUNDING:  # false for NaN
+            return None
+        return f"over {len(expected):,} observations an action differs by up to {largest:.3g} of its range"
+
 
 class _Witness(Transform):
     """Keeps what goes in and out of the bare simulators."""
@@ -175,7 +185,7 @@ class Policy(nn.Module):
         self.to(next(self.actor.parameters()).device)
         observations, actions = agent.steps(8 * agent.env.batch_size[0])
         try:
-            difference = unlike(self(observations), actions)
+            difference = agent.unlike(self(observations), actions)
         except Exception as error:
             difference = f"{type(error).__name__}: {error}"
         if difference is not None:
@@ -223,15 +233,6 @@ def load_policy(path: Path | str, device: torch.device | str = "cpu") -> Policy:
         UnfaithfulPolicyError: it cannot act on observations alone.
     """
     return Policy(Agent(path, device))
-
-
-def unlike(actions: Tensor, expected: Tensor) -> str | None:
-    """How far actions are from those expected, in words; None where rounding explains it."""
-    largest = (actions.cpu().double() - expected.cpu().double()).abs().max().item()
-    bound = 1e-5 * max(1.0, expected.abs().max().item())
-    if largest <= bound:  # false for NaN
-        return None
-    return f"over {len(expected):,} observations an action differs by up to {largest:.3g} ({bound:.0e} is rounding)"
 
 
 def _feeding(transforms: Compose, keys: set[str]) -> tuple[list[Transform], set[str]]:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlexp.agent import Agent, Policy, unlike
+from rlexp.agent import Agent, Policy
 
 CHECKED = 1000
 
@@ -55,7 +55,7 @@ def export_policy(agent: Agent, kind: Literal["onnx", "torch"], path: Path) -> P
         # One observation at a time too: a graph that took its batch dimension for a constant fails here.
         single = torch.cat([graph(observation[None]) for observation in observations[:10]])
         for given, expected in ((graph(observations), actions), (single, actions[:10])):
-            if (difference := unlike(given, expected)) is not None:
+            if (difference := agent.unlike(given, expected)) is not None:
                 raise ExportError(f"{agent.path} as {kind} acts otherwise than the agent itself: {difference}.")
         aside.replace(path)
     finally:

@@ -99,7 +99,8 @@ def evaluate(arguments: list[str]) -> int:
     statistics = result.statistics()
     kind = "deterministic" if settings.deterministic else "sampled"
     print(f"{agent.path} after {agent.frames:,} frames of {experiment.env.name}")
-    print(f"{len(seeds)} whole {kind} episodes, their seeds from seed={seed}")
+    episodes = "1 episode" if len(seeds) == 1 else f"{len(seeds):,} episodes"
+    print(f"{kind}, {episodes} to the end, seeded from seed={seed}")
     for quantity in ("return", "length"):
         known = {name: statistics.get(f"{name}_{quantity}") for name in ("mean", "std", "median", "min", "max")}
         told = ", ".join(f"{name} {value:,.1f}" for name, value in known.items() if value is not None)
