@@ -15,6 +15,8 @@ import onnxruntime
 import pytest
 import torch
 from conftest import TINY, run_command
+from gymnasium import spaces
+from gymnasium.envs.classic_control import PendulumEnv
 
 from rlexp import Trainer, export, load_config, load_policy
 from rlexp.agent import Agent, UnfaithfulPolicyError
@@ -145,6 +147,25 @@ def test_actions_leave_in_the_environments_own_bounds_and_shape(tmp_path: Path) 
     far = session.run(None, {"observation": 1e6 * np.random.default_rng(0).normal(size=(100, 23))})[0]
     assert np.abs(far).max() <= 2  # Pusher's bound
     assert np.abs(far).max() > 1
+
+
+class WidePendulum(PendulumEnv):  # type: ignore[misc]
+    """Takes actions in float64, which the run's transforms make of the policy's float32."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.action_space = spaces.Box(-2.0, 2.0, (1,), dtype=np.float64)
+
+
+def test_transforms_of_the_action_are_inside(tmp_path: Path) -> None:
+    gymnasium.register("WidePendulum-v0", WidePendulum, max_episode_steps=20)
+    run_dir = trained(tmp_path / "run", {"norm": NORM, **END}, ("env=gym", "env.id=WidePendulum-v0"))
+    policy = load_policy(run_dir)
+    observations, actions = Agent(run_dir).steps(30, seed=3)
+    assert (observations.dtype, actions.dtype) == (torch.float32, torch.float64)
+    torch.testing.assert_close(policy(observations), actions, atol=1e-6, rtol=0)
+    path = export_policy(Agent(run_dir), "torch", tmp_path / "policy.pt2")
+    torch.testing.assert_close(torch.export.load(path).module()(observations), actions, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(
