@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -36,20 +36,26 @@ class Agent:
     Args:
         source: a checkpoint; its path, that of ``checkpoints/best``, or a run's folder for its latest one.
         device: where the networks go.
+        trust: packages of your own that the checkpoint's config may import, beside rlexp, torch and the like.
         render: make simulators that can render pictures.
 
     Raises:
         CheckpointError: there is no checkpoint, it is damaged, or it does not fit the environment as it is here.
-        ConfigError: the environment it was trained in cannot be built here.
+        ConfigError: the environment it was trained in cannot be built here, or needs code that is not trusted.
     """
 
     def __init__(
-        self, source: Checkpoint | Path | str, device: torch.device | str = "cpu", *, render: bool = False
+        self,
+        source: Checkpoint | Path | str,
+        device: torch.device | str = "cpu",
+        trust: Sequence[str] = (),
+        *,
+        render: bool = False,
     ) -> None:
         saved = source if isinstance(source, Checkpoint) else checkpoint.load(Path(source))
         self.path = saved.path
         self.frames = saved.state.frames
-        self.experiment: Experiment = read_config(saved.config)
+        self.experiment: Experiment = read_config(saved.config, trust)
         spec = _rendering(self.experiment.env) if render else self.experiment.env
         # As wide as in training, so that every number comes out of the same matrix products.
         self.env: TransformedEnv = spec.build(self.experiment.evaluation.episodes)
@@ -224,15 +230,20 @@ class Policy(nn.Module):
         return cast("Array", tensordict["action"])
 
 
-def load_policy(path: Path | str, device: torch.device | str = "cpu") -> Policy:
+def load_policy(path: Path | str, device: torch.device | str = "cpu", trust: Sequence[str] = ()) -> Policy:
     """The policy of a checkpoint, of ``RUN_DIR/checkpoints/best``, or of the latest one in a run's folder.
+
+    Args:
+        path: a checkpoint, or a run's folder.
+        device: where the networks go.
+        trust: packages of your own that the checkpoint's config may import, beside rlexp, torch and the like.
 
     Raises:
         CheckpointError: there is no checkpoint, it is damaged, or it does not fit the environment as it is here.
-        ConfigError: the environment it was trained in cannot be built here.
+        ConfigError: the environment it was trained in cannot be built here, or needs code that is not trusted.
         UnfaithfulPolicyError: it cannot act on observations alone.
     """
-    return Policy(Agent(path, device))
+    return Policy(Agent(path, device, trust))
 
 
 def _feeding(transforms: Compose, keys: set[str]) -> tuple[list[Transform], set[str]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from rlexp.config import Fraction, NonNegative, Positive, Spec
+from rlexp.config import Fraction, Node, NonNegative, Positive, Spec, build_at
 
 if TYPE_CHECKING:
     import torch
@@ -34,18 +35,53 @@ class Objective:
 
 
 class LossSpec(Spec):
-    """Base of all objectives."""
+    """Base of all objectives: the loss is a subclass's, the advantage is generalised advantage estimation.
+
+    Builds ``torchrl.objectives.value.GAE`` (Schulman et al. 2016, eq. 16) beside the loss.
+
+    Attributes:
+        gamma: discount per agent step.
+        lmbda: GAE's lambda.
+        average_gae: normalise the advantage over each batch.
+        normalize_reward: divide rewards by the running standard deviation of the discounted return.
+    """
+
+    gamma: Fraction
+    lmbda: Fraction
+    average_gae: bool
+    normalize_reward: bool
+
+    def build_loss(self, networks: ActorCritic) -> LossModule:
+        """The loss over the networks' own parameters.
+
+        Raises:
+            ConfigError: the loss cannot be built with these settings.
+        """
+        raise NotImplementedError
 
     def build(self, networks: ActorCritic, num_envs: int, device: torch.device) -> Objective:
         """The modules that train ``networks``; they hold the very same parameters."""
-        raise NotImplementedError
+        from torchrl.objectives.value import GAE
+
+        from rlexp.normalization import RewardNorm
+
+        loss = self.build_loss(networks).to(device)
+        advantage = GAE(
+            gamma=self.gamma,
+            lmbda=self.lmbda,
+            value_network=networks.critic,
+            average_gae=self.average_gae,
+            vectorized=True,
+        ).to(device)
+        names = loss.tensor_keys
+        # Not the loss's own in_keys: those are for a loss that computes its advantage, from consecutive steps.
+        keys = [*networks.actor.in_keys, names.action, names.sample_log_prob, names.advantage, names.value_target]
+        reward_norm = RewardNorm(num_envs, self.gamma).to(device) if self.normalize_reward else None
+        return Objective(loss, advantage, list(dict.fromkeys(keys)), reward_norm)
 
 
 class ClipPPO(LossSpec):
-    """PPO's clipped surrogate with generalised advantage estimation.
-
-    Builds ``torchrl.objectives.ClipPPOLoss`` (Schulman et al. 2017, eq. 7 and 9) and
-    ``torchrl.objectives.value.GAE`` (Schulman et al. 2016, eq. 16).
+    """PPO's clipped surrogate; builds ``torchrl.objectives.ClipPPOLoss`` (Schulman et al. 2017, eq. 7 and 9).
 
     Attributes:
         clip_epsilon: the ratio's bounds are 1 - epsilon and 1 + epsilon.
@@ -53,30 +89,21 @@ class ClipPPO(LossSpec):
         critic_coeff: weight of the critic's loss (c1 in eq. 9).
         loss_critic_type: distance between value and target.
         normalize_advantage: to mean 0 and standard deviation 1 over each minibatch.
-        gamma: discount per agent step.
-        lmbda: GAE's lambda.
-        average_gae: normalise the advantage over each batch.
-        normalize_reward: divide rewards by the running standard deviation of the discounted return.
     """
+
+    builds = ("torchrl.objectives.ClipPPOLoss", "torchrl.objectives.value.GAE")
 
     clip_epsilon: Positive
     entropy_coeff: NonNegative
     critic_coeff: NonNegative
     loss_critic_type: Literal["l1", "l2", "smooth_l1"]
     normalize_advantage: bool
-    gamma: Fraction
-    lmbda: Fraction
-    average_gae: bool
-    normalize_reward: bool
 
-    def build(self, networks: ActorCritic, num_envs: int, device: torch.device) -> Objective:
-        """Torchrl's modules over the given networks."""
+    def build_loss(self, networks: ActorCritic) -> LossModule:
+        """The loss of torchrl."""
         from torchrl.objectives import ClipPPOLoss
-        from torchrl.objectives.value import GAE
 
-        from rlexp.normalization import RewardNorm
-
-        loss = ClipPPOLoss(
+        return ClipPPOLoss(
             networks.actor,
             networks.critic,
             clip_epsilon=self.clip_epsilon,
@@ -90,15 +117,20 @@ class ClipPPO(LossSpec):
             functional=False,
             log_explained_variance=False,
         )
-        advantage = GAE(
-            gamma=self.gamma,
-            lmbda=self.lmbda,
-            value_network=networks.critic,
-            average_gae=self.average_gae,
-            vectorized=True,
-        )
-        reward_norm = RewardNorm(num_envs, self.gamma) if self.normalize_reward else None
-        names = loss.tensor_keys
-        # Not the loss's own in_keys: those are for a loss that computes its advantage, from consecutive steps.
-        keys = [*networks.actor.in_keys, names.action, names.sample_log_prob, names.advantage, names.value_target]
-        return Objective(loss.to(device), advantage.to(device), list(dict.fromkeys(keys)), reward_norm)
+
+
+class AnyLoss(LossSpec):
+    """Any ``torchrl.objectives.LossModule`` that takes an actor, a critic and an advantage.
+
+    Attributes:
+        loss_module: the loss; it is called with ``actor_network`` and ``critic_network`` beside its own arguments.
+    """
+
+    builds = ("torchrl.objectives.value.GAE",)
+
+    loss_module: Node
+
+    def build_loss(self, networks: ActorCritic) -> LossModule:
+        """The loss that the config names."""
+        build = partial(self.loss_module.build, actor_network=networks.actor, critic_network=networks.critic)
+        return build_at("loss.loss_module", build)

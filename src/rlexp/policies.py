@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from math import prod, sqrt
 from typing import TYPE_CHECKING
 
-from rlexp.config import ConfigError, Count, NonNegative, Positive, Problem, Spec, locate
+from rlexp.config import ConfigError, Count, Node, NonNegative, Positive, Problem, Spec, build_at, did_you_mean
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
     from torchrl.envs import EnvBase
     from torchrl.modules import ProbabilisticActor, ValueOperator
+
+ACTIVATIONS = ("CELU", "ELU", "GELU", "LeakyReLU", "Mish", "ReLU", "SELU", "SiLU", "Softplus", "Tanh")
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,9 @@ class TanhNormalPolicy(PolicySpec):
 
     Attributes:
         num_cells: width of each hidden layer.
-        activation_class: the nonlinearity after each hidden layer, as a path.
+        activation_class: name of the nonlinearity after each hidden layer, one of torch.nn's.
+        actor_network: a network in place of the actor's MLP; called with ``in_features`` and ``out_features``.
+        critic_network: the same for the critic.
         state_independent_scale: one learned standard deviation per action dimension, instead of a network output.
         scale_mapping: torchrl's name of the map from a parameter to a standard deviation.
         scale_lb: smallest standard deviation.
@@ -61,8 +66,12 @@ class TanhNormalPolicy(PolicySpec):
         last_layer_gain: with ``orthogonal``, gain of the actor's last layer; small makes all first actions alike.
     """
 
+    builds = ("torchrl.modules.MLP",)
+
     num_cells: list[Count]
     activation_class: str
+    actor_network: Node | None
+    critic_network: Node | None
     state_independent_scale: bool
     scale_mapping: str
     scale_lb: Positive
@@ -70,7 +79,10 @@ class TanhNormalPolicy(PolicySpec):
     last_layer_gain: NonNegative
 
     def problems(self) -> Iterator[Problem]:
-        """At least one layer."""
+        """At least one layer, and a nonlinearity that torch has."""
+        if self.activation_class not in ACTIVATIONS:
+            message = f"is no nonlinearity of torch.nn. {did_you_mean(self.activation_class, ACTIVATIONS)}"
+            yield Problem("activation_class", message, self.activation_class)
         if not self.num_cells:
             yield Problem("num_cells", "needs the width of at least one hidden layer, e.g. [64,64].", "[]")
 
@@ -88,25 +100,30 @@ class TanhNormalPolicy(PolicySpec):
         actions = prod(action_spec.shape)
         features = prod(env.observation_spec_unbatched["observation"].shape)
 
-        def mlp(out_features: int) -> nn.Module:
-            network: nn.Module = MLP(
+        def network(key: str, node: Node | None, out_features: int) -> nn.Module:
+            if node is not None:
+                build = partial(node.build, in_features=features, out_features=out_features)
+                own: nn.Module = build_at(f"policy.{key}", build)
+                return own.to(device)
+            mlp: nn.Module = MLP(
                 in_features=features,
                 out_features=out_features,
                 num_cells=[int(width) for width in self.num_cells],
-                activation_class=locate(self.activation_class),
+                activation_class=getattr(nn, self.activation_class),
                 device=device,
             )
-            return network
+            return mlp
 
         if self.state_independent_scale:
             head: nn.Module = AddStateIndependentNormalScale(
                 actions, scale_mapping=self.scale_mapping, scale_lb=self.scale_lb, device=device
             )
-            actor_net = nn.Sequential(mlp(actions), head)
+            outputs = actions
         else:
             head = NormalParamExtractor(scale_mapping=self.scale_mapping, scale_lb=self.scale_lb)
-            actor_net = nn.Sequential(mlp(2 * actions), head)
-        critic_net = mlp(1)
+            outputs = 2 * actions
+        actor_net = nn.Sequential(network("actor_network", self.actor_network, outputs), head)
+        critic_net = network("critic_network", self.critic_network, 1)
         if self.orthogonal:
             _orthogonal(actor_net[0], last_gain=self.last_layer_gain)
             _orthogonal(critic_net, last_gain=1.0)

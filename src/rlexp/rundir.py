@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -40,16 +41,28 @@ class RunDir:
         """Save the resolved config."""
         self.config.write_text(OmegaConf.to_yaml(OmegaConf.create(dict(config))), encoding="utf-8")
 
-    def write_metadata(self, info: Mapping[str, Any]) -> None:
-        """Save what is needed to run it again: command line, versions, commit, hardware, and ``info``."""
+    def write_metadata(self, config: Mapping[str, Any], info: Mapping[str, Any]) -> None:
+        """Save what is needed to run it again: command line, versions, commit, hardware, and ``info``.
+
+        Where the commit has uncommitted changes, they are saved beside it as ``git.diff``.
+        """
+        git = _git()
+        if git is not None and (diff := git.pop("diff")):
+            (self.path / "git.diff").write_text(diff, encoding="utf-8")
         values = {
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "git": _git(),
+            "config_sha256": config_hash(config),
+            "git": git,
             "versions": {"python": platform.python_version()} | {p: _version(p) for p in _PACKAGES},
             "hardware": {"machine": platform.platform(), "cpus": usable_cpus()},
         }
         write_json(self.metadata, values | dict(info))
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """SHA-256 of a resolved config; equal for equal settings, whatever their order."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -75,11 +88,11 @@ def _git() -> dict[str, Any] | None:
     """The commit of the code that the user ran in, or None outside a repository."""
 
     def ask(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout
 
     try:
-        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
+        commit, dirty = ask("rev-parse", "HEAD").strip(), bool(ask("status", "--porcelain"))
+        return {"commit": commit, "dirty": dirty, "diff": ask("diff", "HEAD") if dirty else ""}
     except (OSError, subprocess.SubprocessError):
         return None

@@ -49,7 +49,7 @@ class Session:
         logging.getLogger("rlexp").addHandler(self._log_file)
         config = self._experiment.to_dict()
         self._run.write_config(config)
-        self._run.write_metadata(self._info)
+        self._run.write_metadata(config, self._info)
         self._sinks = [
             MetricsFile(self._run.metrics),
             ProgressBar(self._experiment.total_frames),

@@ -15,7 +15,8 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from rlexp import checkpoint
-from rlexp.config import ConfigError, Problem, new_run_path
+from rlexp.callbacks import Callback
+from rlexp.config import ConfigError, Problem, build_at, check_targets, new_run_path
 from rlexp.evaluation import Evaluation, evaluate, evaluation_seeds
 from rlexp.experiment import Experiment, read_config
 from rlexp.normalization import commit_normalization, copy_normalization, init_normalization
@@ -64,6 +65,7 @@ class Trainer:
     """
 
     def __init__(self, experiment: Experiment, run_dir: Path | str | None = None) -> None:
+        check_targets(experiment)
         self.experiment = experiment
         self.device = pick_device(experiment.device)
         self.threads = set_threads(experiment.threads)
@@ -80,6 +82,9 @@ class Trainer:
         self.optimizer, self.scheduler = experiment.optim.build(self.parameters, experiment.num_batches)
         self.collector = experiment.collector.build(self.env, self.networks.actor, spec.frame_skip, self.device)
 
+        self.callbacks: list[Callback] = [
+            build_at(f"callbacks.{name}", node.build) for name, node in experiment.callbacks.items()
+        ]
         self.run = RunDir(Path(run_dir) if run_dir is not None else new_run_path(spec.name))
         self.frames = 0
         self.iteration = 0
@@ -112,10 +117,12 @@ class Trainer:
             last = False
             while not last:
                 batch = self.collect(batches)
+                self._call("after_collect", batch)
                 last = self.frames >= self.experiment.total_frames or session.stop is not None
                 metrics = self.train_metrics(batch) | self.update(batch)
                 self.scheduler.step()
                 commit_normalization(self.env)
+                self._call("after_update", metrics)
                 if last or self._due(self.experiment.evaluation.interval):
                     metrics |= self.evaluate().metrics()
                 session.log({"frames": self.frames} | metrics | self.time_metrics())
@@ -167,7 +174,7 @@ class Trainer:
         means = TensorDict.stack(records).mean(0)
         if "entropy" not in means:
             means["entropy"] = -batch["action_log_prob"].mean()
-        metrics = {metric: means[key].item() for key, metric in _LOSS_METRICS.items()}
+        metrics = {metric: means[key].item() for key, metric in _LOSS_METRICS.items() if key in means}
         return self._checked(metrics | {"loss/explained_variance": explained})
 
     def minibatches(self, batch: TensorDictBase) -> Iterator[TensorDictBase]:
@@ -194,6 +201,7 @@ class Trainer:
         if self.best is None or self.final.mean_return > self.best.mean_return:
             self.best = self.final
             checkpoint.point(self.run.checkpoints, "best", self.save())
+        self._call("after_evaluation", self.final)
         return self.final
 
     def save(self) -> Path:
@@ -202,6 +210,7 @@ class Trainer:
         if self.saved != path:
             keep = self.experiment.checkpoint.keep_last
             self.saved = checkpoint.save(self.run.checkpoints, self.state(), self.experiment.to_dict(), keep)
+            self._call("at_checkpoint", path)
         return path
 
     def state(self) -> checkpoint.TrainState:
@@ -249,6 +258,11 @@ class Trainer:
             "best": None if self.best is None else self.best.metrics(),
             "checkpoint": None if self.saved is None else str(self.saved),
         }
+
+    def _call(self, point: str, *arguments: object) -> None:
+        """Run every callback's method for a point of the loop."""
+        for callback in self.callbacks:
+            getattr(callback, point)(self, *arguments)
 
     def _due(self, interval: int | None) -> bool:
         """Whether this batch passed a multiple of ``interval`` frames."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from enum import IntEnum
+from pathlib import Path
 from typing import TypeVar
 
 from omegaconf import OmegaConf
@@ -25,6 +26,8 @@ class Exit(IntEnum):
 
 def run_command(name: str, command: Callable[[list[str]], int]) -> None:
     """Run a command on the process's arguments and exit, telling what is wrong without a traceback."""
+    # As with `python script.py`, a user's own modules lie where the command runs.
+    sys.path.append(str(Path.cwd()))
     try:
         sys.exit(command(sys.argv[1:]))
     except ConfigError as error:

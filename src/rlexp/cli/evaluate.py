@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import Field
 
 from rlexp.cli.common import Exit, read_settings, run_command
-from rlexp.config import ConfigError, Count, Integer, Spec
+from rlexp.config import Count, Integer, Spec
 
 _HELP = """\
 rlexp-eval: evaluate a trained agent on whole episodes.
@@ -27,6 +27,7 @@ usage: rlexp-eval checkpoint=RUN_DIR|CHECKPOINT [key=value ...]
   deterministic   true (default), or false to sample actions as in training; seeded as well
   video           true to write the first episode to RUN_DIR/videos as MP4; default: false
   device          auto, cpu, cuda, cuda:1; default: the run's own
+  trust           packages of your own that the checkpoint may import, e.g. trust=[my_lab]
 
 The last line printed is one JSON object.
 """
@@ -41,6 +42,7 @@ class EvalSettings(Spec):
     deterministic: bool = True
     video: bool = False
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] | None = None
+    trust: list[str] = Field(default=[])
 
 
 def main() -> None:
@@ -55,7 +57,7 @@ def evaluate(arguments: list[str]) -> int:
         The exit code.
 
     Raises:
-        ConfigError: the command line is wrong.
+        ConfigError: the command line is wrong, or the checkpoint's config cannot be used here.
     """
     if {"--help", "-h"} & set(arguments):
         print(_HELP)
@@ -74,16 +76,16 @@ def evaluate(arguments: list[str]) -> int:
 
     try:
         saved = checkpoint.load(Path(settings.checkpoint))
-        experiment = read_config(saved.config)
-    except (checkpoint.CheckpointError, ConfigError) as error:
-        return _refused(settings, error)
+    except checkpoint.CheckpointError as error:
+        return _refused(error)
+    experiment = read_config(saved.config, settings.trust)
     device = pick_device(settings.device or experiment.device)
     set_threads(experiment.threads)
     seed = experiment.seed if settings.seed is None else settings.seed
     seeds = evaluation.evaluation_seeds(seed, settings.episodes or experiment.evaluation.episodes)
     video: Path | None = None
     try:
-        agent = Agent(saved, device, render=settings.video)
+        agent = Agent(saved, device, settings.trust, render=settings.video)
         if settings.video:
             sampled = "" if settings.deterministic else "_sampled"
             video = agent.folder / "videos" / f"{agent.frames:012d}_seed{seed}{sampled}.mp4"
@@ -93,8 +95,8 @@ def evaluate(arguments: list[str]) -> int:
             result = evaluation.evaluate(agent.env, agent.networks.actor, seeds, deterministic=settings.deterministic)
         finally:
             agent.env.close()
-    except (checkpoint.CheckpointError, ConfigError, VideoError, OSError) as error:
-        return _refused(settings, error)
+    except (checkpoint.CheckpointError, VideoError, OSError) as error:
+        return _refused(error)
 
     statistics = result.statistics()
     kind = "deterministic" if settings.deterministic else "sampled"
@@ -123,7 +125,6 @@ def evaluate(arguments: list[str]) -> int:
     return Exit.DONE
 
 
-def _refused(settings: EvalSettings, error: Exception) -> int:
-    reason = f"{settings.checkpoint} cannot be used here: {error}" if isinstance(error, ConfigError) else str(error)
-    print(f"rlexp-eval: {reason}", file=sys.stderr)
+def _refused(error: Exception) -> int:
+    print(f"rlexp-eval: {error}", file=sys.stderr)
     return Exit.FAILED

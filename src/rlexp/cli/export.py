@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from rlexp.cli.common import Exit, read_settings, run_command
-from rlexp.config import ConfigError, Problem, Spec
+from rlexp.config import Problem, Spec
 
 _HELP = """\
 rlexp-export: write a trained policy as one file that needs neither rlexp nor torchrl.
@@ -21,6 +21,7 @@ usage: rlexp-export checkpoint=RUN_DIR|CHECKPOINT [format=onnx] [out=PATH]
   checkpoint   a run's folder (its latest checkpoint), RUN_DIR/checkpoints/best, or one checkpoint's folder
   format       onnx (default), or torch: a program for torch.export.load
   out          the file; default: policy.onnx or policy.pt2 in the checkpoint's run
+  trust        packages of your own that the checkpoint may import, e.g. trust=[my_lab]
 
 The graph takes raw observations [batch, ...] and gives the environment's actions; normalisation and bounds are inside.
 It is compared with the agent on 1,000 observations of its environment before the file appears.
@@ -36,6 +37,7 @@ class ExportSettings(Spec):
     checkpoint: Annotated[str, Field(min_length=1)]
     format: Literal["onnx", "torch"] = "onnx"
     out: Annotated[str, Field(min_length=1)] | None = None
+    trust: list[str] = Field(default=[])
 
     def problems(self) -> Iterator[Problem]:
         """A file's suffix says what it holds."""
@@ -56,7 +58,7 @@ def export(arguments: list[str]) -> int:
         The exit code.
 
     Raises:
-        ConfigError: the command line is wrong.
+        ConfigError: the command line is wrong, or the checkpoint's config cannot be used here.
     """
     if {"--help", "-h"} & set(arguments):
         print(_HELP)
@@ -71,12 +73,9 @@ def export(arguments: list[str]) -> int:
     from rlexp.export import CHECKED, ExportError, export_policy
 
     try:
-        agent = Agent(Path(settings.checkpoint))
+        agent = Agent(Path(settings.checkpoint), trust=settings.trust)
         default = agent.folder / f"policy{_SUFFIXES[settings.format]}"
         path = export_policy(agent, settings.format, Path(settings.out) if settings.out else default)
-    except ConfigError as error:
-        print(f"rlexp-export: {settings.checkpoint} cannot be used here: {error}", file=sys.stderr)
-        return Exit.FAILED
     except (CheckpointError, UnfaithfulPolicyError, ExportError, OSError) as error:
         print(f"rlexp-export: {error}", file=sys.stderr)
         return Exit.FAILED

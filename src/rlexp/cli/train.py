@@ -10,7 +10,7 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
 from rlexp.cli.common import Exit, run_command
-from rlexp.config import VERSION_BASE, conf_dir, expand_sweeps, load, tolerant
+from rlexp.config import VERSION_BASE, Sources, conf_dir, expand_sweeps, groups, load, search_path, tolerant
 from rlexp.experiment import Experiment, check_config
 
 _HELP = """\
@@ -39,7 +39,12 @@ examples:
 flags:
   --multirun, -m   one run for each combination of comma-separated values
   --config-dir D   find your own options in D, e.g. D/env/mine.yaml for env=mine
-  --cfg job        print the composed config and stop
+  --config-path RUN_DIR --config-name config
+                   run the experiment of RUN_DIR again, from its config.yaml
+  --shell-completion install=bash|zsh|fish
+                   print the script that completes groups, options and settings
+
+rlexp-config shows every option and setting, and checks a command line without running it.
 """
 
 
@@ -57,13 +62,13 @@ def train(arguments: list[str]) -> int:
     Raises:
         ConfigError: the command line or the config is wrong.
     """
-    flags = get_args_parser().parse_args(arguments)
+    flags = get_args_parser().parse_intermixed_args(arguments)
     if flags.help:
-        print(_HELP.format(groups=_groups(), conf=conf_dir()))
+        print(_HELP.format(groups=_groups(Sources(flags.config_dir)), conf=conf_dir()))
         return Exit.DONE
     if flags.multirun or flags.cfg or flags.info or flags.shell_completion or flags.hydra_help:
         return _hand_to_hydra(flags)
-    composed = load(flags.overrides, flags.config_dir, flags.config_name)
+    composed = load(flags.overrides, Sources(flags.config_dir, flags.config_path, flags.config_name))
     return run(check_config(composed), composed.run_dir)
 
 
@@ -96,13 +101,15 @@ def _hand_to_hydra(flags: argparse.Namespace) -> int:
     """Let Hydra show what it is asked to, or launch a multirun whose every job was checked before the first starts."""
     import hydra
 
+    sources = Sources(flags.config_dir, flags.config_path, flags.config_name)
     if flags.multirun:
         for overrides in expand_sweeps(flags.overrides):
-            check_config(load(overrides, flags.config_dir, flags.config_name))
-    sys.argv = [
-        argument if argument not in flags.overrides else tolerant([argument], flags.config_dir)[0]
-        for argument in sys.argv
-    ]
+            check_config(load(overrides, sources))
+    if not flags.shell_completion:
+        options = [argument for argument in sys.argv if argument not in flags.overrides]
+        sys.argv = [*options, *tolerant(flags.overrides, sources)]
+        if folders := search_path(sources):
+            sys.argv.append(f"hydra.searchpath=[{','.join(folders)}]")
     hydra.main(config_path=str(conf_dir()), config_name="train", version_base=VERSION_BASE)(_job)()
     return Exit.DONE
 
@@ -123,8 +130,5 @@ def _job(config: DictConfig) -> float:
     return float(summary["final"]["eval/return"])
 
 
-def _groups() -> str:
-    conf = conf_dir()
-    folders = sorted({path.parent for path in conf.glob("**/*.yaml")} - {conf})
-    names = {str(folder.relative_to(conf)): sorted(p.stem for p in folder.glob("*.yaml")) for folder in folders}
-    return "\n".join(f"  {name:16} {', '.join(options)}" for name, options in names.items())
+def _groups(sources: Sources) -> str:
+    return "\n".join(f"  {group:16} {', '.join(options)}" for group, options in groups(sources).items())

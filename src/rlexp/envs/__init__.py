@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from rlexp.config import ConfigError, Count, Node, Problem, Spec, did_you_mean
+from rlexp.config import ConfigError, Count, Node, Problem, Spec, build_at, did_you_mean
 
 if TYPE_CHECKING:
     from torchrl.envs import EnvBase, TransformedEnv
@@ -39,16 +39,13 @@ class EnvSpec(Spec):
         Raises:
             ConfigError: the simulator or a transform cannot be built with these settings.
         """
-        from torchrl.envs import Compose, TransformedEnv
+        from torchrl.envs import Compose, RewardSum, StepCounter, TransformedEnv
 
-        transforms = []
-        for name, node in self.transforms.items():
-            try:
-                transforms.append(node.build())
-            except ConfigError as error:
-                raise ConfigError(
-                    [Problem(f"env.transforms.{name}.{p.key}", p.message, p.value) for p in error.problems]
-                ) from error
+        transforms = [build_at(f"env.transforms.{name}", node.build) for name, node in self.transforms.items()]
+        for needed in (StepCounter, RewardSum):
+            if not any(isinstance(transform, needed) for transform in transforms):
+                message = f"must hold a torchrl.envs.{needed.__name__}: the metrics read what it counts."
+                raise ConfigError([Problem("env.transforms", message)])
         return TransformedEnv(self.build_base(num_envs), Compose(*transforms))
 
 
@@ -66,6 +63,12 @@ class GymEnv(EnvSpec):
     backend: Literal["gymnasium"]
     max_episode_steps: Count | None
     kwargs: dict[str, Any]
+
+    def imports(self) -> Iterator[tuple[str, str]]:
+        """The module that registers the id."""
+        module, colon, _ = self.id.rpartition(":")
+        if colon:
+            yield "id", module
 
     def problems(self) -> Iterator[Problem]:
         """The id must be registered, with a time limit: evaluation runs whole episodes."""
