@@ -1,9 +1,11 @@
-"""Evaluation: deterministic whole episodes in an environment of their own, with frozen normalisation."""
+"""Evaluation: whole episodes in an environment of their own, with frozen normalisation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +38,25 @@ class Evaluation:
         """Mean over episodes."""
         return float(np.mean(self.returns))
 
+    def statistics(self) -> dict[str, Any]:
+        """What ``rlexp-eval`` tells of the episodes; the spread is None after one episode, which shows none.
+
+        ``std_return`` divides by one less than the number of episodes; ``ci95_return`` bounds the mean return of
+        episodes not run, by `bootstrap_interval`.
+        """
+        several = len(self.returns) > 1
+        return {
+            "mean_return": self.mean_return,
+            "std_return": float(np.std(self.returns, ddof=1)) if several else None,
+            "median_return": float(np.median(self.returns)),
+            "min_return": min(self.returns),
+            "max_return": max(self.returns),
+            "ci95_return": list(bootstrap_interval(self.returns)) if several else None,
+            "mean_length": float(np.mean(self.lengths)),
+            "min_length": min(self.lengths),
+            "max_length": max(self.lengths),
+        }
+
     def metrics(self) -> dict[str, float]:
         """The ``eval/*`` entries of a metrics row."""
         return {
@@ -51,8 +72,31 @@ def evaluation_seeds(seed: int, episodes: int) -> list[int]:
     return [int(s) for s in np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(episodes)]
 
 
+def bootstrap_interval(
+    values: Sequence[float], confidence: float = 0.95, resamples: int = 10_000
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean (Efron 1979); the same values give the same interval.
+
+    Args:
+        values: independent, one an episode or one a run.
+        confidence: share of such intervals that hold the true mean, for many values; ten give a little less.
+        resamples: means of as many values drawn again with replacement.
+
+    Returns:
+        Lower and upper bound.
+    """
+    generator = np.random.default_rng(0)
+    sample = np.asarray(values, dtype=np.float64)
+    # One resample at a time: all at once would not fit in memory for many thousand episodes.
+    means = [sample[generator.integers(len(sample), size=len(sample))].mean() for _ in range(resamples)]
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
 @torch.no_grad()
-def evaluate(env: TransformedEnv, actor: TensorDictModuleBase, seeds: Sequence[int]) -> Evaluation:
+def evaluate(
+    env: TransformedEnv, actor: TensorDictModuleBase, seeds: Sequence[int], *, deterministic: bool = True
+) -> Evaluation:
     """Run one whole episode per seed.
 
     Every episode counts, however long: the environments that finish first wait for the others, since taking the first
@@ -60,13 +104,14 @@ def evaluate(env: TransformedEnv, actor: TensorDictModuleBase, seeds: Sequence[i
 
     Args:
         env: a batched environment with its normalisation frozen; as many episodes as it is wide run together.
-        actor: the policy; acts deterministically here.
+        actor: the policy.
         seeds: one per episode.
+        deterministic: take the distribution's mode; otherwise sample, from torch's global generator.
     """
-    try:
-        steps = _array_steps(env, actor)
-    except ConfigError:  # a transform or an actor that only torchrl's own loop knows
-        steps = _tensordict_steps(env, actor)
+    steps = _tensordict_steps(env, actor, deterministic)
+    if deterministic:
+        with suppress(ConfigError):  # a transform or an actor that only torchrl's own loop knows
+            steps = _array_steps(env, actor)
     simulators: ArrayEnv = env.base_env
     (width,) = env.batch_size
     returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
@@ -106,14 +151,15 @@ def _array_steps(env: TransformedEnv, actor: TensorDictModuleBase) -> Steps:
     return steps
 
 
-def _tensordict_steps(env: TransformedEnv, actor: TensorDictModuleBase) -> Steps:
-    """The same by torchrl's own step, with any transforms."""
+def _tensordict_steps(env: TransformedEnv, actor: TensorDictModuleBase, deterministic: bool) -> Steps:
+    """The same by torchrl's own step, with any transforms, of the distribution's mode or of samples."""
     device = next(actor.parameters()).device
+    exploration = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
 
     def steps() -> Iterator[tuple[Array, Array]]:
         tensordict = env.reset()
         while True:
-            with set_exploration_type(ExplorationType.DETERMINISTIC):
+            with set_exploration_type(exploration):
                 acted = actor(tensordict.to(device)).to(env.device)
             stepped, tensordict = env.step_and_maybe_reset(acted)
             yield stepped["next", "reward"][:, 0].numpy(), stepped["next", "done"][:, 0].numpy()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import gymnasium
 
 from rlexp.config import ConfigError, Problem
 from rlexp.envs.arrays import ArrayEnv
@@ -53,6 +55,10 @@ class BatchedGymEnv(ArrayEnv):
     def set_seeds(self, seeds: Sequence[int]) -> None:
         """Seed simulator ``i`` with ``seeds[i]`` at its next reset."""
         self._seeds[: len(seeds)] = seeds
+
+    def wrap(self, wrapper: Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]) -> None:
+        """Put a Gymnasium wrapper around the first simulator: to watch it, say."""
+        self._simulators.envs[0] = wrapper(self._simulators.envs[0])
 
     def step_arrays(self) -> None:
         """Step every simulator by ``arrays.action``; a final observation stays until the reset."""
