@@ -1,10 +1,11 @@
-# make train [ARGS="env=hopper seed=3"]   trains; make test runs every check. Both install what they need first.
+# make train [ARGS="env=hopper seed=3"]   trains; make test runs every check; make bench
+# [ARGS="--workloads B C"] measures speed beside other systems. They install what they need first.
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: train test lint format clean
+.PHONY: train test lint format bench clean
 .DEFAULT_GOAL := test
 
 train: $(STAMP)
@@ -17,6 +18,10 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+bench: $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet --editable '.[bench]'
+	$(VENV)/bin/python scripts/benchmark.py $(ARGS)
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .

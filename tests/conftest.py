@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -102,3 +103,20 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run_command("rlexp-train", *TINY, "seed=7", cwd=cwd)
     assert done.returncode == 0, done.stderr
     return only_run(cwd)
+
+
+@pytest.fixture
+def run_dir(tiny_run: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny run that a test may write to."""
+    copy: Path = shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("wandb"))
+    return copy
+
+
+@pytest.fixture
+def egl(tmp_path: Path) -> None:
+    """Skip where MuJoCo cannot render without a display."""
+    probe = "import gymnasium as g; e = g.make('InvertedPendulum-v5', render_mode='rgb_array'); e.reset(); e.render()"
+    environment = clean_environment(tmp_path) | {"MUJOCO_GL": "egl"}
+    done = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip("MuJoCo cannot render here: EGL is missing (libegl1)")

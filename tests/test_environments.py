@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import gymnasium
 import numpy as np
 import pytest
@@ -9,15 +16,17 @@ import torch
 from torchrl.envs.utils import check_env_specs
 
 from rlexp import load_config
+from rlexp.config import ConfigError
 from rlexp.envs.gymnasium import BatchedGymEnv
+from rlexp.envs.simulators import SimulatorError
 
 SEEDS = [11, 22, 33]
 
 
 @pytest.mark.parametrize("env_id", ["InvertedDoublePendulum-v5", "Hopper-v5", "Pendulum-v1"])
-@pytest.mark.parametrize("frame_skip", [1, 3])
-def test_transitions_equal_plain_gymnasium_to_the_bit(env_id: str, frame_skip: int) -> None:
-    batched = BatchedGymEnv(env_id, num_envs=3, frame_skip=frame_skip, max_episode_steps=40)
+@pytest.mark.parametrize(("frame_skip", "num_workers"), [(1, 1), (3, 1), (1, 2)])
+def test_transitions_equal_plain_gymnasium_to_the_bit(env_id: str, frame_skip: int, num_workers: int) -> None:
+    batched = BatchedGymEnv(env_id, num_envs=3, frame_skip=frame_skip, num_workers=num_workers, max_episode_steps=40)
     plain = [gymnasium.make(env_id, max_episode_steps=40) for _ in SEEDS]
     batched.set_seeds(SEEDS)
     tensordict = batched.reset()
@@ -45,6 +54,7 @@ def test_transitions_equal_plain_gymnasium_to_the_bit(env_id: str, frame_skip: i
                 ends["truncated"] += truncated
                 observation, _ = env.reset()
             assert np.array_equal(tensordict["observation"][i].numpy(), observation)
+    batched.close()
     assert sum(ends.values()) > 0
     if env_id == "Pendulum-v1":
         assert ends["terminated"] == 0
@@ -81,3 +91,90 @@ def test_seeding_gives_independent_simulators_and_repeats() -> None:
     env.set_seed(1)
     others = env.reset()["observation"]
     assert len(torch.cat([first, others]).unique(dim=0)) == 8
+
+
+FAULTY = """
+import os, signal
+import gymnasium
+from gymnasium.envs.classic_control import PendulumEnv
+
+class Faulty(PendulumEnv):
+    def __init__(self, fault, **kwargs):
+        super().__init__(**kwargs)
+        self.fault, self.steps = fault, 0
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == 3 and os.getpid() != FIRST:
+            os.kill(os.getpid(), signal.SIGKILL) if self.fault == "death" else 1 / 0
+        return super().step(action)
+
+gymnasium.register("Faulty-v0", Faulty, max_episode_steps=20)
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"), [("death", "died with exit code -9"), ("exception", "ZeroDivisionError: division by zero")]
+)
+def test_fault_in_a_worker_is_told_with_its_simulators(
+    fault: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "faulty.py").write_text(f"FIRST = {os.getpid()}\n{FAULTY}")
+    monkeypatch.syspath_prepend(tmp_path)
+    env = BatchedGymEnv("faulty:Faulty-v0", num_envs=4, num_workers=2, fault=fault)
+    pids = worker_pids(env)
+    tensordict = env.reset()
+    with pytest.raises(SimulatorError, match=f"simulators 2 to 3 of faulty:Faulty-v0(.|\n)*{told}"):
+        env.rollout(5, tensordict=tensordict)
+    env.close()
+    assert not any(alive(pid) for pid in pids)
+
+
+def test_close_ends_every_worker() -> None:
+    env = BatchedGymEnv("Pendulum-v1", num_envs=3, num_workers=3)
+    pids = worker_pids(env)
+    env.rollout(2)
+    assert len(pids) == 2
+    assert all(alive(pid) for pid in pids)
+    os.kill(pids[0], signal.SIGINT)  # a terminal's Ctrl-C reaches workers too, and is the main process's to answer
+    env.rollout(2)
+    env.close()
+    assert not any(alive(pid) for pid in pids)
+
+
+def test_workers_do_not_outlive_a_killed_main_process(tmp_path: Path) -> None:
+    script = tmp_path / "main.py"
+    script.write_text(
+        "import os, signal\n"
+        "from rlexp.envs.gymnasium import BatchedGymEnv\n"
+        "if __name__ == '__main__':\n"
+        "    env = BatchedGymEnv('Pendulum-v1', num_envs=2, num_workers=2)\n"
+        "    env.rollout(2)\n"
+        "    print(*(worker.pid for worker in env.workers), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 1
+    deadline = time.monotonic() + 20
+    while any(alive(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_more_workers_than_simulators_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"env\.num_workers=3(.|\n)*env\.num_envs is 2"):
+        load_config(["env.num_envs=2", "env.num_workers=3"])
+
+
+def worker_pids(env: BatchedGymEnv) -> list[int]:
+    return [worker.pid for worker in env.workers]
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; one that ended and that nobody waited for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -58,6 +59,11 @@ def test_metrics_have_the_names_and_frames_that_scripts_rely_on(tiny_run: Path) 
     assert summary["final"]["eval/return"] == rows[-1]["eval/return"]
     # Linear to 0, a step a batch: the rate that each batch was trained with.
     assert [row["train/lr"] for row in rows] == pytest.approx([7e-4 * f for f in (1, 0.75, 0.5, 0.25)])
+
+
+def test_page_lists_every_metric() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
+    assert set(re.findall(r"`((?:train|eval|loss|optim|time)/\w+)`", page)) == METRICS - {"frames"}
 
 
 def test_same_command_gives_same_metrics_to_the_last_digit(tiny_run: Path, tmp_path: Path) -> None:
@@ -157,7 +163,7 @@ def test_signal_saves_and_exits_with_its_code(number: signal.Signals, code: int,
 
 
 def test_multirun_makes_one_folder_a_job(tmp_path: Path) -> None:
-    done = run_command("rlexp-train", "--multirun", *TINY, "total_frames=256", "seed=0,1", "logger=none", cwd=tmp_path)
+    done = run_command("rlexp-train", *TINY, "--multirun", "total_frames=256", "seed=0,1", "logger=none", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (sweep,) = tmp_path.glob("outputs/multirun/*")
     seeds = [json.loads((sweep / job / "metadata.json").read_text())["seed"] for job in ("0", "1")]

@@ -2,92 +2,282 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, TypeVar, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
-from torchrl.envs import Transform, TransformedEnv
+from torchrl.envs import Compose, ObservationNorm, Transform, TransformedEnv, VecNorm, VecNormV2
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rlexp import checkpoint
+from rlexp.checkpoint import Checkpoint, CheckpointError
+from rlexp.config import ConfigError, Problem
+from rlexp.envs import EnvSpec, GymEnv
 from rlexp.experiment import Experiment, read_config
-from rlexp.normalization import RunningObservationNorm, observation_norms
+from rlexp.normalization import RunningObservationNorm
 from rlexp.policies import ActorCritic
+
+ROUNDING = 1e-5  # share of an action's range: float32 sums in another order
+Array = TypeVar("Array", Tensor, npt.NDArray[Any])
+
+
+class UnfaithfulPolicyError(Exception):
+    """A policy outside its environment would not act as it does inside; the message says why."""
 
 
 class Agent:
     """The networks of a checkpoint and an environment with its normalisation statistics, frozen.
 
     Args:
-        path: a checkpoint, or a run's folder for its latest one.
+        source: a checkpoint; its path, that of ``checkpoints/best``, or a run's folder for its latest one.
         device: where the networks go.
+        trust: packages of your own that the checkpoint's config may import, beside rlexp, torch and the like.
+        render: make simulators that can render pictures.
 
     Raises:
-        CheckpointError: there is no checkpoint, or it is damaged.
-        ConfigError: the environment it was trained in cannot be built here.
+        CheckpointError: there is no checkpoint, it is damaged, or it does not fit the environment as it is here.
+        ConfigError: the environment it was trained in cannot be built here, or needs code that is not trusted.
     """
 
-    def __init__(self, path: Path | str, device: torch.device | str = "cpu") -> None:
-        saved = checkpoint.load(Path(path))
+    def __init__(
+        self,
+        source: Checkpoint | Path | str,
+        device: torch.device | str = "cpu",
+        trust: Sequence[str] = (),
+        *,
+        render: bool = False,
+    ) -> None:
+        saved = source if isinstance(source, Checkpoint) else checkpoint.load(Path(source))
         self.path = saved.path
         self.frames = saved.state.frames
-        self.experiment: Experiment = read_config(saved.config)
+        self.experiment: Experiment = read_config(saved.config, trust)
+        spec = _rendering(self.experiment.env) if render else self.experiment.env
         # As wide as in training, so that every number comes out of the same matrix products.
-        self.env: TransformedEnv = self.experiment.env.build(self.experiment.evaluation.episodes)
-        for norm in observation_norms(self.env):
-            index = list(self.env.transform).index(norm)
-            norm.loc = saved.state.transforms[f"transforms.{index}.loc"]
-            norm.scale = saved.state.transforms[f"transforms.{index}.scale"]
-            if isinstance(norm, RunningObservationNorm):
-                norm.collecting = False
+        self.env: TransformedEnv = spec.build(self.experiment.evaluation.episodes)
+        differences: list[str] = []
+        for index, (name, transform) in enumerate(zip(spec.transforms, self.env.transform, strict=True)):
+            prefix = f"transforms.{index}."
+            state = {k.removeprefix(prefix): v for k, v in saved.state.transforms.items() if k.startswith(prefix)}
+            differences += self._restore(f"env.transforms.{name}", transform, state)
+        self._refuse(differences)
         self.networks: ActorCritic = self.experiment.policy.build(self.env, torch.device(device))
+        for name in ("actor", "critic"):
+            network, state = getattr(self.networks, name), getattr(saved.state, name)
+            differences += _differences(name, network.state_dict(), state)
+        self._refuse(differences)
         self.networks.actor.load_state_dict(saved.state.actor)
         self.networks.critic.load_state_dict(saved.state.critic)
 
+    @property
+    def folder(self) -> Path:
+        """The run's folder; for a checkpoint that lies in none, the one that holds the checkpoint."""
+        parent = self.path.resolve().parent
+        return parent.parent if parent.name == "checkpoints" else parent
+
+    def _restore(self, name: str, transform: Transform, state: Mapping[str, Tensor]) -> Iterator[str]:
+        """Freeze a normalisation at its saved statistics; yields what does not fit."""
+        if isinstance(transform, VecNorm | VecNormV2):
+            raise CheckpointError(
+                f"{self.path} was trained with {name}, torchrl's {type(transform).__name__}, whose statistics cannot "
+                "be frozen here. Train with env/transforms=running (rlexp.normalization.RunningObservationNorm)."
+            )
+        if not isinstance(transform, ObservationNorm):
+            return
+        if not {"loc", "scale"} <= state.keys():
+            raise CheckpointError(
+                f"{self.path} holds no statistics of {name}: without them the policy would see other observations "
+                "than it was trained on. Name another checkpoint."
+            )
+        for key in transform.in_keys:
+            shape = transform.parent.observation_spec_unbatched[key].shape
+            if state["loc"].shape != shape:
+                yield f"{name}.loc is {list(state['loc'].shape)}, and the environment's {key} is {list(shape)}"
+        transform.loc, transform.scale = state["loc"], state["scale"]
+        if isinstance(transform, RunningObservationNorm):
+            transform.collecting = False
+
+    def _refuse(self, differences: list[str]) -> None:
+        if differences:
+            shown = "".join(f"\n  {difference}" for difference in differences)
+            raise CheckpointError(f"{self.path} does not fit its environment as it is here:{shown}")
+
+    @torch.no_grad()
+    def steps(self, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """What the simulators gave and what they were given, while the agent acts as in evaluation.
+
+        Args:
+            count: steps, of all simulators together.
+            seed: what their episodes derive from.
+
+        Returns:
+            Raw observations ``[count, *observation]`` and the actions taken on them, ``[count, *action]``.
+        """
+        witness = _Witness()
+        env = TransformedEnv(self.env.base_env, Compose(witness, *(t.clone() for t in self.env.transform)))
+        env.set_seed(seed)
+        device = next(self.networks.actor.parameters()).device
+        observations: list[Tensor] = []
+        actions: list[Tensor] = []
+        tensordict = env.reset()
+        with set_exploration_type(ExplorationType.DETERMINISTIC):
+            for _ in range(-(-count // env.batch_size[0])):
+                observations.append(witness.observation)
+                _, tensordict = env.step_and_maybe_reset(self.networks.actor(tensordict.to(device)).to(env.device))
+                actions.append(witness.action)
+        return torch.cat(observations)[:count], torch.cat(actions)[:count]
+
+    def unlike(self, actions: Tensor, expected: Tensor) -> str | None:
+        """How far actions ``[count, *action]`` are from those expected, in words; None where rounding explains it."""
+        space = self.env.base_env.action_spec_unbatched.space
+        span = space.high.double() - space.low.double()
+        largest = ((actions.cpu().double() - expected.cpu().double()) / span).abs().max().item()
+        if largest <= ROUNDING:  # false for NaN
+            return None
+        return f"over {len(expected):,} observations an action differs by up to {largest:.3g} of its range"
+
+
+class _Witness(Transform):
+    """Keeps what goes in and out of the bare simulators."""
+
+    observation: Tensor
+    action: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(in_keys=[], out_keys=[])
+
+    def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
+        self.observation = next_tensordict["observation"].clone()
+        return next_tensordict
+
+    def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        return self._call(tensordict_reset)
+
+    def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
+        self.action = tensordict["action"].clone()
+        return tensordict
+
 
 class Policy(nn.Module):
-    """From raw observations to the environment's actions, normalisation inside; deterministic.
+    """From raw observations to the environment's actions, deterministic; all that the run put between is inside.
+
+    Normalisation is at its saved statistics. What no function of one observation can be, such as a transform that
+    stacks frames, is refused. One thing stays with the caller: an action lasts ``env.frame_skip`` simulator frames.
 
     Args:
-        agent: where the actor and the statistics come from.
+        agent: where the actor, the statistics and the other transforms come from.
+
+    Raises:
+        UnfaithfulPolicyError: a transform needs more than the observation, or the policy does not choose the actions
+            that the agent chooses in its environment.
     """
 
     def __init__(self, agent: Agent) -> None:
         super().__init__()
         self.actor = agent.networks.actor
-        read = set(self.actor.in_keys)
-        transforms = [t.clone() for t in agent.env.transform if read & set(t.in_keys)]
-        self.transforms = nn.ModuleList(transforms)
-        for transform in transforms:
-            transform.set_missing_tolerance(True)  # there are observations here, and no rewards
+        spec = agent.env.base_env.observation_spec_unbatched["observation"]
+        self.observation_shape, self.observation_dtype = spec.shape, spec.dtype
+        before, needed = _feeding(agent.env.transform, set(self.actor.in_keys))
+        if needed != {"observation"}:
+            reason = f"its transforms read {', '.join(sorted(needed - {'observation'}))} besides the observation"
+            raise UnfaithfulPolicyError(f"{agent.path} cannot act on observations alone: {reason}.")
+        after = [t for t in reversed(list(agent.env.transform)) if "action" in t.out_keys_inv]
+        self.before, self.after = nn.ModuleList(map(_fixed, before)), nn.ModuleList(map(_fixed, after))
+        self.eval().requires_grad_(False)
+        self.to(next(self.actor.parameters()).device)
+        observations, actions = agent.steps(8 * agent.env.batch_size[0])
+        try:
+            difference = agent.unlike(self(observations), actions)
+        except Exception as error:
+            difference = f"{type(error).__name__}: {error}"
+        if difference is not None:
+            raise UnfaithfulPolicyError(
+                f"{agent.path} does not act on observations alone as it does in its environment: {difference}. "
+                "One of env.transforms remembers earlier steps, or is no function of the observation."
+            )
 
-    @torch.no_grad()
-    def forward(self, observation: Tensor) -> Tensor:
+    def forward(self, observation: Array) -> Array:
         """Act.
 
         Args:
-            observation: as the simulator gives it, ``[..., *observation]``.
+            observation: as the simulator gives it, ``[..., *observation]``; a tensor or a NumPy array.
 
         Returns:
-            Actions ``[..., *action]`` within the environment's bounds.
+            Actions ``[..., *action]`` within the environment's bounds: an array for an array, and for a tensor a
+            tensor on the policy's device.
+
+        Raises:
+            ValueError: the observation has another environment's shape.
         """
-        tensordict = TensorDict({"observation": observation})
-        for transform in self.transforms:
-            tensordict = cast("Transform", transform)._call(tensordict)
+        if isinstance(observation, np.ndarray):
+            return cast("Array", self(torch.from_numpy(observation)).numpy(force=True))
+        if observation.shape[observation.dim() - len(self.observation_shape) :] != self.observation_shape:
+            found, shape = list(observation.shape), list(self.observation_shape)
+            raise ValueError(f"the observation has shape {found}; this policy reads [..., {str(shape)[1:]}")
         weights = next(self.actor.parameters())
-        tensordict["observation"] = tensordict["observation"].to(weights)
+        tensordict: TensorDictBase = TensorDict({"observation": observation.to(weights.device, self.observation_dtype)})
+        for transform in self.before:
+            tensordict = cast("Transform", transform)._call(tensordict)
+        tensordict["observation"] = tensordict["observation"].to(weights.dtype)
         with set_exploration_type(ExplorationType.DETERMINISTIC):
-            action: Tensor = self.actor(tensordict)["action"]
-        return action
+            tensordict = self.actor(tensordict)
+        for transform in self.after:
+            tensordict = cast("Transform", transform)._inv_call(tensordict)
+        return cast("Array", tensordict["action"])
 
 
-def load_policy(path: Path | str, device: torch.device | str = "cpu") -> Policy:
-    """The policy of a checkpoint, or of the latest one in a run's folder.
+def load_policy(path: Path | str, device: torch.device | str = "cpu", trust: Sequence[str] = ()) -> Policy:
+    """The policy of a checkpoint, of ``RUN_DIR/checkpoints/best``, or of the latest one in a run's folder.
+
+    Args:
+        path: a checkpoint, or a run's folder.
+        device: where the networks go.
+        trust: packages of your own that the checkpoint's config may import, beside rlexp, torch and the like.
 
     Raises:
-        CheckpointError: there is no checkpoint, or it is damaged.
-        ConfigError: the environment it was trained in cannot be built here.
+        CheckpointError: there is no checkpoint, it is damaged, or it does not fit the environment as it is here.
+        ConfigError: the environment it was trained in cannot be built here, or needs code that is not trusted.
+        UnfaithfulPolicyError: it cannot act on observations alone.
     """
-    return Policy(Agent(path, device)).to(device)
+    return Policy(Agent(path, device, trust))
+
+
+def _feeding(transforms: Compose, keys: set[str]) -> tuple[list[Transform], set[str]]:
+    """The transforms that ``keys`` come out of, in order, and the keys of the simulator that go in."""
+    chain: list[Transform] = []
+    for transform in reversed(list(transforms)):
+        made = keys & set(transform.out_keys)
+        if made:
+            pairwise = len(transform.in_keys) == len(transform.out_keys)
+            pairs = zip(transform.in_keys, transform.out_keys, strict=True) if pairwise else ()
+            read = {source for source, result in pairs if result in made} if pairwise else set(transform.in_keys)
+            keys = (keys - made) | read
+            chain.insert(0, transform)
+    return chain, keys
+
+
+def _fixed(transform: Transform) -> Transform:
+    """A copy for use outside an environment."""
+    copy: Transform = transform.clone()
+    copy.set_missing_tolerance(True)  # there are observations and actions here, and no rewards
+    if isinstance(copy, ObservationNorm):
+        # A plain bool, for a branch on a tensor cannot be exported.
+        copy.standard_normal = bool(copy._buffers.pop("standard_normal"))
+    return copy
+
+
+def _differences(name: str, needed: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> Iterator[str]:
+    for key in sorted(needed.keys() | saved.keys()):
+        ours, theirs = (list(state[key].shape) if key in state else "nothing" for state in (needed, saved))
+        if ours != theirs:
+            yield f"{name}.{key} is {theirs}, and {ours} is needed"
+
+
+def _rendering(spec: EnvSpec) -> EnvSpec:
+    if not isinstance(spec, GymEnv):
+        raise ConfigError([Problem("video", f"{type(spec).__name__} gives no pictures; GymEnv does.", "true")])
+    return spec.model_copy(update={"kwargs": spec.kwargs | {"render_mode": "rgb_array"}})

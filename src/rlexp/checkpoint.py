@@ -174,11 +174,13 @@ def point(folder: Path, name: str, checkpoint: Path) -> None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read and verify a checkpoint, or the newest one of a run's folder that is whole.
+    """Read and verify a checkpoint, what ``checkpoints/best`` names, or the newest one of a run's folder that is whole.
 
     Raises:
         CheckpointError: there is none, it is damaged, or of a format that this version cannot read.
     """
+    if path.name in ("latest", "best") and path.is_file():
+        path = path.with_name(path.read_text(encoding="utf-8").strip())
     if is_checkpoint(path):
         return _load(path)
     damaged = []

@@ -1,9 +1,11 @@
-"""Evaluation: deterministic whole episodes in an environment of their own, with frozen normalisation."""
+"""Evaluation: whole episodes in an environment of their own, with frozen normalisation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +13,10 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from rlexp.envs.gymnasium import BatchedGymEnv
+from rlexp.acting import Array, acting
+from rlexp.config import ConfigError
+from rlexp.envs.arrays import ArrayEnv
+from rlexp.rollout import ArrayTransforms
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,25 @@ class Evaluation:
         """Mean over episodes."""
         return float(np.mean(self.returns))
 
+    def statistics(self) -> dict[str, Any]:
+        """What ``rlexp-eval`` tells of the episodes; the spread is None after one episode, which shows none.
+
+        ``std_return`` divides by one less than the number of episodes; ``ci95_return`` bounds the mean return of
+        episodes not run, by `bootstrap_interval`.
+        """
+        several = len(self.returns) > 1
+        return {
+            "mean_return": self.mean_return,
+            "std_return": float(np.std(self.returns, ddof=1)) if several else None,
+            "median_return": float(np.median(self.returns)),
+            "min_return": min(self.returns),
+            "max_return": max(self.returns),
+            "ci95_return": list(bootstrap_interval(self.returns)) if several else None,
+            "mean_length": float(np.mean(self.lengths)),
+            "min_length": min(self.lengths),
+            "max_length": max(self.lengths),
+        }
+
     def metrics(self) -> dict[str, float]:
         """The ``eval/*`` entries of a metrics row."""
         return {
@@ -48,8 +72,31 @@ def evaluation_seeds(seed: int, episodes: int) -> list[int]:
     return [int(s) for s in np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(episodes)]
 
 
+def bootstrap_interval(
+    values: Sequence[float], confidence: float = 0.95, resamples: int = 10_000
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean (Efron 1979); the same values give the same interval.
+
+    Args:
+        values: independent, one an episode or one a run.
+        confidence: share of such intervals that hold the true mean, for many values; ten give a little less.
+        resamples: means of as many values drawn again with replacement.
+
+    Returns:
+        Lower and upper bound.
+    """
+    generator = np.random.default_rng(0)
+    sample = np.asarray(values, dtype=np.float64)
+    # One resample at a time: all at once would not fit in memory for many thousand episodes.
+    means = [sample[generator.integers(len(sample), size=len(sample))].mean() for _ in range(resamples)]
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
 @torch.no_grad()
-def evaluate(env: TransformedEnv, actor: TensorDictModuleBase, seeds: Sequence[int]) -> Evaluation:
+def evaluate(
+    env: TransformedEnv, actor: TensorDictModuleBase, seeds: Sequence[int], *, deterministic: bool = True
+) -> Evaluation:
     """Run one whole episode per seed.
 
     Every episode counts, however long: the environments that finish first wait for the others, since taking the first
@@ -57,26 +104,64 @@ def evaluate(env: TransformedEnv, actor: TensorDictModuleBase, seeds: Sequence[i
 
     Args:
         env: a batched environment with its normalisation frozen; as many episodes as it is wide run together.
-        actor: the policy; acts deterministically here.
+        actor: the policy.
         seeds: one per episode.
+        deterministic: take the distribution's mode; otherwise sample, from torch's global generator.
     """
-    device = next(actor.parameters()).device
+    steps = _tensordict_steps(env, actor, deterministic)
+    if deterministic:
+        with suppress(ConfigError):  # a transform or an actor that only torchrl's own loop knows
+            steps = _array_steps(env, actor)
+    simulators: ArrayEnv = env.base_env
     (width,) = env.batch_size
-    returns = torch.zeros(len(seeds), dtype=torch.float64)
-    lengths = torch.zeros(len(seeds), dtype=torch.int64)
-    base = env.base_env
-    assert isinstance(base, BatchedGymEnv)
-    with set_exploration_type(ExplorationType.DETERMINISTIC):
-        for start in range(0, len(seeds), width):
-            chunk = seeds[start : start + width]
-            base.set_seeds(chunk)
-            alive = torch.arange(width) < len(chunk)
-            tensordict = env.reset()
-            while alive.any():
-                acted = actor(tensordict.to(device)).to(env.device)
-                stepped, tensordict = env.step_and_maybe_reset(acted)
-                running = alive[: len(chunk)]
-                returns[start : start + width] += stepped["next", "reward"][: len(chunk), 0] * running
-                lengths[start : start + width] += running
-                alive = alive & ~stepped["next", "done"][:, 0]
+    returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
+    for start in range(0, len(seeds), width):
+        chunk = seeds[start : start + width]
+        simulators.set_seeds(chunk)
+        running = np.ones(len(chunk), np.bool_)
+        for reward, ended in steps():
+            returns[start : start + width] += np.where(running, reward[: len(chunk)], 0)
+            lengths[start : start + width] += running
+            running &= ~ended[: len(chunk)]
+            if not running.any():
+                break
     return Evaluation(list(seeds), returns.tolist(), lengths.tolist())
+
+
+Steps = Callable[[], Iterator[tuple[Array, Array]]]
+
+
+def _array_steps(env: TransformedEnv, actor: TensorDictModuleBase) -> Steps:
+    """Endless steps from a reset on: rewards and ends, each ``[num_envs]``."""
+    transforms = ArrayTransforms(env)
+    simulators: ArrayEnv = env.base_env
+    arrays, (width,) = simulators.arrays, env.batch_size
+    act, transform = acting(actor, width, deterministic=True), transforms.observation()
+
+    def steps() -> Iterator[tuple[Array, Array]]:
+        act.begin(0)
+        simulators.reset_arrays(range(width))
+        while True:
+            arrays.action[...] = act(transform(arrays.observation))
+            simulators.step_arrays()
+            ended = arrays.terminated | arrays.truncated
+            yield arrays.reward, ended
+            simulators.reset_arrays(np.flatnonzero(ended).tolist())
+
+    return steps
+
+
+def _tensordict_steps(env: TransformedEnv, actor: TensorDictModuleBase, deterministic: bool) -> Steps:
+    """The same by torchrl's own step, with any transforms, of the distribution's mode or of samples."""
+    device = next(actor.parameters()).device
+    exploration = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
+
+    def steps() -> Iterator[tuple[Array, Array]]:
+        tensordict = env.reset()
+        while True:
+            with set_exploration_type(exploration):
+                acted = actor(tensordict.to(device)).to(env.device)
+            stepped, tensordict = env.step_and_maybe_reset(acted)
+            yield stepped["next", "reward"][:, 0].numpy(), stepped["next", "done"][:, 0].numpy()
+
+    return steps

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from rlexp.collectors import CollectorSpec
-from rlexp.config import Composed, Count, Integer, Positive, Problem, Spec, load, read
+from rlexp.config import Composed, Count, Integer, Node, Positive, Problem, Sources, Spec, load, read
 from rlexp.envs import EnvSpec
 from rlexp.loggers import LoggerSpec
 from rlexp.losses import LossSpec
@@ -52,7 +52,8 @@ class Experiment(Spec):
         max_grad_norm: bound on the norm of each gradient.
         seed: everything random follows from it.
         device: ``auto`` is cuda where there is one, else cpu.
-        threads: torch's threads; ``auto`` decides by the size of the work.
+        threads: torch's threads; ``auto`` decides by the work of a minibatch and the cores there are.
+        callbacks: objects with methods of `rlexp.callbacks.Callback`; names are free.
         warm_start: a checkpoint or run whose weights and statistics the run begins with; None begins with fresh ones.
     """
 
@@ -71,6 +72,7 @@ class Experiment(Spec):
     seed: Annotated[Integer, Field(ge=0, lt=2**32)]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
     threads: Count | Literal["auto"]
+    callbacks: dict[str, Node]
     warm_start: str | None
 
     @property
@@ -113,7 +115,7 @@ def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) ->
     Raises:
         ConfigError: with every problem found.
     """
-    return check_config(load(overrides, config_dir))
+    return check_config(load(overrides, Sources(config_dir=config_dir)))
 
 
 def check_config(composed: Composed) -> Experiment:
@@ -126,10 +128,15 @@ def check_config(composed: Composed) -> Experiment:
     return read(Experiment, values, composed.problems)
 
 
-def read_config(values: Mapping[str, Any]) -> Experiment:
+def read_config(values: Mapping[str, Any], trust: Sequence[str] | None = None) -> Experiment:
     """Check plain values, such as a run's saved ``config.yaml``.
+
+    Args:
+        values: plain values.
+        trust: None where the values are the user's own; for a checkpoint's, the packages beside rlexp, torch, torchrl,
+            tensordict and gymnasium that they may import.
 
     Raises:
         ConfigError: with every problem found.
     """
-    return read(Experiment, values)
+    return read(Experiment, values, trust=trust)

@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
-from rlexp.config import Fraction, NonNegative, Positive, Spec
+from rlexp.config import Fraction, Node, NonNegative, Positive, Spec, build_at
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
-    from torchrl.objectives import LossModule
+    from tensordict import TensorDictBase
+    from torch import Tensor
 
     from rlexp.normalization import RewardNorm
     from rlexp.policies import ActorCritic
+    from rlexp.ppo import GeneralizedAdvantage
+
+
+class MinibatchLoss(Protocol):
+    """What the trainer asks of a loss."""
+
+    @property
+    def step_keys(self) -> list[str]:
+        """The entries of a prepared batch that `losses` reads."""
+
+    def prepare(self, batch: TensorDictBase) -> None:
+        """Write what `losses` needs of each step and the update does not change, once for a batch."""
+
+    def losses(self, minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors from the entries `step_keys`, each ``[n, ...]``; the scalars ``loss_*`` are summed and minimised."""
+
+    def means(self, records: dict[str, Tensor]) -> dict[str, Tensor]:
+        """From what `losses` gave, stacked over minibatches, to the scalars that are logged."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same loss on a device."""
 
 
 @dataclass(frozen=True)
@@ -21,31 +43,56 @@ class Objective:
     """What turns a batch into gradients.
 
     Attributes:
-        loss: ``TensorDict`` of a minibatch -> ``TensorDict`` whose ``loss_*`` entries are summed.
-        advantage: writes ``advantage`` and ``value_target`` into a batch ``[num_envs, steps]``.
-        keys: the entries of a batch that the loss reads.
+        loss: what each minibatch minimises.
+        advantage: writes ``advantage``, ``value_target`` and ``state_value`` into a batch ``[num_envs, steps]``.
         reward_norm: scales the rewards that the advantage sees; None leaves them as they are.
     """
 
-    loss: LossModule
-    advantage: nn.Module
-    keys: list[str]
+    loss: MinibatchLoss
+    advantage: GeneralizedAdvantage
     reward_norm: RewardNorm | None
 
 
 class LossSpec(Spec):
-    """Base of all objectives."""
+    """Base of all objectives: the loss is a subclass's, the advantage is generalised advantage estimation.
+
+    Builds `rlexp.ppo.GeneralizedAdvantage`, which is ``torchrl.objectives.value.GAE`` (Schulman et al. 2016, eq. 16),
+    beside the loss.
+
+    Attributes:
+        gamma: discount per agent step.
+        lmbda: GAE's lambda.
+        average_gae: normalise the advantage over each batch.
+        normalize_reward: divide rewards by the running standard deviation of the discounted return.
+    """
+
+    gamma: Fraction
+    lmbda: Fraction
+    average_gae: bool
+    normalize_reward: bool
+
+    def build_loss(self, networks: ActorCritic) -> MinibatchLoss:
+        """The loss over the networks' own parameters.
+
+        Raises:
+            ConfigError: the loss cannot be built with these settings.
+        """
+        raise NotImplementedError
 
     def build(self, networks: ActorCritic, num_envs: int, device: torch.device) -> Objective:
         """The modules that train ``networks``; they hold the very same parameters."""
-        raise NotImplementedError
+        from rlexp.normalization import RewardNorm
+        from rlexp.ppo import GeneralizedAdvantage
+
+        advantage = GeneralizedAdvantage(networks.critic, self.gamma, self.lmbda, average=self.average_gae)
+        reward_norm = RewardNorm(num_envs, self.gamma).to(device) if self.normalize_reward else None
+        return Objective(self.build_loss(networks).to(device), advantage.to(device), reward_norm)
 
 
 class ClipPPO(LossSpec):
-    """PPO's clipped surrogate with generalised advantage estimation.
+    """PPO's clipped surrogate; builds `rlexp.ppo.LeanClipPPOLoss`, a ``torchrl.objectives.ClipPPOLoss``.
 
-    Builds ``torchrl.objectives.ClipPPOLoss`` (Schulman et al. 2017, eq. 7 and 9) and
-    ``torchrl.objectives.value.GAE`` (Schulman et al. 2016, eq. 16).
+    Schulman et al. 2017, eq. 7 and 9.
 
     Attributes:
         clip_epsilon: the ratio's bounds are 1 - epsilon and 1 + epsilon.
@@ -53,30 +100,21 @@ class ClipPPO(LossSpec):
         critic_coeff: weight of the critic's loss (c1 in eq. 9).
         loss_critic_type: distance between value and target.
         normalize_advantage: to mean 0 and standard deviation 1 over each minibatch.
-        gamma: discount per agent step.
-        lmbda: GAE's lambda.
-        average_gae: normalise the advantage over each batch.
-        normalize_reward: divide rewards by the running standard deviation of the discounted return.
     """
+
+    builds = ("torchrl.objectives.ClipPPOLoss", "torchrl.objectives.value.GAE")
 
     clip_epsilon: Positive
     entropy_coeff: NonNegative
     critic_coeff: NonNegative
     loss_critic_type: Literal["l1", "l2", "smooth_l1"]
     normalize_advantage: bool
-    gamma: Fraction
-    lmbda: Fraction
-    average_gae: bool
-    normalize_reward: bool
 
-    def build(self, networks: ActorCritic, num_envs: int, device: torch.device) -> Objective:
-        """Torchrl's modules over the given networks."""
-        from torchrl.objectives import ClipPPOLoss
-        from torchrl.objectives.value import GAE
+    def build_loss(self, networks: ActorCritic) -> MinibatchLoss:
+        """The loss of torchrl, without its cost per call."""
+        from rlexp.ppo import LeanClipPPOLoss
 
-        from rlexp.normalization import RewardNorm
-
-        loss = ClipPPOLoss(
+        return LeanClipPPOLoss(
             networks.actor,
             networks.critic,
             clip_epsilon=self.clip_epsilon,
@@ -85,20 +123,23 @@ class ClipPPO(LossSpec):
             critic_coeff=self.critic_coeff,
             loss_critic_type=self.loss_critic_type,
             normalize_advantage=self.normalize_advantage,
-            # The networks stay plain modules (their functional copies double the time of a step), and the explained
-            # variance is the batch's, computed once.
-            functional=False,
-            log_explained_variance=False,
         )
-        advantage = GAE(
-            gamma=self.gamma,
-            lmbda=self.lmbda,
-            value_network=networks.critic,
-            average_gae=self.average_gae,
-            vectorized=True,
-        )
-        reward_norm = RewardNorm(num_envs, self.gamma) if self.normalize_reward else None
-        names = loss.tensor_keys
-        # Not the loss's own in_keys: those are for a loss that computes its advantage, from consecutive steps.
-        keys = [*networks.actor.in_keys, names.action, names.sample_log_prob, names.advantage, names.value_target]
-        return Objective(loss.to(device), advantage.to(device), list(dict.fromkeys(keys)), reward_norm)
+
+
+class AnyLoss(LossSpec):
+    """Any ``torchrl.objectives.LossModule`` that takes an actor, a critic and an advantage.
+
+    Attributes:
+        loss_module: the loss; it is called with ``actor_network`` and ``critic_network`` beside its own arguments.
+    """
+
+    builds = ("torchrl.objectives.value.GAE",)
+
+    loss_module: Node
+
+    def build_loss(self, networks: ActorCritic) -> MinibatchLoss:
+        """The loss that the config names."""
+        from rlexp.anyloss import TorchRLLoss
+
+        build = partial(self.loss_module.build, actor_network=networks.actor, critic_network=networks.critic)
+        return TorchRLLoss(build_at("loss.loss_module", build), networks)

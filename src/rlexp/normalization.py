@@ -9,6 +9,8 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.envs import ObservationNorm, TransformedEnv
 
+from rlexp.returns import discounted_sums
+
 
 class Moments(nn.Module):
     """Mean and variance of everything seen so far, exact, in float64.
@@ -78,9 +80,14 @@ class RunningObservationNorm(ObservationNorm):
             self.update(torch.cat([o.reshape(-1, *self.loc.shape) for o in self._pending]))
             self._pending.clear()
 
-    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+    def observe(self, observations: Tensor) -> None:
+        """Put raw observations ``[..., *observation]`` by for the next `commit`."""
         if self.collecting:
-            self._pending.extend(next_tensordict.get(key) for key in self.in_keys)
+            self._pending.append(observations)
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        for key in self.in_keys:
+            self.observe(next_tensordict.get(key))
         return super()._step(tensordict, next_tensordict)
 
     def _apply_transform(self, obs: Tensor) -> Tensor:
@@ -120,11 +127,12 @@ class RewardNorm(nn.Module):
             The scaled rewards, same shape and type.
         """
         rewards, alive = reward[..., 0].to(self.discounted), (~done[..., 0]).to(self.discounted)
-        returns = torch.empty_like(rewards)
-        for t in range(rewards.shape[1]):
-            self.discounted.mul_(self.gamma).add_(rewards[:, t])
-            returns[:, t] = self.discounted
-            self.discounted.mul_(alive[:, t])
+        # The recursion runs forward in time, `discounted_sums` backward: R_0 first takes in what was carried.
+        rewards = torch.cat([self.discounted[:, None], rewards], -1)
+        ones = torch.ones_like(alive[:, :1])
+        decay = self.gamma * torch.cat([ones, ones, alive[:, :-1]], -1)
+        returns = discounted_sums(rewards.flip(-1), decay.flip(-1)).flip(-1)[:, 1:]
+        self.discounted.copy_(returns[:, -1] * alive[:, -1])
         self.moments.update(returns.flatten())
         return reward / (self.moments.var + self.eps).sqrt().to(reward)
 

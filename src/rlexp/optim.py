@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from rlexp.config import NonNegative, Positive, Spec
+from rlexp.config import Node, NonNegative, Positive, Spec, build_at
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,14 +20,27 @@ class OptimSpec(Spec):
 
     Attributes:
         lr: learning rate of the first batch.
-        schedule: how it falls, a step a batch: ``cosine`` or ``linear`` to 0 at the end of the run, or ``constant``.
+        schedule: how it falls, a step a batch: ``cosine`` or ``linear`` to 0 at the end of the run, ``constant``, or a
+            node whose target is a torch scheduler, called with the optimizer.
+        elementwise: what it does to a weight depends on that weight's own gradients alone, so that all weights may be
+            given as one vector.
     """
 
-    lr: Positive
-    schedule: Literal["cosine", "linear", "constant"]
+    elementwise: ClassVar[bool] = False
 
-    def build(self, parameters: Iterable[nn.Parameter], num_batches: int) -> tuple[Optimizer, LRScheduler]:
-        """Optimizer and schedule over a run of ``num_batches`` batches."""
+    lr: Positive
+    schedule: Literal["cosine", "linear", "constant"] | Node
+
+    def build(self, parameters: list[nn.Parameter], num_batches: int) -> tuple[Optimizer, LRScheduler]:
+        """Optimizer and schedule over a run of ``num_batches`` batches.
+
+        Args:
+            parameters: everything that is trained.
+            num_batches: steps of the schedule.
+
+        Raises:
+            ConfigError: a target refuses its arguments.
+        """
         from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR
 
         optimizer = self.build_optimizer(parameters)
@@ -38,8 +51,10 @@ class OptimSpec(Spec):
                 return optimizer, LinearLR(optimizer, 1.0, 0.0, total_iters=num_batches)
             case "constant":
                 return optimizer, ConstantLR(optimizer, factor=1.0)
+            case Node():
+                return optimizer, build_at("optim.schedule", partial(self.schedule.build, optimizer))
 
-    def build_optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    def build_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
         """The optimizer alone."""
         raise NotImplementedError
 
@@ -69,15 +84,33 @@ class Adam(OptimSpec):
         weight_decay: L2 penalty.
     """
 
+    builds = ("torch.optim.Adam",)
+    elementwise = True
+
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
     eps: Positive
     weight_decay: NonNegative
 
-    def build_optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
-        """Torch's Adam, fused where that is possible."""
+    def build_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
+        """Adam, fused where torch can."""
         from torch.optim import Adam
 
         beta1, beta2 = self.betas
         return Adam(
             parameters, lr=self.lr, betas=(beta1, beta2), eps=self.eps, weight_decay=self.weight_decay, fused=True
         )
+
+
+class AnyOptimizer(OptimSpec):
+    """Any optimizer that takes parameters and ``lr``.
+
+    Attributes:
+        optimizer: the optimizer; it is called with the parameters and ``lr`` beside its own arguments.
+    """
+
+    optimizer: Node
+
+    def build_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
+        """The optimizer that the config names."""
+        optimizer: Optimizer = build_at("optim.optimizer", partial(self.optimizer.build, parameters, lr=self.lr))
+        return optimizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -87,10 +88,15 @@ class RunDir:
         """Save the resolved config."""
         write_text(self.config, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
 
-    def write_metadata(self, info: Mapping[str, Any], frames: int, total_frames: int) -> None:
+    def write_metadata(
+        self, config: Mapping[str, Any], info: Mapping[str, Any], frames: int, total_frames: int
+    ) -> None:
         """Save what is needed to run it again: command line, versions, commit, hardware, and ``info``.
 
+        Where the commit has uncommitted changes, they are saved beside it as ``git.diff``.
+
         Args:
+            config: the resolved config.
             info: further entries.
             frames: where this process starts; each start is an entry of ``sessions``.
             total_frames: the budget it was started with.
@@ -103,15 +109,24 @@ class RunDir:
             "total_frames": total_frames,
         }
         sessions = [*(entry for entry in before if entry["frames"] < frames), session]
+        git = _git()
+        if git is not None and (diff := git.pop("diff")):
+            write_text(self.path / "git.diff", diff)
         values = {
             "command": sessions[0]["command"],
             "started": sessions[0]["started"],
             "sessions": sessions,
-            "git": _git(),
+            "config_sha256": config_hash(config),
+            "git": git,
             "versions": versions(),
             "hardware": {"machine": platform.platform(), "cpus": usable_cpus()},
         }
         write_json(self.metadata, values | dict(info))
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """SHA-256 of a resolved config; equal for equal settings, whatever their order."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -151,11 +166,11 @@ def _git() -> dict[str, Any] | None:
     """The commit of the code that the user ran in, or None outside a repository."""
 
     def ask(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout
 
     try:
-        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
+        commit, dirty = ask("rev-parse", "HEAD").strip(), bool(ask("status", "--porcelain"))
+        return {"commit": commit, "dirty": dirty, "diff": ask("diff", "HEAD") if dirty else ""}
     except (OSError, subprocess.SubprocessError):
         return None

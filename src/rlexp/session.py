@@ -54,7 +54,8 @@ class Session:
         logging.getLogger("rlexp").addHandler(self._log_file)
         config = redact(self._experiment.to_dict())
         self._run.write_config(config)
-        self._run.write_metadata({**self._info, "run_id": self._run_id}, self._frames, self._experiment.total_frames)
+        info = {**self._info, "run_id": self._run_id}
+        self._run.write_metadata(config, info, self._frames, self._experiment.total_frames)
         write_json(self._run.summary, {"status": "running"})
         self._metrics = MetricsFile(self._run.metrics, self._frames)
         self._sinks = [

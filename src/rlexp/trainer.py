@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import secrets
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tensordict import TensorDict, TensorDictBase
-from torch import Tensor
+from tensordict import TensorDictBase
+from torch import Tensor, nn
 
 from rlexp import checkpoint
+from rlexp.callbacks import Callback
 from rlexp.checkpoint import Checkpoint
-from rlexp.config import ConfigError, Problem, load, new_run_path
+from rlexp.config import ConfigError, Problem, build_at, check_targets, load, new_run_path
 from rlexp.evaluation import Evaluation, evaluate, evaluation_seeds
 from rlexp.experiment import Experiment, read_config
 from rlexp.normalization import commit_normalization, copy_normalization, init_normalization, observation_norms
@@ -80,6 +83,7 @@ class Trainer:
     def __init__(
         self, experiment: Experiment, run_dir: RunDir | Path | str | None = None, start: Checkpoint | None = None
     ) -> None:
+        check_targets(experiment)
         self.experiment = experiment
         if run_dir is None:
             run_dir = new_run_path(experiment.env.name)
@@ -88,7 +92,6 @@ class Trainer:
             message = "holds a run already: continue it with resume=..., or choose another folder."
             raise ConfigError([Problem("hydra.run.dir", message, str(self.run.path))])
         self.device = pick_device(experiment.device)
-        self.threads = set_threads(experiment.threads)
         seed_everything(experiment.seed)
 
         spec = experiment.env
@@ -98,10 +101,15 @@ class Trainer:
         self.eval_env = spec.build(experiment.evaluation.episodes)
         self.networks = experiment.policy.build(self.env, self.device)
         self.objective = experiment.loss.build(self.networks, spec.num_envs, self.device)
-        self.parameters = self.networks.parameters()
-        self.optimizer, self.scheduler = experiment.optim.build(self.parameters, experiment.num_batches)
+        self.weights = flatten(self.networks.parameters())
+        self.threads = set_threads(experiment, self.weights.numel())
+        trained = [self.weights] if experiment.optim.elementwise else self.networks.parameters()
+        self.optimizer, self.scheduler = experiment.optim.build(trained, experiment.num_batches)
         self.collector = experiment.collector.build(self.env, self.networks.actor, spec.frame_skip, self.device)
 
+        self.callbacks: list[Callback] = [
+            build_at(f"callbacks.{name}", node.build) for name, node in experiment.callbacks.items()
+        ]
         self.frames = 0
         self.iteration = 0
         self.final: Evaluation | None = None
@@ -191,11 +199,13 @@ class Trainer:
             TrainingError: an observation, reward, loss or gradient is not finite.
         """
         batch = self.collect(batches)
+        self._call("after_collect", batch)
         metrics = self.train_metrics(batch) | self.update(batch)
         self.scheduler.step()
         commit_normalization(self.env)
         self._check_statistics()
-        return metrics | {"train/parameters_hash": parameters_hash(self.parameters)}
+        self._call("after_update", metrics)
+        return metrics | {"train/parameters_hash": parameters_hash(self.weights)}
 
     def collect(self, batches: Iterator[TensorDictBase]) -> TensorDictBase:
         """One batch of transitions ``[num_envs, steps]`` from the current policy."""
@@ -215,42 +225,43 @@ class Trainer:
         Raises:
             TrainingError: a loss or gradient is not finite.
         """
-        objective, records = self.objective, []
+        objective = self.objective
+        records: list[dict[str, Tensor]] = []
         with self._timed("update"):
             if objective.reward_norm is not None:
                 reward = objective.reward_norm(batch["next", "reward"], batch["next", "done"])
                 batch.set(("next", "reward"), reward)
+            entropy = -batch["action_log_prob"].mean()
+            objective.loss.prepare(batch)
             for epoch in range(self.experiment.num_epochs):
-                with torch.no_grad():
-                    objective.advantage(batch)
+                objective.advantage(batch)
                 if epoch == 0:
                     explained = explained_variance(batch["state_value"], batch["value_target"])
                 for minibatch in self.minibatches(batch):
-                    losses = objective.loss(minibatch)
-                    total = torch.stack([loss for name, loss in losses.items() if name.startswith("loss_")]).sum()
-                    self.optimizer.zero_grad()
+                    losses = objective.loss.losses(minibatch)
+                    self.optimizer.zero_grad(set_to_none=False)
+                    total = reduce(torch.add, (loss for name, loss in losses.items() if name.startswith("loss_")))
                     total.backward()
-                    grad_norm = torch.nn.utils.clip_grad_norm_(
-                        self.parameters, self.experiment.max_grad_norm, foreach=True
-                    )
+                    grad_norm = torch.nn.utils.clip_grad_norm_(self.weights, self.experiment.max_grad_norm)
                     self.optimizer.step()
-                    records.append(losses.detach().set("grad_norm", grad_norm))
-        means = TensorDict.stack(records).mean(0)
-        if "entropy" not in means:
-            means["entropy"] = -batch["action_log_prob"].mean()
-        metrics = {metric: means[key].item() for key, metric in _LOSS_METRICS.items()}
+                    records.append({name: value.detach() for name, value in losses.items()} | {"grad_norm": grad_norm})
+            means = objective.loss.means({name: torch.stack([r[name] for r in records]) for name in records[0]})
+        # Without a bonus the loss has no use for the entropy: the batch's own actions estimate it.
+        means.setdefault("entropy", entropy)
+        metrics = {metric: means[key].item() for key, metric in _LOSS_METRICS.items() if key in means}
         return self._checked(metrics | {"loss/explained_variance": explained})
 
-    def minibatches(self, batch: TensorDictBase) -> Iterator[TensorDictBase]:
-        """The batch's steps in a new random order, ``minibatch_size`` at a time, each at most once.
+    def minibatches(self, batch: TensorDictBase) -> Iterator[dict[str, Tensor]]:
+        """What the loss reads of the batch's steps, in a new random order, ``minibatch_size`` at a time.
 
-        Steps that do not fill a minibatch are left out, different ones each time.
+        Each step comes at most once. Those that do not fill a minibatch are left out, different ones each time.
         """
         size = self.experiment.minibatch_size
-        steps = batch.select(*self.objective.keys).reshape(-1)
-        order = torch.randperm(len(steps), device=batch.device)
-        for indices in order[: len(steps) // size * size].view(-1, size):
-            yield steps[indices]
+        order = torch.randperm(batch.numel(), device=batch.device)[: batch.numel() // size * size]
+        keys = self.objective.loss.step_keys
+        columns = (batch[key].flatten(0, 1)[order].split(size) for key in keys)
+        for entries in zip(*columns, strict=True):
+            yield dict(zip(keys, entries, strict=True))
 
     def evaluate(self) -> Evaluation:
         """Evaluate the current policy, and remember the best so far."""
@@ -264,6 +275,7 @@ class Trainer:
         )  # fmt: skip
         if self.best is None or self.final.mean_return > self.best.mean_return:
             self.best, self.best_frames = self.final, self.frames
+        self._call("after_evaluation", self.final)
         return self.final
 
     def save(self) -> Path:
@@ -274,6 +286,7 @@ class Trainer:
             best = self.best_frames == self.frames
             self.saved = checkpoint.save(self.run.checkpoints, get_state(self), config, keep, best=best)
             self.saved_at = time.monotonic()
+            self._call("at_checkpoint", path)
         return path
 
     def train_metrics(self, batch: TensorDictBase) -> dict[str, float]:
@@ -304,6 +317,11 @@ class Trainer:
             "best": None if self.best is None else self.best.metrics(),
             "checkpoint": None if self.saved is None else str(self.saved),
         }
+
+    def _call(self, point: str, *arguments: object) -> None:
+        """Run every callback's method for a point of the loop."""
+        for callback in self.callbacks:
+            getattr(callback, point)(self, *arguments)
 
     def _due(self, interval: int | None) -> bool:
         """Whether this batch passed a multiple of ``interval`` frames."""
@@ -348,11 +366,22 @@ class Trainer:
         self.seconds[kind] += time.perf_counter() - start
 
 
-def parameters_hash(parameters: Iterable[Tensor]) -> int:
-    """The first 48 bits of the parameters' SHA-256: a number that a metrics row holds exactly."""
-    digest = hashlib.sha256()
-    for parameter in parameters:
-        digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+def flatten(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
+    """One vector that holds all of ``parameters``, and its gradient all of theirs: they become views of it.
+
+    What is done to each element alike, as by clipping and Adam, then costs one call instead of one a parameter.
+    """
+    flat = nn.Parameter(torch.cat([parameter.detach().reshape(-1) for parameter in parameters]))
+    flat.grad = torch.zeros_like(flat)
+    sizes = [parameter.numel() for parameter in parameters]
+    for parameter, data, grad in zip(parameters, flat.data.split(sizes), flat.grad.split(sizes), strict=True):
+        parameter.data, parameter.grad = data.view_as(parameter), grad.view_as(parameter)
+    return flat
+
+
+def parameters_hash(weights: Tensor) -> int:
+    """The first 48 bits of the weights' SHA-256: a number that a metrics row holds exactly."""
+    digest = hashlib.sha256(weights.detach().cpu().numpy().tobytes())
     return int.from_bytes(digest.digest()[:6])
 
 
@@ -386,8 +415,24 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def set_threads(threads: int | str) -> int:
-    """Set and return torch's thread count; ``auto`` is one, since small networks lose more by waking threads."""
-    count = 1 if threads == "auto" else int(threads)
+def set_threads(experiment: Experiment, weights: int) -> int:
+    """Set torch's thread count as ``threads`` says, and return it.
+
+    ``auto`` takes one thread for every 32 million multiply-adds of a minibatch's forward: with less to do, waking a
+    thread costs more than it saves, and threads that wait for work spin on the cores that other jobs need. It stays
+    within the cores of this process and within ``OMP_NUM_THREADS``, by which launchers share cores out among jobs. The
+    processes of ``env.num_workers`` need no share of them, since they wait while torch works.
+
+    Args:
+        experiment: its ``threads`` and ``minibatch_size``.
+        weights: of all networks.
+    """
+    if experiment.threads == "auto":
+        cores = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+        count = max(1, min(cores, weights * experiment.minibatch_size // 2**25))
+        log.info("threads=auto: %d of %d, for %s weights and minibatches of %s steps",
+                 count, cores, f"{weights:,}", f"{experiment.minibatch_size:,}")  # fmt: skip
+    else:
+        count = int(experiment.threads)
     torch.set_num_threads(count)
     return count

@@ -134,7 +134,7 @@ def test_gradients_that_are_not_finite_stop_the_run(tmp_path: Path, monkeypatch:
 
     def broken(batch: TensorDictBase) -> dict[str, float]:
         if trainer.iteration == 2:
-            trainer.parameters[0].register_hook(lambda gradient: gradient * float("nan"))
+            trainer.networks.parameters()[0].register_hook(lambda gradient: gradient * float("nan"))
         return update(batch)
 
     monkeypatch.setattr(trainer, "update", broken)
@@ -145,15 +145,15 @@ def test_gradients_that_are_not_finite_stop_the_run(tmp_path: Path, monkeypatch:
 
 def test_an_infinite_observation_cannot_hide_behind_clipping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make(tmp_path, "checkpoint.interval=256")
-    step = trainer.env.base_env._step
+    simulators = trainer.env.base_env
+    step = simulators.step_arrays
 
-    def broken(tensordict: TensorDictBase) -> TensorDictBase:
-        stepped: TensorDictBase = step(tensordict)
+    def broken() -> None:
+        step()
         if trainer.iteration == 1:
-            stepped["observation"][0, 0] = float("inf")
-        return stepped
+            simulators.arrays.observation[0, 0] = float("inf")
 
-    monkeypatch.setattr(trainer.env.base_env, "_step", broken)
+    monkeypatch.setattr(simulators, "step_arrays", broken)
     with pytest.raises(TrainingError, match=r"observation is not finite .* at 512 frames"):
         trainer.fit()
     check_failed(tmp_path / "run", "observation is not finite")

@@ -1,13 +1,20 @@
-"""What the commands share: exit codes and the way errors are said."""
+"""What the commands share: exit codes, the way errors are said, and settings given as ``key=value``."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
+from pathlib import Path
+from typing import TypeVar
 
-from rlexp.config import ConfigError
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rlexp.config import ConfigError, Problem, Spec, read
 from rlexp.redaction import redact
+
+S = TypeVar("S", bound=Spec)
 
 
 class Exit(IntEnum):
@@ -26,7 +33,27 @@ def said(name: str, error: Exception) -> int:
 
 def run_command(name: str, command: Callable[[list[str]], int]) -> None:
     """Run a command on the process's arguments and exit, telling what is wrong without a traceback."""
+    # As with `python script.py`, a user's own modules lie where the command runs.
+    sys.path.append(str(Path.cwd()))
     try:
         sys.exit(command(sys.argv[1:]))
     except ConfigError as error:
         sys.exit(said(name, error))
+
+
+def read_settings(cls: type[S], arguments: Sequence[str]) -> S:
+    """The settings of a command that takes a few and composes no config.
+
+    Raises:
+        ConfigError: with everything that is wrong with the command line.
+    """
+    problems = [
+        Problem(argument, "cannot be read as key=value.") for argument in arguments if not argument.partition("=")[1]
+    ]
+    pairs = [argument for argument in arguments if "=" in argument]
+    try:
+        values = OmegaConf.to_container(OmegaConf.from_cli(pairs), resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError([*problems, Problem(" ".join(pairs), f"cannot be read as key=value: {error}.")]) from error
+    assert isinstance(values, dict)
+    return read(cls, {str(key): value for key, value in values.items()}, problems)

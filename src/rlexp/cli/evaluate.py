@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import json
-import statistics
+import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field
 
-from rlexp.cli.common import Exit, run_command
-from rlexp.config import ConfigError, Count, Integer, Problem, Spec, read
+from rlexp.cli.common import Exit, read_settings, run_command
+from rlexp.config import Count, Integer, Spec
 
 _HELP = """\
-rlexp-eval: evaluate a trained agent.
+rlexp-eval: evaluate a trained agent on whole episodes.
 
-usage: rlexp-eval checkpoint=RUN_DIR|CHECKPOINT [episodes=10] [seed=0]
+usage: rlexp-eval checkpoint=RUN_DIR|CHECKPOINT [key=value ...]
 
-  checkpoint   a run's folder (its latest checkpoint), or one checkpoint's folder
-  episodes     whole episodes, deterministic; default: as many as the run's own evaluations
-  seed         what the episodes' seeds derive from; default: the run's own, which gives its evaluation again
+  checkpoint      RUN_DIR                             the latest checkpoint of a run
+                  RUN_DIR/checkpoints/best            the one with the highest evaluation
+                  RUN_DIR/checkpoints/000000051200    the one after 51,200 frames
+  episodes        how many; default: as many as the run's own evaluations
+  seed            what the episodes' seeds derive from; default: the run's own, which gives its evaluation again
+  deterministic   true (default), or false to sample actions as in training; seeded as well
+  video           true to write the first episode to RUN_DIR/videos as MP4; default: false
+  device          auto, cpu, cuda, cuda:1; default: the run's own
+  trust           packages of your own that the checkpoint may import, e.g. trust=[my_lab]
 
 The last line printed is one JSON object.
 """
@@ -33,7 +38,11 @@ class EvalSettings(Spec):
 
     checkpoint: Annotated[str, Field(min_length=1)]
     episodes: Count | None = None
-    seed: Annotated[Integer, Field(ge=0)] | None = None
+    seed: Annotated[Integer, Field(ge=0, lt=2**32)] | None = None
+    deterministic: bool = True
+    video: bool = False
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] | None = None
+    trust: list[str] = Field(default=[])
 
 
 def main() -> None:
@@ -48,51 +57,74 @@ def evaluate(arguments: list[str]) -> int:
         The exit code.
 
     Raises:
-        ConfigError: the command line is wrong.
+        ConfigError: the command line is wrong, or the checkpoint's config cannot be used here.
     """
     if {"--help", "-h"} & set(arguments):
         print(_HELP)
         return Exit.DONE
-    settings = _settings(arguments)
+    settings = read_settings(EvalSettings, arguments)
+    if settings.video and sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+        os.environ.setdefault("MUJOCO_GL", "egl")  # read when the first simulator is imported
 
-    from rlexp import evaluation
+    import torch
+
+    from rlexp import checkpoint, evaluation
     from rlexp.agent import Agent
-    from rlexp.checkpoint import CheckpointError
-    from rlexp.trainer import set_threads
+    from rlexp.experiment import read_config
+    from rlexp.trainer import pick_device, set_threads
+    from rlexp.video import EpisodeRecorder, VideoError
 
     try:
-        agent = Agent(Path(settings.checkpoint))
-    except CheckpointError as error:
-        print(f"rlexp-eval: {error}", file=sys.stderr)
-        return Exit.FAILED
-    set_threads(agent.experiment.threads)
-    seed = agent.experiment.seed if settings.seed is None else settings.seed
-    episodes = settings.episodes or agent.experiment.evaluation.episodes
-    seeds = evaluation.evaluation_seeds(seed, episodes)
-    result = evaluation.evaluate(agent.env, agent.networks.actor, seeds)
-    spread = statistics.stdev(result.returns) if len(result.returns) > 1 else 0.0
-    print(f"{agent.path} after {agent.frames:,} frames")
-    print(f"mean return {result.mean_return:.1f} +- {spread:.1f} over {episodes} episodes")
-    print(
-        json.dumps(
-            {
-                "checkpoint": str(agent.path),
-                "frames": agent.frames,
-                "mean_return": result.mean_return,
-                "std_return": spread,
-                "returns": result.returns,
-                "lengths": result.lengths,
-                "seeds": result.seeds,
-            }
-        )
-    )
+        saved = checkpoint.load(Path(settings.checkpoint))
+    except checkpoint.CheckpointError as error:
+        return _refused(error)
+    experiment = read_config(saved.config, settings.trust)
+    device = pick_device(settings.device or experiment.device)
+    seed = experiment.seed if settings.seed is None else settings.seed
+    seeds = evaluation.evaluation_seeds(seed, settings.episodes or experiment.evaluation.episodes)
+    video: Path | None = None
+    try:
+        agent = Agent(saved, device, settings.trust, render=settings.video)
+        set_threads(experiment, sum(p.numel() for p in agent.networks.parameters()))
+        if settings.video:
+            sampled = "" if settings.deterministic else "_sampled"
+            video = agent.folder / "videos" / f"{agent.frames:012d}_seed{seed}{sampled}.mp4"
+            agent.env.base_env.wrap(partial(EpisodeRecorder, path=video))
+        torch.manual_seed(seed)
+        try:
+            result = evaluation.evaluate(agent.env, agent.networks.actor, seeds, deterministic=settings.deterministic)
+        finally:
+            agent.env.close()
+    except (checkpoint.CheckpointError, VideoError, OSError) as error:
+        return _refused(error)
+
+    statistics = result.statistics()
+    kind = "deterministic" if settings.deterministic else "sampled"
+    print(f"{agent.path} after {agent.frames:,} frames of {experiment.env.name}")
+    episodes = "1 episode" if len(seeds) == 1 else f"{len(seeds):,} episodes"
+    print(f"{kind}, {episodes} to the end, seeded from seed={seed}")
+    for quantity in ("return", "length"):
+        known = {name: statistics.get(f"{name}_{quantity}") for name in ("mean", "std", "median", "min", "max")}
+        told = ", ".join(f"{name} {value:,.1f}" for name, value in known.items() if value is not None)
+        print(f"{quantity}: {told}")
+    if (interval := statistics["ci95_return"]) is not None:
+        print("95% interval of the mean return: {:,.1f} to {:,.1f}".format(*interval))
+    if video is not None:
+        print(f"first episode: {video}")
+    facts = {
+        "checkpoint": str(agent.path),
+        "frames": agent.frames,
+        "env": experiment.env.name,
+        "episodes": len(seeds),
+        "deterministic": settings.deterministic,
+        "device": str(device),
+        "seed": seed,
+        "video": None if video is None else str(video),
+    }
+    print(json.dumps(facts | statistics | {"returns": result.returns, "lengths": result.lengths, "seeds": seeds}))
     return Exit.DONE
 
 
-def _settings(arguments: list[str]) -> EvalSettings:
-    try:
-        values = OmegaConf.to_container(OmegaConf.from_cli(arguments), resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError([Problem(" ".join(arguments), f"cannot be read as key=value: {error}.")]) from error
-    assert isinstance(values, dict)
-    return read(EvalSettings, {str(key): value for key, value in values.items()})
+def _refused(error: Exception) -> int:
+    print(f"rlexp-eval: {error}", file=sys.stderr)
+    return Exit.FAILED

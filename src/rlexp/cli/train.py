@@ -15,9 +15,12 @@ from rlexp.config import (
     Composed,
     ConfigError,
     Problem,
+    Sources,
     conf_dir,
     expand_sweeps,
+    groups,
     load,
+    search_path,
     tolerant,
 )
 from rlexp.experiment import check_config
@@ -55,7 +58,12 @@ stops (SIGINT 130, SIGTERM 143, SIGUSR1 0 for a requeue): the batch is finished 
 flags:
   --multirun, -m   one run for each combination of comma-separated values
   --config-dir D   find your own options in D, e.g. D/env/mine.yaml for env=mine
-  --cfg job        print the composed config and stop
+  --config-path RUN_DIR --config-name config
+                   run the experiment of RUN_DIR again, from its config.yaml
+  --shell-completion install=bash|zsh|fish
+                   print the script that completes groups, options and settings
+
+rlexp-config shows every option and setting, and checks a command line without running it.
 """
 
 
@@ -73,13 +81,13 @@ def train(arguments: list[str]) -> int:
     Raises:
         ConfigError: the command line or the config is wrong.
     """
-    flags = get_args_parser().parse_args(arguments)
+    flags = get_args_parser().parse_intermixed_args(arguments)
     if flags.help:
-        print(_HELP.format(groups=_groups(), conf=conf_dir()))
+        print(_HELP.format(groups=_groups(Sources(flags.config_dir)), conf=conf_dir()))
         return Exit.DONE
     if flags.multirun or flags.cfg or flags.info or flags.shell_completion or flags.hydra_help:
         return _hand_to_hydra(flags)
-    composed = load(flags.overrides, flags.config_dir, flags.config_name)
+    composed = load(flags.overrides, Sources(flags.config_dir, flags.config_path, flags.config_name))
     if composed.values.get("resume") is None:
         check_config(composed)
     return run(composed, flags.overrides)
@@ -128,6 +136,7 @@ def _hand_to_hydra(flags: argparse.Namespace) -> int:
     """Let Hydra show what it is asked to, or launch a multirun whose every job was checked before the first starts."""
     import hydra
 
+    sources = Sources(flags.config_dir, flags.config_path, flags.config_name)
     if flags.multirun:
         for text in flags.overrides:
             if redact(text) != text:
@@ -137,11 +146,12 @@ def _hand_to_hydra(flags: argparse.Namespace) -> int:
                 )
                 raise ConfigError([Problem(key, message)])
         for overrides in expand_sweeps(flags.overrides):
-            check_config(load(overrides, flags.config_dir, flags.config_name))
-    sys.argv = [
-        argument if argument not in flags.overrides else tolerant([argument], flags.config_dir)[0]
-        for argument in sys.argv
-    ]
+            check_config(load(overrides, sources))
+    if not flags.shell_completion:
+        options = [argument for argument in sys.argv if argument not in flags.overrides]
+        sys.argv = [*options, *tolerant(flags.overrides, sources)]
+        if folders := search_path(sources):
+            sys.argv.append(f"hydra.searchpath=[{','.join(folders)}]")
     hydra.main(config_path=str(conf_dir()), config_name="train", version_base=VERSION_BASE)(_job)()
     return Exit.DONE
 
@@ -167,8 +177,5 @@ def _job(config: DictConfig) -> float:
     return float(summary["final"]["eval/return"])
 
 
-def _groups() -> str:
-    conf = conf_dir()
-    folders = sorted({path.parent for path in conf.glob("**/*.yaml")} - {conf})
-    names = {str(folder.relative_to(conf)): sorted(p.stem for p in folder.glob("*.yaml")) for folder in folders}
-    return "\n".join(f"  {name:16} {', '.join(options)}" for name, options in names.items())
+def _groups(sources: Sources) -> str:
+    return "\n".join(f"  {group:16} {', '.join(options)}" for group, options in groups(sources).items())

@@ -1,18 +1,22 @@
 """Schema, checks, and the one place that instantiates. Imports no torch."""
 
-from rlexp.config.compose import VERSION_BASE, Composed, conf_dir, expand_sweeps, load, new_run_path, tolerant
-from rlexp.config.problems import ConfigError, Problem, did_you_mean
-from rlexp.config.spec import (
-    Count,
-    Fraction,
-    Integer,
-    Node,
-    NonNegative,
-    Positive,
-    Spec,
-    locate,
-    read,
+from rlexp.config.compose import (
+    VERSION_BASE,
+    Composed,
+    Sources,
+    conf_dir,
+    expand_sweeps,
+    groups,
+    load,
+    new_run_path,
+    option_file,
+    origins,
+    search_path,
+    tolerant,
 )
+from rlexp.config.problems import ConfigError, Problem, did_you_mean
+from rlexp.config.reader import check_targets, read
+from rlexp.config.spec import Count, Fraction, Integer, Node, NonNegative, Positive, Spec, build_at
 
 __all__ = [
     "VERSION_BASE",
@@ -25,13 +29,19 @@ __all__ = [
     "NonNegative",
     "Positive",
     "Problem",
+    "Sources",
     "Spec",
+    "build_at",
+    "check_targets",
     "conf_dir",
     "did_you_mean",
     "expand_sweeps",
+    "groups",
     "load",
-    "locate",
     "new_run_path",
+    "option_file",
+    "origins",
     "read",
+    "search_path",
     "tolerant",
 ]

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
+from hydra import compose, version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -52,25 +59,40 @@ def new_run_path(name: str, root: str = "outputs") -> Path:
     return Path(root) / name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{secrets.token_hex(3)}"
 
 
-def load(overrides: Sequence[str], config_dir: str | None = None, config_name: str | None = None) -> Composed:
+@dataclass(frozen=True)
+class Sources:
+    """Where configs come from, beside the shipped ones and those that installed packages advertise.
+
+    Attributes:
+        config_dir: a folder of the user's own options, which win over shipped ones of the same name.
+        config_path: a folder that holds the primary config, such as a run's; None is the shipped one.
+        config_name: the primary config; None is ``train``.
+    """
+
+    config_dir: str | None = None
+    config_path: str | None = None
+    config_name: str | None = None
+
+
+def load(overrides: Sequence[str], sources: Sources = Sources()) -> Composed:
     """Compose the config that a command line describes and resolve it to plain values.
 
     Args:
         overrides: Hydra overrides (``env=hopper``, ``loss.gamma=0.97``), sweeps already expanded.
-        config_dir: a folder of the user's own configs, beside the shipped ones.
-        config_name: the primary config; None is ``train``.
+        sources: where configs come from.
 
     Raises:
         ConfigError: the rest cannot be composed, or a value cannot be resolved.
     """
-    with _hydra(config_dir):
+    with _hydra(sources):
         checked, problems = _tolerant(overrides)
+        if sources.config_path is not None and not any(text.startswith("hydra.run.dir=") for text in checked):
+            checked.append("hydra.run.dir='${rlexp.run_dir:${env.name}}'")
         try:
-            composed = compose(config_name or CONFIG_NAME, checked, return_hydra_config=True)
-            hydra = composed.hydra
+            composed = compose(sources.config_name or CONFIG_NAME, checked, return_hydra_config=True)
             visible = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
             values = OmegaConf.to_container(visible, resolve=True, throw_on_missing=True)
-            run_dir = hydra.run.dir
+            run_dir = composed.hydra.run.dir
         except OmegaConfBaseException as error:
             raise ConfigError([*problems, _unresolved(error)]) from error
         except (ConfigCompositionException, HydraException) as error:
@@ -79,7 +101,89 @@ def load(overrides: Sequence[str], config_dir: str | None = None, config_name: s
     return Composed({str(key): value for key, value in values.items()}, run_dir, problems)
 
 
-def tolerant(overrides: Sequence[str], config_dir: str | None = None) -> list[str]:
+def origins(overrides: Sequence[str], sources: Sources = Sources()) -> dict[str, str]:
+    """For each value of the composed config, what set it: a config file, or the command line.
+
+    Args:
+        overrides: as for `load`.
+        sources: where configs come from.
+
+    Returns:
+        From a value's full path (``loss.gamma``) to ``loss/clip_ppo`` or the override that wrote it.
+    """
+    found: dict[str, str] = {}
+    with _hydra(sources):
+        checked, _ = _tolerant(overrides)
+        loader = GlobalHydra.instance().config_loader()
+        assert isinstance(loader, ConfigLoaderImpl)
+        defaults = loader.compute_defaults_list(sources.config_name or CONFIG_NAME, checked, RunMode.RUN)
+        for default in defaults.defaults:
+            file = default.config_path
+            if file is not None and not file.startswith("hydra/") and (loaded := loader.repository.load_config(file)):
+                values = OmegaConf.to_container(loaded.config)
+                found.update(dict.fromkeys(_leaves(values, default.package or ""), file))
+        for override in defaults.config_overrides:
+            if not override.is_delete() and not override.key_or_group.startswith("hydra"):
+                leaves = _leaves(override.value(), override.key_or_group)
+                found.update(dict.fromkeys(leaves, str(override.input_line).lstrip("+")))
+    return found
+
+
+def _leaves(value: object, path: str) -> Iterator[str]:
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}.{key}" if path else str(key))
+    else:
+        yield path
+
+
+def groups(sources: Sources = Sources()) -> dict[str, dict[str, str]]:
+    """Every group of options, and for each option its first line of description."""
+    found: dict[str, dict[str, str]] = {}
+    with _hydra(sources):
+        loader = GlobalHydra.instance().config_loader()
+        pending = [name for name in loader.list_groups("") if name != "hydra"]
+        while pending:
+            group = pending.pop(0)
+            options = loader.get_group_options(group)
+            if options:
+                found[group] = {name: _description(option_file(f"{group}/{name}", sources)) for name in options}
+            pending += [f"{group}/{name}" for name in loader.list_groups(group)]
+    return dict(sorted(found.items()))
+
+
+def option_file(option: str, sources: Sources = Sources()) -> Path:
+    """The file of ``group/option``, the user's own before a shipped one.
+
+    Raises:
+        ConfigError: there is no such option.
+    """
+    folders = [Path(sources.config_dir)] if sources.config_dir else []
+    for folder in [*folders, conf_dir(), *_advertised().values()]:
+        if (path := folder / f"{option}.yaml").is_file():
+            return path
+    group, _, name = option.rpartition("/")
+    options = groups(sources).get(group, {})
+    known = did_you_mean(name, options, f"{group}/") if options else did_you_mean(group, groups(sources))
+    raise ConfigError([Problem(option, f"there is no such option. {known}")])
+
+
+def _description(path: Path) -> str:
+    lines = (line.removeprefix("#").strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return next((line for line in lines if line and not line.startswith("@package")), "")
+
+
+def _advertised() -> dict[str, Path]:
+    """Folders of options that installed packages advertise, by the module that holds them."""
+    found = {}
+    for point in entry_points(group="rlexp.conf"):
+        folder = find_spec(point.value)
+        if folder is not None and folder.submodule_search_locations:
+            found[point.value] = Path(next(iter(folder.submodule_search_locations)))
+    return found
+
+
+def tolerant(overrides: Sequence[str], sources: Sources = Sources()) -> list[str]:
     """The same overrides, groups and options checked, with keys allowed to be new.
 
     Hydra stops at the first unknown key, suggests nothing, and accepts ``+typo=1``. Here every ``key=value`` may
@@ -88,7 +192,7 @@ def tolerant(overrides: Sequence[str], config_dir: str | None = None) -> list[st
     Raises:
         ConfigError: an override cannot be read, or names a group or an option that does not exist.
     """
-    with _hydra(config_dir):
+    with _hydra(sources):
         checked, problems = _tolerant(overrides)
     if problems:
         raise ConfigError(problems)
@@ -165,13 +269,28 @@ def _unresolved(error: OmegaConfBaseException) -> Problem:
     return Problem(key, f"{str(error).splitlines()[0]}.")
 
 
+def search_path(sources: Sources) -> list[str]:
+    """Folders searched after the one of the primary config."""
+    own = [] if sources.config_path is None else [conf_dir()]
+    return [f"file://{folder}" for folder in (*own, *_advertised().values())]
+
+
 @contextmanager
-def _hydra(config_dir: str | None) -> Iterator[None]:
-    if config_dir is not None and not Path(config_dir).is_dir():
-        raise ConfigError([Problem("--config-dir", "there is no such folder.", config_dir)])
+def _hydra(sources: Sources) -> Iterator[None]:
+    for flag, folder in (("--config-dir", sources.config_dir), ("--config-path", sources.config_path)):
+        if folder is not None and not Path(folder).is_dir():
+            raise ConfigError([Problem(flag, "there is no such folder.", folder)])
     OmegaConf.register_new_resolver("rlexp.run_dir", lambda name: str(new_run_path(name)), use_cache=True, replace=True)
-    with initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE):
-        if config_dir is not None:
-            path = GlobalHydra.instance().config_loader().get_search_path()
-            path.append("command-line", f"file://{Path(config_dir).resolve()}")
+    primary = Path(sources.config_path).resolve() if sources.config_path else conf_dir()
+    path = create_config_search_path(str(primary))
+    if sources.config_dir is not None:
+        path.prepend("command-line", f"file://{Path(sources.config_dir).resolve()}")
+    for folder in search_path(sources):
+        path.prepend("rlexp", folder, anchor=SearchPathQuery(provider="schema"))
+    version.setbase(VERSION_BASE)
+    GlobalHydra.instance().clear()
+    Hydra.create_main_hydra2(task_name="rlexp", config_search_path=path)
+    try:
         yield
+    finally:
+        GlobalHydra.instance().clear()

@@ -21,6 +21,10 @@ class Problem:
     message: str
     value: str | None = None
 
+    def under(self, prefix: str) -> Problem:
+        """The same problem, told from further up: ``prefix`` stands before its key."""
+        return Problem(f"{prefix}{self.key}", self.message, self.value)
+
     def __str__(self) -> str:
         given = self.key if self.value is None else f"{self.key}={self.value}"
         return f"{given}\n    {self.message}"

@@ -10,10 +10,9 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from rlexp.config.problems import ConfigError, Problem, did_you_mean
 
@@ -33,17 +32,32 @@ NonNegative = Annotated[float, Field(ge=0)]
 
 
 class Spec(BaseModel):
-    """Base of every schema: immutable, strict, no unknown names, no NaN or infinity."""
+    """Base of every schema: immutable, strict, no unknown names, no NaN or infinity.
+
+    Attributes:
+        builds: paths of the classes that the settings are handed to, under the same names.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    builds: ClassVar[tuple[str, ...]] = ()
 
     def problems(self) -> Iterator[Problem]:
         """Rules across this spec's own settings; keys are relative to the spec."""
         return iter(())
 
+    def imports(self) -> Iterator[tuple[str, str]]:
+        """The settings that name a module to import, with its name; keys are relative to the spec."""
+        return iter(())
+
+    def nodes(self) -> Iterator[tuple[str, Node]]:
+        """Every `Node` below this spec, with its path relative to the spec."""
+        for name in type(self).model_fields:
+            yield from _nodes(getattr(self, name), name)
+
     def to_dict(self) -> dict[str, Any]:
         """The config node that this spec was read from: plain values, ``_target_`` first."""
-        target = {} if type(self).__module__ == "rlexp.experiment" else {TARGET: _path_of(type(self))}
+        target = {} if type(self).__module__ == "rlexp.experiment" else {TARGET: path_of(type(self))}
         return target | {name: _plain(getattr(self, name)) for name in type(self).model_fields}
 
 
@@ -57,145 +71,122 @@ class Node(BaseModel):
 
     def problems(self) -> Iterator[Problem]:
         """Bind the arguments against the target's signature; imports the target."""
-        parameters = inspect.signature(locate(self.target)).parameters
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        for name in self.arguments:
-            if name not in parameters and not takes_any:
-                yield Problem(name, f"{self.target} has no such parameter. {did_you_mean(name, parameters)}")
+        try:
+            accepted = parameters_of(locate(self.target))
+        except ConfigError as error:
+            yield from error.problems
+            return
+        if accepted is not None:
+            for name in self.arguments.keys() - accepted:
+                yield Problem(name, f"{self.target} has no such parameter. {did_you_mean(name, accepted)}")
 
-    def build(self, **live: object) -> Any:
-        """Call the target with the config's arguments and the live objects.
+    def build(self, *live: object, **named: object) -> Any:
+        """Call the target with live objects and the config's arguments, nested nodes built first.
 
         Raises:
             ConfigError: an argument is not one of the target's, or the target refuses its arguments.
         """
         if found := list(self.problems()):
             raise ConfigError(found)
+        arguments = {key: _built(value) for key, value in self.arguments.items()}
         try:
-            return locate(self.target)(**self.arguments, **live)
+            return locate(self.target)(*live, **named, **arguments)
         except (TypeError, ValueError) as error:
             raise ConfigError([Problem(TARGET, f"refused its arguments: {error}", self.target)]) from error
 
     def to_dict(self) -> dict[str, Any]:
         """The config node that this call was read from."""
-        return {TARGET: self.target, **self.arguments}
+        return {TARGET: self.target, **{key: _plain(value) for key, value in self.arguments.items()}}
 
 
-S = TypeVar("S", bound=BaseModel)
+T = TypeVar("T")
+
+
+def build_at(key: str, build: Callable[[], T]) -> T:
+    """Build a part; what is wrong with it is told under its full path.
+
+    Raises:
+        ConfigError: as ``build`` raises it.
+    """
+    try:
+        return build()
+    except ConfigError as error:
+        raise ConfigError([p.under(f"{key}.") for p in error.problems]) from error
 
 
 def locate(path: str) -> Callable[..., Any]:
-    """Import the object at a dotted path.
+    """Import the class or function at a dotted path.
 
     Raises:
         ConfigError: the module or the name in it does not exist, or is not callable.
     """
     module_name, _, name = path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module_name), name)
+        module = importlib.import_module(module_name)
     except (ImportError, ValueError) as error:
         raise ConfigError([Problem(TARGET, f"cannot be imported: {error}.", path)]) from error
+    try:
+        found = getattr(module, name)
     except AttributeError as error:
-        hint = did_you_mean(name, (n for n in dir(importlib.import_module(module_name)) if n[0] != "_"))
+        hint = did_you_mean(name, (n for n in dir(module) if not n.startswith("_")))
         raise ConfigError([Problem(TARGET, f"{module_name} has no {name!r}. {hint}", path)]) from error
     if not callable(found):
         raise ConfigError([Problem(TARGET, "is not a class or function.", path)])
     return found  # type: ignore[no-any-return]
 
 
-def read(cls: type[S], data: Mapping[str, Any], known: Sequence[Problem] = ()) -> S:
-    """Check a plain mapping against a schema; nested ``_target_`` nodes decide their own.
+def parameters_of(target: Callable[..., Any]) -> set[str] | None:
+    """Names of the keyword arguments that a callable reads, or None where it takes any.
 
-    Args:
-        cls: the schema.
-        data: plain values.
-        known: problems found before, to be told with the others.
-
-    Raises:
-        ConfigError: with every problem, each under its full path.
+    A class whose constructor takes ``**kwargs`` hands them to its bases: those are asked in turn, so that a name that
+    the last of them would swallow in silence is not accepted.
     """
-    problems = list(known)
-    spec = _read(cls, data, "", problems)
-    if problems or not isinstance(spec, cls):
-        raise ConfigError(problems)
-    return spec
+    names: set[str] = set()
+    constructors: list[Callable[..., Any]] = [target]
+    if inspect.isclass(target):
+        constructors = [vars(base)["__init__"] for base in target.__mro__ if "__init__" in vars(base)]
+    for constructor in constructors:
+        parameters = inspect.signature(constructor).parameters.values()
+        names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return names - {"self"}
+        if constructor is target or _forwards_to_a_simulator(target):
+            return None
+    return names - {"self"}
 
 
-def _read(cls: type[BaseModel], data: Mapping[str, Any], prefix: str, problems: list[Problem]) -> BaseModel | None:
-    values: dict[str, Any] = {}
-    failed: set[str] = set()
-    for key, value in data.items():
-        found = len(problems)
-        field = cls.model_fields.get(key)
-        values[key] = _read_value(field.annotation if field else None, value, f"{prefix}{key}.", problems)
-        if len(problems) > found:
-            failed.add(key)
-    try:
-        spec = cls.model_validate(values)
-    except ValidationError as error:
-        problems.extend(_problem(cls, d, prefix) for d in error.errors() if d["loc"][0] not in failed)
-        return None
-    if isinstance(spec, Spec) and not failed:
-        problems.extend(Problem(f"{prefix}{p.key}", p.message, p.value) for p in spec.problems())
-    return spec
+def _forwards_to_a_simulator(target: Callable[..., Any]) -> bool:
+    """Environments of torchrl pass what they do not know to the simulator's own constructor."""
+    return any(base.__name__ == "EnvBase" for base in inspect.getmro(target)) if inspect.isclass(target) else False
 
 
-def _read_value(annotation: object, value: object, prefix: str, problems: list[Problem]) -> object:
-    """Read what a ``_target_`` says; only where a `Spec` is expected is the target imported to find its schema."""
-    if not isinstance(value, Mapping):
-        return value
-    if not (inspect.isclass(annotation) and issubclass(annotation, Spec)):
-        if TARGET in value:
-            return Node(target=str(value[TARGET]), arguments={k: v for k, v in value.items() if k != TARGET})
-        return {key: _read_value(None, item, f"{prefix}{key}.", problems) for key, item in value.items()}
-    schema = annotation
-    if TARGET in value:
-        try:
-            target = locate(str(value[TARGET]))
-        except ConfigError as error:
-            problems.extend(Problem(f"{prefix}{p.key}", p.message, p.value) for p in error.problems)
-            return value
-        if not (inspect.isclass(target) and issubclass(target, annotation)):
-            message = f"is not a kind of {_path_of(annotation)}, which this group builds."
-            problems.append(Problem(f"{prefix}{TARGET}", message, str(value[TARGET])))
-            return value
-        schema = target
-    return _read(schema, {key: item for key, item in value.items() if key != TARGET}, prefix, problems)
-
-
-def _problem(cls: type[BaseModel], detail: ErrorDetails, prefix: str) -> Problem:
-    *parents, last = [str(part) for part in detail["loc"]]
-    key = prefix + ".".join([*parents, last])
-    if detail["type"] == "extra_forbidden":
-        siblings = cls.model_fields if not parents else _fields_at(cls, parents)
-        hint = did_you_mean(last, siblings, prefix + "".join(f"{part}." for part in parents))
-        return Problem(key, f"there is no such setting. {hint}")
-    if detail["type"] == "missing":
-        return Problem(key, "is required.")
-    message = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    if message != detail["msg"] and detail["msg"].startswith("Input"):
-        message = f"must be {message}"
-    return Problem(key, f"{message}.", _shown(detail["input"]))
-
-
-def _fields_at(cls: type[BaseModel], path: list[str]) -> list[str]:
-    field = cls.model_fields.get(path[0])
-    nested = field.annotation if field is not None else None
-    if not (inspect.isclass(nested) and issubclass(nested, BaseModel)):
-        return []
-    return list(nested.model_fields) if len(path) == 1 else _fields_at(nested, path[1:])
-
-
-def _shown(value: object) -> str:
-    text = repr(value) if isinstance(value, str) and not value else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _path_of(cls: type) -> str:
-    """Where users import the class from: the package that re-exports it, else its module."""
+def path_of(cls: type) -> str:
+    """Where users import a class from: the package that re-exports it, else its module."""
     package = cls.__module__.rsplit(".", 1)[0]
     exported = getattr(importlib.import_module(package), cls.__name__, None)
     return f"{package if exported is cls else cls.__module__}.{cls.__name__}"
+
+
+def _nodes(value: object, path: str) -> Iterator[tuple[str, Node]]:
+    if isinstance(value, Spec):
+        yield from ((f"{path}.{key}", node) for key, node in value.nodes())
+    elif isinstance(value, Node):
+        yield path, value
+        yield from _nodes(value.arguments, path)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _nodes(item, f"{path}.{key}")
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _nodes(item, f"{path}.{i}")
+
+
+def _built(value: Any) -> Any:
+    if isinstance(value, Node):
+        return value.build()
+    if isinstance(value, Mapping):
+        return {key: _built(item) for key, item in value.items()}
+    return [_built(item) for item in value] if isinstance(value, list) else value
 
 
 def _plain(value: object) -> Any:
@@ -203,4 +194,4 @@ def _plain(value: object) -> Any:
         return value.to_dict()
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    return [_plain(item) for item in value] if isinstance(value, Sequence) and not isinstance(value, str) else value

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
-import numpy as np
-import numpy.typing as npt
-import torch
-from gymnasium import spaces
-from tensordict import TensorDict, TensorDictBase
-from torchrl.data import Binary, Bounded, Composite, Unbounded
-from torchrl.envs import EnvBase
 
 from rlexp.config import ConfigError, Problem
-from rlexp.envs import simulator
+from rlexp.envs.arrays import ArrayEnv
+from rlexp.envs.simulator import State, StateUnavailableError
+from rlexp.envs.simulators import STEP, SharedArrays, Simulators, Worker, shares, split_seeds
 
 
-class BatchedGymEnv(EnvBase):
+class BatchedGymEnv(ArrayEnv):
     """``num_envs`` copies of a Gymnasium environment with batch size ``[num_envs]``.
 
     Transitions equal plain Gymnasium's to the bit: the observation that ends an episode is the terminal one, a finished
@@ -28,6 +23,7 @@ class BatchedGymEnv(EnvBase):
         env_id: Gymnasium's id of an environment with Box observations and actions.
         num_envs: number of copies.
         frame_skip: times each action is repeated; rewards are summed, and the end of an episode ends the repetition.
+        num_workers: processes that step them, this one included; how many changes no transition.
         kwargs: passed to ``gymnasium.make``.
 
     Shapes:
@@ -36,78 +32,53 @@ class BatchedGymEnv(EnvBase):
 
     Raises:
         ConfigError: the environment cannot be made, or a space is not a Box.
+        SimulatorError: from ``step`` and ``reset``, a simulator in another process failed or that process died.
     """
 
-    def __init__(self, env_id: str, *, num_envs: int, frame_skip: int = 1, **kwargs: Any) -> None:
-        super().__init__(device=torch.device("cpu"), batch_size=torch.Size([num_envs]))
-        self._repeat = frame_skip  # torchrl would add a transform of its own for an attribute frame_skip
+    def __init__(self, env_id: str, *, num_envs: int, frame_skip: int = 1, num_workers: int = 1, **kwargs: Any) -> None:
+        self._shares = shares(num_envs, num_workers)
+        mine, *others = self._shares
         try:
-            self._envs = [gymnasium.make(env_id, **kwargs) for _ in range(num_envs)]
+            simulators = Simulators(env_id, mine.stop, frame_skip, kwargs)
         except Exception as error:
             raise ConfigError([Problem("env.id", f"cannot be made: {error}", env_id)]) from error
+        super().__init__(env_id, num_envs, simulators.envs[0].observation_space, simulators.envs[0].action_space)
+        self.workers: list[Worker] = []
+        if others:
+            shared = SharedArrays(self.arrays)
+            self.arrays = shared.open()
+            self.workers = [Worker(env_id, frame_skip, kwargs, shared, s.start, s.stop) for s in others]
+        self._simulators = simulators
+        self._simulators.arrays = self.arrays.rows(mine)
         self._seeds: list[int | None] = [None] * num_envs
-        space, action_space = self._envs[0].observation_space, self._envs[0].action_space
-        for key, found in (("observation", space), ("action", action_space)):
-            if not isinstance(found, spaces.Box):
-                message = f"its {key} space is {found}; this environment group takes Box spaces."
-                raise ConfigError([Problem("env.id", message, env_id)])
-        assert isinstance(space, spaces.Box)
-        assert isinstance(action_space, spaces.Box)
-        self._observation = np.zeros((num_envs, *space.shape), dtype=space.dtype)
-        self._reward = np.zeros((num_envs, 1))
-        self._terminated = np.zeros((num_envs, 1), dtype=np.bool_)
-        self._truncated = np.zeros((num_envs, 1), dtype=np.bool_)
-        self._outputs = (self._observation, self._reward, self._terminated, self._truncated)
-        self._make_specs(space, action_space)
-
-    def _make_specs(self, space: spaces.Box, action_space: spaces.Box) -> None:
-        batch = self.batch_size
-        dtype = torch.from_numpy(self._observation).dtype
-        self.observation_spec = Composite(observation=Unbounded(shape=(*batch, *space.shape), dtype=dtype), shape=batch)
-        low, high = (torch.as_tensor(bound).expand(*batch, *action_space.shape) for bound in
-                     (action_space.low, action_space.high))  # fmt: skip
-        bounded = bool(np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all())
-        self.action_spec = (
-            Bounded(low.clone(), high.clone(), shape=low.shape, dtype=low.dtype)
-            if bounded
-            else Unbounded(shape=low.shape, dtype=low.dtype)
-        )
-        self.reward_spec = Unbounded(shape=(*batch, 1), dtype=torch.float64)
-        flag = Binary(1, shape=(*batch, 1), dtype=torch.bool)
-        self.done_spec = Composite(done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=batch)
-
-    def _set_seed(self, seed: int | None) -> None:
-        """Seed each simulator, at its next reset, from an independent stream."""
-        if seed is not None:
-            self.set_seeds([int(s) for s in np.random.SeedSequence(seed).generate_state(len(self._envs))])
 
     def set_seeds(self, seeds: Sequence[int]) -> None:
         """Seed simulator ``i`` with ``seeds[i]`` at its next reset."""
         self._seeds[: len(seeds)] = seeds
 
-    def _reset(self, tensordict: TensorDictBase | None, **kwargs: object) -> TensorDictBase:
-        mask = None if tensordict is None else tensordict.get("_reset", None)
-        chosen = range(len(self._envs)) if mask is None else mask.reshape(-1).nonzero().reshape(-1).tolist()
+    def wrap(self, wrapper: Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]) -> None:
+        """Put a Gymnasium wrapper around the first simulator: to watch it, say."""
+        self._simulators.envs[0] = wrapper(self._simulators.envs[0])
+
+    def step_arrays(self) -> None:
+        """Step every simulator by ``arrays.action``; a final observation stays until the reset."""
+        for worker in self.workers:
+            worker.send_bytes(STEP)
+        self._simulators.step()
+        for worker in self.workers:
+            worker.receive()
+
+    def reset_arrays(self, chosen: Sequence[int]) -> None:
+        """Reset the chosen simulators and put their first observations in ``arrays``."""
+        mine, *others = split_seeds({i: self._seeds[i] for i in chosen}, self._shares)
+        asked = [(worker, part) for worker, part in zip(self.workers, others, strict=True) if part]
+        for worker, part in asked:
+            worker.send("reset", part)
+        self._simulators.reset(mine)
+        for worker, _ in asked:
+            worker.receive()
         for i in chosen:
-            self._observation[i], _ = self._envs[i].reset(seed=self._seeds[i])
             self._seeds[i] = None
-            self._terminated[i] = self._truncated[i] = False
-        return self._tensordict()
-
-    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        actions = tensordict.get("action").numpy(force=True)
-        for i, env in enumerate(self._envs):
-            self._reward[i], self._terminated[i], self._truncated[i] = self._step_one(i, env, actions[i])
-        return self._tensordict().set("reward", torch.from_numpy(self._reward.copy()))
-
-    def _step_one(self, i: int, env: gymnasium.Env[Any, Any], action: npt.NDArray[Any]) -> tuple[float, bool, bool]:
-        total = 0.0
-        for _ in range(self._repeat):
-            self._observation[i], reward, terminated, truncated, _ = env.step(action)
-            total += float(reward)
-            if terminated or truncated:
-                break
-        return total, terminated, truncated
 
     def simulator_state(self) -> dict[str, Any]:
         """Everything that decides what the simulators do next: their own states, and seeds not yet used.
@@ -115,10 +86,12 @@ class BatchedGymEnv(EnvBase):
         Raises:
             StateUnavailableError: a simulator cannot give its state.
         """
+        arrays = self.arrays
+        found = [self._simulators.states(), *self._ask("states", [()] * len(self.workers))]
         return {
             "seeds": list(self._seeds),
-            "outputs": [array.copy() for array in self._outputs],
-            "simulators": [simulator.get_state(env) for env in self._envs],
+            "arrays": [a.copy() for a in (arrays.observation, arrays.reward, arrays.terminated, arrays.truncated)],
+            "simulators": [state for part in map(_available, found) for state in part],
         }
 
     def load_simulator_state(self, state: dict[str, Any]) -> None:
@@ -127,30 +100,33 @@ class BatchedGymEnv(EnvBase):
         Raises:
             StateUnavailableError: the state is another simulator's.
         """
-        pairs = list(zip(self._envs, state["simulators"], strict=True))
-        for env, saved in pairs:
-            simulator.check_state(env, saved)
-        for env, saved in pairs:
-            simulator.set_state(env, saved)
+        mine, *others = [(state["simulators"][share],) for share in self._shares]
+        for mismatch in (self._simulators.mismatch(*mine), *self._ask("mismatch", others)):
+            if mismatch is not None:
+                raise StateUnavailableError(mismatch)
+        self._simulators.load_states(*mine)
+        self._ask("load_states", others)
         self._seeds = list(state["seeds"])
-        for array, saved in zip(self._outputs, state["outputs"], strict=True):
+        arrays = self.arrays
+        targets = (arrays.observation, arrays.reward, arrays.terminated, arrays.truncated)
+        for array, saved in zip(targets, state["arrays"], strict=True):
             array[...] = saved
 
-    def _tensordict(self) -> TensorDict:
-        terminated = torch.from_numpy(self._terminated.copy())
-        truncated = torch.from_numpy(self._truncated.copy())
-        return TensorDict(
-            {
-                "observation": torch.from_numpy(self._observation.copy()),
-                "terminated": terminated,
-                "truncated": truncated,
-                "done": terminated | truncated,
-            },
-            batch_size=self.batch_size,
-        )
+    def _ask(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """What a method of each worker's `Simulators` returns."""
+        for worker, own in zip(self.workers, arguments, strict=True):
+            worker.send(method, *own)
+        return [worker.receive() for worker in self.workers]
 
     def close(self, *, raise_if_closed: bool = True) -> None:
-        """Close every simulator."""
-        for env in self._envs:
-            env.close()
+        """Close every simulator and end the processes."""
+        self._simulators.close()
+        for worker in self.workers:
+            worker.close()
         super().close(raise_if_closed=raise_if_closed)
+
+
+def _available(states: list[State] | str) -> list[State]:
+    if isinstance(states, str):
+        raise StateUnavailableError(states)
+    return states

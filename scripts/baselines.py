@@ -1,0 +1,273 @@
+"""What rlexp is measured against: one system on one workload in a process of its own.
+
+python scripts/baselines.py SYSTEM WORKLOAD FRAMES SEED   prints one JSON object; see `benchmark.py`, which calls it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One setting that every system is given alike.
+
+    Attributes:
+        env_id: Gymnasium's id.
+        num_envs: simulators stepped together.
+        steps: of each simulator in a batch.
+        minibatch: steps of a gradient step.
+        cells: hidden layers of actor and critic.
+        preset: what rlexp is told besides.
+    """
+
+    env_id: str
+    num_envs: int
+    steps: int
+    minibatch: int
+    cells: tuple[int, ...]
+    preset: list[str] = field(default_factory=list)
+
+    def overrides(self) -> list[str]:
+        """The workload as rlexp's settings."""
+        batch = self.num_envs * self.steps
+        return [
+            *self.preset,
+            *(f"env.id={self.env_id}", f"env.num_envs={self.num_envs}", f"collector.frames_per_batch={batch}"),
+            *(f"minibatch_size={self.minibatch}", f"policy.num_cells=[{','.join(map(str, self.cells))}]"),
+        ]
+
+
+PENDULUM = "InvertedDoublePendulum-v5"
+WORKLOADS = {
+    "A": Workload("InvertedDoublePendulum-v4", 1, 1000, 64, (256, 256, 256), ["experiment=tutorial"]),
+    "B": Workload(PENDULUM, 1, 2048, 64, (64, 64)),
+    "C": Workload(PENDULUM, 16, 128, 512, (64, 64)),
+    "D": Workload("Humanoid-v5", 16, 128, 512, (64, 64), ["env=gym"]),
+    **{f"E{n}": Workload(PENDULUM, n, max(16, 2048 // n), 64, (64, 64)) for n in (1, 16, 64, 256)},
+    "F64": Workload(PENDULUM, 16, 128, 64, (64, 64)),
+    "F512": Workload(PENDULUM, 16, 128, 512, (64, 64)),
+}
+
+
+class Clock:
+    """Seconds by kind of work."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, kind: str) -> Iterator[None]:
+        """Count what happens inside as ``kind``."""
+        start = time.perf_counter()
+        yield
+        self.seconds[kind] = self.seconds.get(kind, 0.0) + time.perf_counter() - start
+
+
+def rlexp(work: Workload, frames: int, seed: int, clock: Clock, *settings: str) -> None:
+    """The trainer's own loop without its surroundings: collect and update."""
+    from rlexp import Trainer, load_config
+
+    batch = work.num_envs * work.steps
+    budget = [f"total_frames={frames}", f"seed={seed}", "logger=none", "evaluation.episodes=1"]
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer.from_config(load_config([*work.overrides(), *budget, *settings]), folder)
+        batches = iter(trainer.collector)
+        for _ in range(frames // batch):
+            with clock("collect"):
+                data = trainer.collect(batches)
+            with clock("update"):
+                trainer.train_metrics(data)
+                trainer.update(data)
+        trainer.close()
+
+
+def rlexp_envpool(work: Workload, frames: int, seed: int, clock: Clock) -> None:
+    """The same on EnvPool's simulators, a thread a core."""
+    workers = min(cores(), work.num_envs)
+    rlexp(work, frames, seed, clock, "env.backend=envpool", f"env.num_workers={workers}")
+
+
+def rlexp_workers(work: Workload, frames: int, seed: int, clock: Clock) -> None:
+    """The same on Gymnasium's simulators, a process a core."""
+    rlexp(work, frames, seed, clock, f"env.num_workers={min(cores(), work.num_envs)}")
+
+
+def tutorial(work: Workload, frames: int, seed: int, clock: Clock) -> None:
+    """Torchrl's PPO tutorial with the names of torchrl 0.14, evaluation left out."""
+    from tensordict.nn import TensorDictModule
+    from tensordict.nn.distributions import NormalParamExtractor
+    from torchrl.collectors import Collector
+    from torchrl.data.replay_buffers import LazyTensorStorage, ReplayBuffer, SamplerWithoutReplacement
+    from torchrl.envs import Compose, DoubleToFloat, ObservationNorm, StepCounter, TransformedEnv
+    from torchrl.envs.libs.gym import GymEnv
+    from torchrl.modules import ProbabilisticActor, TanhNormal, ValueOperator
+    from torchrl.objectives import ClipPPOLoss
+    from torchrl.objectives.value import GAE
+
+    torch.manual_seed(seed)
+    env = TransformedEnv(
+        GymEnv(work.env_id), Compose(ObservationNorm(in_keys=["observation"]), DoubleToFloat(), StepCounter())
+    )
+    env.set_seed(seed)
+    env.transform[0].init_stats(num_iter=1000, reduce_dim=0, cat_dim=0)
+    low, high = env.action_spec.space.low, env.action_spec.space.high
+    features, actions = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
+    policy = ProbabilisticActor(
+        TensorDictModule(
+            nn.Sequential(mlp(features, 2 * actions, work.cells), NormalParamExtractor()),
+            in_keys=["observation"],
+            out_keys=["loc", "scale"],
+        ),
+        spec=env.action_spec,
+        in_keys=["loc", "scale"],
+        distribution_class=TanhNormal,
+        distribution_kwargs={"low": low, "high": high},
+        return_log_prob=True,
+    )
+    value = ValueOperator(mlp(features, 1, work.cells), in_keys=["observation"])
+    collector = Collector(env, policy, frames_per_batch=work.steps, total_frames=frames, split_trajs=False)
+    buffer = ReplayBuffer(storage=LazyTensorStorage(work.steps), sampler=SamplerWithoutReplacement())
+    advantage = GAE(gamma=0.99, lmbda=0.95, value_network=value, average_gae=True)
+    loss = ClipPPOLoss(policy, value, clip_epsilon=0.2, entropy_bonus=True, entropy_coeff=1e-4, critic_coeff=1.0)
+    optim = torch.optim.Adam(loss.parameters(), 3e-4)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optim, frames // work.steps, 0.0)
+    batches = iter(collector)
+    for _ in range(frames // work.steps):
+        with clock("collect"):
+            data = next(batches)
+        with clock("update"):
+            for _ in range(10):
+                advantage(data)
+                buffer.extend(data.reshape(-1))
+                for _ in range(work.steps // work.minibatch):
+                    losses = loss(buffer.sample(work.minibatch))
+                    total = losses["loss_objective"] + losses["loss_critic"] + losses["loss_entropy"]
+                    total.backward()
+                    nn.utils.clip_grad_norm_(loss.parameters(), 1.0)
+                    optim.step()
+                    optim.zero_grad()
+            scheduler.step()
+    collector.shutdown()
+
+
+def stable_baselines3(work: Workload, frames: int, seed: int, clock: Clock) -> None:
+    """stable-baselines3's PPO, with no observation normalisation, which rlexp does."""
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+
+    torch.set_num_threads(1)
+    env = make_vec_env(work.env_id, n_envs=work.num_envs, seed=seed)
+    arch = {"net_arch": {"pi": list(work.cells), "vf": list(work.cells)}}
+    model = PPO("MlpPolicy", env, n_steps=work.steps, batch_size=work.minibatch, n_epochs=10, policy_kwargs=arch,
+                seed=seed, device="cpu")  # fmt: skip
+    with clock("all"):
+        model.learn(frames)
+
+
+def gymnasium_loop(work: Workload, frames: int, seed: int, clock: Clock) -> None:
+    """Gymnasium's simulators in a bare Python loop on one core, random actions."""
+    import gymnasium
+
+    envs = [gymnasium.make(work.env_id) for _ in range(work.num_envs)]
+    for i, env in enumerate(envs):
+        env.reset(seed=seed + i)
+        env.action_space.seed(seed + i)
+    actions = [envs[0].action_space.sample() for _ in range(1000)]
+    with clock("collect"):
+        for t in range(frames // work.num_envs):
+            for env in envs:
+                *_, terminated, truncated, _ = env.step(actions[t % 1000])
+                if terminated or truncated:
+                    env.reset()
+
+
+def envpool_loop(work: Workload, frames: int, seed: int, clock: Clock) -> None:
+    """EnvPool's simulators in a bare loop, a thread a core, random actions."""
+    import envpool
+    import numpy as np
+
+    threads = min(cores(), work.num_envs)
+    env = envpool.make_gymnasium(work.env_id, num_envs=work.num_envs, num_threads=threads, seed=seed)
+    env.reset()
+    shape = (1000, work.num_envs, *env.action_space.shape)
+    actions = np.random.default_rng(seed).uniform(-1, 1, shape).astype(env.action_space.dtype)
+    with clock("collect"):
+        for t in range(frames // work.num_envs):
+            env.step(actions[t % 1000])
+
+
+def bare_update(work: Workload, frames: int, seed: int, clock: Clock) -> None:
+    """PPO's update in bare torch on tensors at hand: no collection, no advantage estimation, no logging."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    n, features = work.num_envs * work.steps, 9
+    actor, critic, log_scale = mlp(features, 1, work.cells), mlp(features, 1, work.cells), nn.Parameter(torch.zeros(1))
+    parameters = [*actor.parameters(), log_scale, *critic.parameters()]
+    optim = torch.optim.Adam(parameters, 3e-4, fused=True)
+    columns = torch.randn(n, features), torch.randn(n, 1), torch.randn(n), torch.randn(n), torch.randn(n, 1)
+    for _ in range(frames // n):
+        with clock("update"):
+            for _ in range(10):
+                for indices in torch.randperm(n)[: n // work.minibatch * work.minibatch].view(-1, work.minibatch):
+                    observation, latent, old, advantage, target = (column[indices] for column in columns)
+                    advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+                    z = (latent - actor(observation)) / log_scale.exp()
+                    ratio = (-0.5 * z.square().sum(-1) - log_scale.sum() - old).clamp(-1, 1).exp()
+                    gain = torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+                    loss = -gain.mean() + 0.5 * nn.functional.mse_loss(critic(observation), target)
+                    optim.zero_grad()
+                    loss.backward()
+                    nn.utils.clip_grad_norm_(parameters, 0.5)
+                    optim.step()
+
+
+def mlp(features: int, out: int, cells: tuple[int, ...]) -> nn.Sequential:
+    """Linear layers with tanh between them."""
+    widths = (features, *cells)
+    hidden = [m for a, b in pairwise(widths) for m in (nn.Linear(a, b), nn.Tanh())]
+    return nn.Sequential(*hidden, nn.Linear(widths[-1], out))
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+SYSTEMS: dict[str, Callable[[Workload, int, int, Clock], None]] = {
+    "rlexp": rlexp,
+    "rlexp-workers": rlexp_workers,
+    "rlexp-envpool": rlexp_envpool,
+    "tutorial": tutorial,
+    "stable-baselines3": stable_baselines3,
+    "gymnasium-loop": gymnasium_loop,
+    "envpool-loop": envpool_loop,
+    "bare-update": bare_update,
+}
+
+
+def main() -> None:
+    """Run one system on one workload."""
+    warnings.filterwarnings("ignore")
+    system, workload, frames, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    clock = Clock()
+    SYSTEMS[system](WORKLOADS[workload], frames, seed, clock)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"frames": frames, "seconds": clock.seconds, "peak_mib": round(memory)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Any loss module of torchrl, one call a minibatch."""
+
+from __future__ import annotations
+
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+from torchrl.objectives import LossModule
+
+from rlexp.policies import ActorCritic
+
+
+class TorchRLLoss(nn.Module):
+    """Gives a ``LossModule`` the steps of a minibatch, advantage and value target included, and logs all it returns.
+
+    Args:
+        loss: any loss of torchrl that reads an advantage.
+        networks: what it trains.
+    """
+
+    def __init__(self, loss: LossModule, networks: ActorCritic) -> None:
+        super().__init__()
+        self.loss = loss
+        names = loss.tensor_keys
+        # Not the loss's own in_keys: those are for a loss that computes its advantage, from consecutive steps.
+        keys = [*networks.actor.in_keys, *networks.critic.in_keys]
+        keys += [names.action, names.sample_log_prob, names.advantage, names.value_target]
+        self.step_keys: list[str] = list(dict.fromkeys(keys))
+
+    def prepare(self, batch: TensorDictBase) -> None:
+        """Nothing is known of the loss that could be done once for all epochs."""
+
+    def losses(self, minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the loss returns for a minibatch ``[n, ...]``."""
+        steps = len(next(iter(minibatch.values())))
+        return dict(self.loss(TensorDict(minibatch, batch_size=[steps])).items())
+
+    def means(self, records: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Means over minibatches."""
+        return {name: record.mean() for name, record in records.items()}

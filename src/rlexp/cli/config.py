@@ -1,0 +1,135 @@
+"""``rlexp-config``: what can be configured, what a command line means, a copy to edit, a check without running."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from rlexp.cli.common import Exit, run_command
+from rlexp.config import (
+    ConfigError,
+    Problem,
+    Sources,
+    check_targets,
+    groups,
+    load,
+    option_file,
+    origins,
+)
+from rlexp.experiment import check_config
+
+
+def main() -> None:
+    """Console entry."""
+    run_command("rlexp-config", config)
+
+
+def config(arguments: list[str]) -> int:
+    """Do what the first argument names.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigError: the config or the command line is wrong.
+    """
+    flags = _parse(arguments)
+    sources = Sources(config_dir=flags.config_dir)
+    match flags.command:
+        case "list":
+            print(_listing(groups(sources), flags.group))
+        case "show":
+            _show(flags.overrides, sources)
+        case "copy":
+            print(f"Copied to {_copy(flags.option, flags.destination, sources)}")
+        case "check":
+            _check(flags.overrides, sources)
+    return Exit.DONE
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the arguments, overrides before and after flags alike."""
+    parser = _parser()
+    flags, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(flags, "overrides") or any(argument.startswith("-") for argument in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        flags.overrides += rest
+    return flags
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rlexp-config", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="list|show|copy|check")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--config-dir", "-cd", metavar="DIR", help="a folder of your own options")
+    listing = commands.add_parser("list", parents=[common], help="groups and their options")
+    listing.add_argument("group", nargs="?", help="only this group")
+    overrides = argparse.ArgumentParser(add_help=False, parents=[common])
+    overrides.add_argument("overrides", nargs="*", metavar="key=value", help="as after rlexp-train")
+    commands.add_parser("show", parents=[overrides], help="the composed config, and what set each value")
+    commands.add_parser("check", parents=[overrides], help="say what is wrong with a command line, without running it")
+    copy = commands.add_parser("copy", parents=[common], help="a commented copy of an option, to edit")
+    copy.add_argument("option", metavar="GROUP/OPTION", help="for example loss/clip_ppo")
+    copy.add_argument(
+        "destination", nargs="?", metavar="DEST", help="a file or folder; default: conf/GROUP/OPTION.yaml"
+    )
+    return parser
+
+
+def _listing(found: Mapping[str, Mapping[str, str]], only: str | None) -> str:
+    if only is not None and only not in found:
+        raise ConfigError([Problem(only, f"there is no such group. Available: {', '.join(found)}.")])
+    chosen = found if only is None else {only: found[only]}
+    width = max(len(name) for options in chosen.values() for name in options)
+    return "\n".join(
+        "\n".join([group, *(f"  {name:{width}}  {text}" for name, text in options.items())])
+        for group, options in chosen.items()
+    )
+
+
+def _show(overrides: list[str], sources: Sources) -> None:
+    composed = load(overrides, sources)
+    if composed.problems:
+        raise ConfigError(composed.problems)
+    lines = list(_lines(composed.values, "", origins(overrides, sources)))
+    width = min(60, max(len(text) for text, _ in lines))
+    for text, origin in lines:
+        print(f"{text:{width}}  # {origin}" if origin else text)
+
+
+def _lines(values: Mapping[str, object], path: str, found: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
+    indent = "  " * path.count(".")
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield f"{indent}{key}:", None
+            yield from _lines(value, f"{path}{key}.", found)
+        else:
+            yield f"{indent}{key}: {json.dumps(value)}", found.get(f"{path}{key}")
+
+
+def _copy(option: str, destination: str | None, sources: Sources) -> Path:
+    source = option_file(option.removesuffix(".yaml"), sources)
+    target = Path(destination) if destination else Path("conf") / f"{option.removesuffix('.yaml')}.yaml"
+    if target.is_dir():
+        target /= source.name
+    if target.exists():
+        raise ConfigError([Problem(str(target), "is there already; name another destination.")])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    return target
+
+
+def _check(overrides: list[str], sources: Sources) -> None:
+    experiment = check_config(load(overrides, sources))
+    check_targets(experiment)
+    minibatches = experiment.num_epochs * (experiment.steps_per_batch // experiment.minibatch_size)
+    print(
+        f"OK: {experiment.num_batches:,} batches of {experiment.collector.frames_per_batch:,} frames, "
+        f"{minibatches:,} gradient steps each."
+    )
+    if unused := experiment.steps_per_batch % experiment.minibatch_size:
+        print(f"{unused} of a batch's {experiment.steps_per_batch:,} steps are left out of each epoch, anew each time.")

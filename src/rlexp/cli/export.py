@@ -1,0 +1,84 @@
+"""``rlexp-export``: a checkpoint's policy as one file for other programs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rlexp.cli.common import Exit, read_settings, run_command
+from rlexp.config import Problem, Spec
+
+_HELP = """\
+rlexp-export: write a trained policy as one file that needs neither rlexp nor torchrl.
+
+usage: rlexp-export checkpoint=RUN_DIR|CHECKPOINT [format=onnx] [out=PATH]
+
+  checkpoint   a run's folder (its latest checkpoint), RUN_DIR/checkpoints/best, or one checkpoint's folder
+  format       onnx (default), or torch: a program for torch.export.load
+  out          the file; default: policy.onnx or policy.pt2 in the checkpoint's run
+  trust        packages of your own that the checkpoint may import, e.g. trust=[my_lab]
+
+The graph takes raw observations [batch, ...] and gives the environment's actions; normalisation and bounds are inside.
+It is compared with the agent on 1,000 observations of its environment before the file appears.
+"""
+
+_SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+_NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+
+class ExportSettings(Spec):
+    """What ``rlexp-export`` takes; None stands for a path in the run's folder."""
+
+    checkpoint: Annotated[str, Field(min_length=1)]
+    format: Literal["onnx", "torch"] = "onnx"
+    out: Annotated[str, Field(min_length=1)] | None = None
+    trust: list[str] = Field(default=[])
+
+    def problems(self) -> Iterator[Problem]:
+        """A file's suffix says what it holds."""
+        suffix = _SUFFIXES[self.format]
+        if self.out is not None and Path(self.out).suffix != suffix:
+            yield Problem("out", f"must end in {suffix} with format={self.format}.", self.out)
+
+
+def main() -> None:
+    """Console entry."""
+    run_command("rlexp-export", export)
+
+
+def export(arguments: list[str]) -> int:
+    """Export a checkpoint's policy and say where it is.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigError: the command line is wrong, or the checkpoint's config cannot be used here.
+    """
+    if {"--help", "-h"} & set(arguments):
+        print(_HELP)
+        return Exit.DONE
+    settings = read_settings(ExportSettings, arguments)
+    if settings.format == "onnx" and not all(map(find_spec, _NEEDED)):
+        print("rlexp-export: format=onnx needs more packages: pip install 'rlexp[export]'.", file=sys.stderr)
+        return Exit.FAILED
+
+    from rlexp.agent import Agent, UnfaithfulPolicyError
+    from rlexp.checkpoint import CheckpointError
+    from rlexp.export import CHECKED, ExportError, export_policy
+
+    try:
+        agent = Agent(Path(settings.checkpoint), trust=settings.trust)
+        default = agent.folder / f"policy{_SUFFIXES[settings.format]}"
+        path = export_policy(agent, settings.format, Path(settings.out) if settings.out else default)
+    except (CheckpointError, UnfaithfulPolicyError, ExportError, OSError) as error:
+        print(f"rlexp-export: {error}", file=sys.stderr)
+        return Exit.FAILED
+    print(f"{agent.path} after {agent.frames:,} frames: the same actions on {CHECKED:,} observations")
+    print(path)
+    return Exit.DONE

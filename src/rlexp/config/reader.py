@@ -1,0 +1,153 @@
+"""From plain values to checked specs: every problem at once, each under its full path."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from rlexp.config.problems import ConfigError, Problem, did_you_mean
+from rlexp.config.spec import TARGET, Node, Spec, locate, path_of
+
+S = TypeVar("S", bound=Spec)
+
+TRUSTED = ("rlexp", "torch", "torchrl", "tensordict", "gymnasium")
+
+
+def read(
+    schema: type[S], values: Mapping[str, Any], known: Sequence[Problem] = (), trust: Sequence[str] | None = None
+) -> S:
+    """Check plain values against a schema; each ``_target_`` decides the schema of its own node.
+
+    Args:
+        schema: what the whole must be.
+        values: plain values.
+        known: problems found before, to be told with the others.
+        trust: for values that are not the user's own, such as a checkpoint's: the packages beside rlexp, torch,
+            torchrl, tensordict and gymnasium that they may make this process import. None trusts them wholly.
+
+    Raises:
+        ConfigError: with every problem, each under its full path.
+    """
+    reader = _Reader(known, None if trust is None else (*TRUSTED, *trust))
+    spec = reader.read(schema, values, "")
+    if reader.problems or not isinstance(spec, schema):
+        raise ConfigError(reader.problems)
+    return spec
+
+
+def check_targets(spec: Spec) -> None:
+    """Import every target below a spec and bind its arguments; builds nothing.
+
+    Raises:
+        ConfigError: with every target that does not exist and every argument that its target would not read.
+    """
+    problems = [p.under(f"{path}.") for path, node in spec.nodes() for p in node.problems()]
+    if problems:
+        raise ConfigError(problems)
+
+
+class _Reader:
+    def __init__(self, known: Iterable[Problem], trusted: tuple[str, ...] | None) -> None:
+        self.problems = list(known)
+        self._trusted = trusted
+
+    def read(self, schema: type[Spec], values: Mapping[str, Any], prefix: str) -> Spec | None:
+        read: dict[str, Any] = {}
+        failed: set[str] = set()
+        for key, value in values.items():
+            found = len(self.problems)
+            field = schema.model_fields.get(key)
+            read[key] = self._value(field.annotation if field else None, value, f"{prefix}{key}.")
+            if len(self.problems) > found:
+                failed.add(key)
+        try:
+            spec = schema.model_validate(read)
+        except ValidationError as error:
+            details = [detail for detail in error.errors() if detail["loc"][0] not in failed]
+            self.problems += _problems(schema, details, prefix)
+            return None
+        blocked = [key for key, module in spec.imports() if not self._may_import(module, f"{prefix}{key}", module)]
+        if not blocked and not failed:
+            self.problems += [p.under(prefix) for p in spec.problems()]
+        return spec
+
+    def _value(self, annotation: object, value: object, prefix: str) -> object:
+        """Read what a ``_target_`` says; only where a `Spec` is expected is the target imported to find its schema."""
+        if isinstance(value, list):
+            return [self._value(None, item, f"{prefix}{i}.") for i, item in enumerate(value)]
+        if not isinstance(value, Mapping):
+            return value
+        expected = annotation if inspect.isclass(annotation) and issubclass(annotation, Spec) else None
+        if TARGET not in value:
+            if expected is not None:
+                return self.read(expected, value, prefix)
+            return {key: self._value(None, item, f"{prefix}{key}.") for key, item in value.items()}
+        target, arguments = str(value[TARGET]), {key: item for key, item in value.items() if key != TARGET}
+        if not self._may_import(target, f"{prefix}{TARGET}", target):
+            return value
+        if expected is None:
+            return self._node(target, arguments, prefix)
+        try:
+            found = locate(target)
+        except ConfigError as error:
+            self.problems += [p.under(prefix) for p in error.problems]
+            return value
+        if not (inspect.isclass(found) and issubclass(found, expected)):
+            message = f"is not a kind of {path_of(expected)}, which this group builds."
+            self.problems.append(Problem(f"{prefix}{TARGET}", message, target))
+            return value
+        return self.read(found, arguments, prefix)
+
+    def _node(self, target: str, arguments: dict[str, Any], prefix: str) -> Node:
+        if self._trusted is not None and not inspect.isclass(locate(target)):
+            # Allowed packages hold functions that read files and run what is in them; parts are classes.
+            self.problems.append(Problem(f"{prefix}{TARGET}", "is blocked: it is not a class.", target))
+        return Node(target=target, arguments={k: self._value(None, v, f"{prefix}{k}.") for k, v in arguments.items()})
+
+    def _may_import(self, module: str, key: str, value: str) -> bool:
+        package = module.split(".")[0]
+        if self._trusted is None or package in self._trusted:
+            return True
+        message = f"is blocked: this config is not your own and {package!r} is none of {', '.join(self._trusted)}."
+        self.problems.append(Problem(key, f"{message} If you trust it, say trust=[{package}].", value))
+        return False
+
+
+def _problems(schema: type[BaseModel], details: Iterable[ErrorDetails], prefix: str) -> Iterator[Problem]:
+    """One problem a setting: a union reports one for each of its types, told here as alternatives."""
+    by_setting: dict[str, list[ErrorDetails]] = {}
+    for detail in details:
+        by_setting.setdefault(str(detail["loc"][0]), []).append(detail)
+    for name, found in by_setting.items():
+        if len(found) == 1 or isinstance(found[0]["loc"][-1], int):
+            yield from (_problem(schema, detail, prefix) for detail in found)
+        else:
+            message = " or ".join(dict.fromkeys(_message(detail) for detail in found))
+            yield Problem(prefix + name, f"{message}.", _shown(found[0]["input"]))
+
+
+def _problem(schema: type[BaseModel], detail: ErrorDetails, prefix: str) -> Problem:
+    key = prefix + ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return Problem(
+            key, f"there is no such setting. {did_you_mean(str(detail['loc'][-1]), schema.model_fields, prefix)}"
+        )
+    if detail["type"] == "missing":
+        return Problem(key, "is required.")
+    return Problem(key, f"{_message(detail)}.", _shown(detail["input"]))
+
+
+def _message(detail: ErrorDetails) -> str:
+    if detail["type"] in ("model_type", "model_attributes_type"):
+        return f"must be a node with a {TARGET}"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"must be {message.removeprefix('Input should be ')}" if message.startswith("Input should be ") else message
+
+
+def _shown(value: object) -> str:
+    text = repr(value) if isinstance(value, str) and not value else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,108 @@
+"""Batches of simulators with a plain array interface, as a torchrl environment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import Binary, Bounded, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from rlexp.config import ConfigError, Problem
+from rlexp.envs.simulators import Arrays, allocate
+
+
+class ArrayEnv(EnvBase):
+    """``num_envs`` simulators with batch size ``[num_envs]`` whose transitions are rows of NumPy arrays.
+
+    A loop that wants no tensordict per step fills ``arrays.action``, calls `step_arrays`, reads ``arrays`` and resets
+    the simulators that are done with `reset_arrays`; torchrl's ``step`` and ``reset`` do just that.
+
+    Args:
+        env_id: names the environment in errors.
+        num_envs: number of simulators.
+        observation_space, action_space: Gymnasium's spaces of one simulator.
+
+    Shapes:
+        observation ``[num_envs, *observation]`` in the simulator's own type and reward ``[num_envs, 1]`` in float64;
+        action ``[num_envs, *action]``; done, terminated, truncated ``[num_envs, 1]``.
+
+    Raises:
+        ConfigError: a space is not a Box.
+    """
+
+    arrays: Arrays
+
+    def __init__(
+        self, env_id: str, num_envs: int, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
+    ) -> None:
+        super().__init__(device=torch.device("cpu"), batch_size=torch.Size([num_envs]))
+        for key, found in (("observation", observation_space), ("action", action_space)):
+            if not isinstance(found, spaces.Box):
+                message = f"its {key} space is {found}; this environment group takes Box spaces."
+                raise ConfigError([Problem("env.id", message, env_id)])
+        assert isinstance(observation_space, spaces.Box)
+        assert isinstance(action_space, spaces.Box)
+        self.arrays = allocate(num_envs, observation_space, action_space)
+        self._make_specs(observation_space, action_space)
+
+    def _make_specs(self, space: spaces.Box, action_space: spaces.Box) -> None:
+        batch = self.batch_size
+        dtype = torch.from_numpy(self.arrays.observation).dtype
+        self.observation_spec = Composite(observation=Unbounded(shape=(*batch, *space.shape), dtype=dtype), shape=batch)
+        low, high = (torch.as_tensor(bound).expand(*batch, *action_space.shape) for bound in
+                     (action_space.low, action_space.high))  # fmt: skip
+        bounded = bool(np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all())
+        self.action_spec = (
+            Bounded(low.clone(), high.clone(), shape=low.shape, dtype=low.dtype)
+            if bounded
+            else Unbounded(shape=low.shape, dtype=low.dtype)
+        )
+        self.reward_spec = Unbounded(shape=(*batch, 1), dtype=torch.float64)
+        flag = Binary(1, shape=(*batch, 1), dtype=torch.bool)
+        self.done_spec = Composite(done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=batch)
+
+    def step_arrays(self) -> None:
+        """Step every simulator by ``arrays.action``; a final observation stays until the reset."""
+        raise NotImplementedError
+
+    def reset_arrays(self, chosen: Sequence[int]) -> None:
+        """Reset the chosen simulators and put their first observations in ``arrays``."""
+        raise NotImplementedError
+
+    def set_seeds(self, seeds: Sequence[int]) -> None:
+        """Seed simulator ``i`` with ``seeds[i]`` at its next reset."""
+        raise NotImplementedError
+
+    def _set_seed(self, seed: int | None) -> None:
+        """Seed each simulator, at its next reset, from an independent stream."""
+        if seed is not None:
+            self.set_seeds([int(s) for s in np.random.SeedSequence(seed).generate_state(self.batch_size[0])])
+
+    def _reset(self, tensordict: TensorDictBase | None, **kwargs: object) -> TensorDictBase:
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        (num_envs,) = self.batch_size
+        self.reset_arrays(range(num_envs) if mask is None else mask.reshape(-1).nonzero().reshape(-1).tolist())
+        return self._tensordict()
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        self.arrays.action[...] = tensordict.get("action").numpy(force=True)
+        self.step_arrays()
+        return self._tensordict().set("reward", torch.from_numpy(self.arrays.reward[:, None].copy()))
+
+    def _tensordict(self) -> TensorDict:
+        terminated = torch.from_numpy(self.arrays.terminated[:, None].copy())
+        truncated = torch.from_numpy(self.arrays.truncated[:, None].copy())
+        return TensorDict(
+            {
+                "observation": torch.from_numpy(self.arrays.observation.copy()),
+                "terminated": terminated,
+                "truncated": truncated,
+                "done": terminated | truncated,
+            },
+            batch_size=self.batch_size,
+        )

@@ -1,0 +1,167 @@
+"""Which runs are seeds of one configuration, and what to call it."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rlexp.report.runs import Run
+
+IGNORED = ("seed", "logger", "checkpoint", "resume", "threads")
+"""Settings that do not tell groups apart: where a run's results go, on how many threads, and the seed."""
+
+_UNSET = "unset"
+_TRANSFORMS = "env.transforms"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs with the same configuration but for the seed.
+
+    Attributes:
+        name: environment and variant, as far as the groups differ in them; unique.
+        environment: what the runs were evaluated in.
+        variant: the other settings that tell the groups apart, ``key=value, ...``; empty where none do. Groups of
+            several environments with the same variant are the same method.
+        differing: every setting that is not the same in all groups, as text; also those not in the name because they
+            follow from the environment or from a ``_target_``.
+        settings: the setting that the variant names, key to value.
+        runs: those whose numbers count, in order of seeds, each seed once.
+        left_out: those whose numbers do not, and why is their status.
+    """
+
+    name: str
+    environment: str
+    variant: str
+    differing: Mapping[str, str]
+    settings: Mapping[str, Any]
+    runs: tuple[Run, ...]
+    left_out: tuple[Run, ...]
+
+
+def group_runs(runs: Iterable[Run], ignore: Sequence[str] = ()) -> list[Group]:
+    """Group runs by their settings without the seed and what else does not tell groups apart.
+
+    The result does not depend on the order of ``runs``.
+
+    Args:
+        runs: as `load_runs` gives them; those whose config could not be read belong to no group.
+        ignore: further settings, or whole nodes such as ``evaluation``, that do not tell groups apart.
+
+    Returns:
+        The groups, in order of environment and variant.
+    """
+    ignored = (*IGNORED, *ignore)
+    members: dict[str, list[Run]] = defaultdict(list)
+    configs: dict[str, dict[str, str]] = {}
+    for run in sorted((run for run in runs if run.settings), key=lambda run: (run.started, run.path)):
+        config = {k: _text(v) for k, v in _with_order(run.settings).items() if not _below(k, ignored)}
+        identity = json.dumps(config, sort_keys=True)
+        members[identity].append(run)
+        configs[identity] = config
+
+    differing = _differing(configs.values())
+    env_key = _environment_key(configs.values())
+    naming = _naming_keys(configs.values(), differing, env_key)
+    environments = {config.get(env_key, _UNSET) for config in configs.values()}
+    groups = []
+    for identity, config in configs.items():
+        environment = config.get(env_key, _UNSET)
+        variant = ", ".join(f"{_short(key)}={_shown(key, config)}" for key in naming)
+        parts = [f"{env_key}={environment}"] if len(environments) > 1 or not variant else []
+        runs_of, left_out = _once_per_seed(members[identity])
+        groups.append(
+            Group(
+                name=", ".join([*parts, variant] if variant else parts),
+                environment=environment,
+                variant=variant,
+                differing={_short(key): _shown(key, config) for key in differing},
+                settings={_short(key): _with_order(members[identity][0].settings).get(key) for key in naming},
+                runs=runs_of,
+                left_out=left_out,
+            )
+        )
+    return sorted(groups, key=lambda g: (g.environment, [_order(v) for v in g.settings.values()], g.name))
+
+
+def _with_order(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, and the transforms' names in their order, which changes what they do."""
+    names = dict.fromkeys(key.split(".")[2] for key in settings if key.startswith(f"{_TRANSFORMS}."))
+    return dict(settings) | ({_TRANSFORMS: list(names)} if names else {})
+
+
+def _once_per_seed(runs: Sequence[Run]) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
+    """A seed run twice gives the same numbers twice, which an interval must not take for two: the later one counts."""
+    latest = {run.seed: run for run in runs if run.counted}
+    counted = sorted(latest.values(), key=lambda run: _order(run.seed))
+    left_out = []
+    for run in runs:
+        if not run.counted:
+            left_out.append(run)
+        elif (later := latest[run.seed]) is not run:
+            left_out.append(replace(run, status="superseded", problem=f"{later.path.name} has the same seed"))
+    return tuple(counted), tuple(left_out)
+
+
+def _differing(configs: Iterable[Mapping[str, str]]) -> list[str]:
+    configs = list(configs)
+    return sorted(key for key in set().union(*configs) if len({config.get(key) for config in configs}) > 1)
+
+
+def _environment_key(configs: Iterable[Mapping[str, str]]) -> str:
+    """``env.name``, unless one name stands for environments with several ids."""
+    ids: dict[str | None, set[str | None]] = defaultdict(set)
+    for config in configs:
+        ids[config.get("env.name")].add(config.get("env.id"))
+    return "env.name" if all(len(found) == 1 for found in ids.values()) else "env.id"
+
+
+def _naming_keys(configs: Iterable[Mapping[str, str]], differing: Sequence[str], env_key: str) -> list[str]:
+    """The fewest keys that a reader needs: not those that follow from the environment, or from their own node's class.
+
+    Keys that merely vary together are all kept: which of them made the difference, nobody can tell.
+    """
+    configs = list(configs)
+    classes = [key for key in differing if key.endswith("._target_") or key == _TRANSFORMS]
+    kept: list[str] = []
+    for key in sorted(differing, key=lambda key: (key not in classes, key)):
+        nodes = [k for k in kept if k in classes and key.startswith(f"{_short(k)}.")]
+        if key != env_key and not any(_follows(key, from_, configs) for from_ in [env_key, *nodes]):
+            kept.append(key)
+    return sorted(kept)
+
+
+def _follows(key: str, from_: str, configs: Sequence[Mapping[str, str]]) -> bool:
+    """Whether the value of one key settles that of the other, in all configs."""
+    values: dict[str | None, set[str | None]] = defaultdict(set)
+    for config in configs:
+        values[config.get(from_)].add(config.get(key))
+    return all(len(found) == 1 for found in values.values())
+
+
+def _below(key: str, nodes: Sequence[str]) -> bool:
+    return any(key == node or key.startswith(f"{node}.") for node in nodes)
+
+
+def _text(value: object) -> str:
+    """A setting as it is typed on the command line."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _short(key: str) -> str:
+    return key.removesuffix("._target_")
+
+
+def _shown(key: str, config: Mapping[str, str]) -> str:
+    value = config.get(key, _UNSET)
+    return value.rpartition(".")[2] if key.endswith("._target_") else value
+
+
+def _order(value: object) -> tuple[bool, float, str]:
+    """Numbers by size, before everything else."""
+    if isinstance(value, int | float):
+        return (False, float(value), "")
+    return (True, 0.0, str(value))

@@ -1,0 +1,255 @@
+"""The tables of a report as Markdown, LaTeX and CSV; the numbers are formatted here, for the page too."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rlexp.report.grouping import Group
+from rlexp.report.results import FEW_SEEDS, Comparison, Result
+from rlexp.report.runs import Run
+from rlexp.report.statistics import Estimate
+
+NONE = "\N{EN DASH}"
+AT_LEAST = "\N{GREATER-THAN OR EQUAL TO}"
+
+NOTE = (
+    "IQM is the interquartile mean; brackets are 95% percentile intervals of a stratified bootstrap over seeds, of "
+    "each run's final evaluation (eval/return). (n=k) marks fewer than five seeds. best is the mean over seeds of each "
+    "run's highest evaluation. Frames and seconds (collection and update) to the threshold are medians over seeds; a "
+    "run that does not reach it counts as never."
+)
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", NONE: "--", AT_LEAST: r"$\geq$",
+    "<": r"\textless{}", ">": r"\textgreater{}",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text cells under a heading.
+
+    Attributes:
+        columns: headings.
+        rows: as many cells each as there are columns.
+        names: leading columns that hold names; the others hold numbers.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    names: int = 1
+
+
+def number(value: float | None) -> str:
+    """Four or more significant digits: enough to compare by, few enough to read."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    size = abs(value)
+    digits = 0 if size >= 10_000 else 1 if size >= 100 else 2 if size >= 10 else 3
+    return f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}") if round(size, digits) else f"{0:.{digits}f}"
+
+
+def whole(value: float | None) -> str:
+    """Frames, seconds and rates: without decimals from 100 on."""
+    return NONE if value is None or not math.isfinite(value) else f"{value:,.{0 if abs(value) >= 100 else 1}f}"
+
+
+def interval(estimate: Estimate, seeds: int) -> str:
+    """``value [low, high]``, and beside it how many seeds where they are few."""
+    text = number(estimate.value) if seeds >= FEW_SEEDS else f"{number(estimate.value)} (n={seeds})"
+    return text if estimate.low is None else f"{text} [{number(estimate.low)}, {number(estimate.high)}]"
+
+
+def results_table(results: Sequence[Result]) -> Table:
+    """One row a group with counted runs."""
+    columns = (
+        "group", "seeds", "IQM", "mean", "median", "best", "reached threshold", "frames to threshold",
+        "seconds to threshold", "frames/s",
+    )  # fmt: skip
+    rows = tuple(
+        (
+            result.group.name,
+            str(result.seeds),
+            interval(result.iqm, result.seeds),
+            interval(result.mean, result.seeds),
+            interval(result.median, result.seeds),
+            number(result.best),
+            NONE
+            if result.threshold is None
+            else f"{result.reached}/{result.seeds} {AT_LEAST} {result.threshold:,.10g}",
+            whole(result.frames_to_threshold),
+            whole(result.seconds_to_threshold),
+            whole(result.fps),
+        )
+        for result in results
+    )
+    return Table(columns, rows)
+
+
+def aggregate_table(comparison: Comparison) -> Table:
+    """One row a variant, over all environments."""
+    rows = []
+    for variant, estimates in comparison.aggregates.items():
+        seeds = min(len(scores) for scores in comparison.scores[variant])
+        rows.append((variant, str(seeds), *(interval(estimate, seeds) for estimate in estimates)))
+    return Table(("variant", "seeds", "IQM", "mean", "median"), tuple(rows))
+
+
+def improvement_table(comparisons: Sequence[Comparison]) -> Table:
+    """One row a pair of variants, in each comparison."""
+    rows = []
+    for comparison in comparisons:
+        for pair in comparison.improvements:
+            seeds = min(len(scores) for variant in (pair.x, pair.y) for scores in comparison.scores[variant])
+            rows.append((comparison.name, pair.x, pair.y, interval(pair.probability, seeds)))
+    return Table(("environment", "X", "Y", "P(X > Y)"), tuple(rows), names=3)
+
+
+def left_out_table(groups: Sequence[Group], unread: Sequence[Run]) -> Table:
+    """Runs whose numbers are in no average, and why."""
+    members = [(group.name, run) for group in groups for run in group.left_out] + [(NONE, run) for run in unread]
+    rows = tuple(
+        (name, _seed(run), run.status, f"{run.trained:,}", run.problem or NONE, str(run.path)) for name, run in members
+    )
+    return Table(("group", "seed", "status", "frames", "problem", "folder"), rows, names=6)
+
+
+def counted_table(groups: Sequence[Group]) -> Table:
+    """Every run whose numbers count."""
+    rows = tuple(
+        (group.name, _seed(run), number(run.final), number(run.best), f"{run.trained:,}", whole(run.fps), str(run.path))
+        for group in groups
+        for run in group.runs
+    )
+    return Table(("group", "seed", "final", "best", "frames", "frames/s", "folder"), rows)
+
+
+def settings_table(groups: Sequence[Group]) -> Table:
+    """The settings that are not the same in all groups, one row a group."""
+    keys = sorted(set().union(*(group.differing for group in groups)))
+    rows = tuple((group.name, *(group.differing[key] for key in keys)) for group in groups)
+    return Table(("group", *keys), rows, names=len(keys) + 1)
+
+
+def to_markdown(table: Table) -> str:
+    """A table of GitHub's Markdown, padded so that it also reads well as plain text."""
+    cells = [[cell.replace("|", r"\|").replace("\n", " ") for cell in row] for row in (table.columns, *table.rows)]
+    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(table.columns))]
+    aligned = [
+        [
+            cell.ljust(width) if i < table.names else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in cells
+    ]
+    rule = ["-" * width if i < table.names else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (aligned[0], rule, *aligned[1:]))
+
+
+def to_latex(table: Table) -> str:
+    """A ``tabular`` with the rules of the booktabs package."""
+    lines = [
+        rf"\begin{{tabular}}{{{'l' * table.names}{'r' * (len(table.columns) - table.names)}}}",
+        r"\toprule",
+        _latex_row(table.columns),
+        r"\midrule",
+        *map(_latex_row, table.rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines)
+
+
+def results_csv(results: Sequence[Result], groups: Sequence[Group]) -> str:
+    """The table in full precision, with a column for each setting that differs; empty where there is no number.
+
+    Args:
+        results: of the groups with counted runs.
+        groups: all of them; those without counted runs have a row too, with nothing but their names and counts.
+    """
+    by_name = {result.group.name: result for result in results}
+    settings = sorted(set().union(*(group.differing for group in groups)))
+    rows = []
+    for group in groups:
+        row: dict[str, object] = {"group": group.name, "environment": group.environment}
+        row |= {f"setting:{key}": group.differing[key] for key in settings}
+        row |= {"seeds": len(group.runs), "left_out": len(group.left_out)}
+        result = by_name.get(group.name)
+        for kind in ("iqm", "mean", "median"):
+            found = Estimate(math.nan) if result is None else getattr(result, kind)
+            row |= {kind: found.value, f"{kind}_low": found.low, f"{kind}_high": found.high}
+        for kind in ("best", "threshold", "reached", "frames_to_threshold", "seconds_to_threshold", "fps"):
+            row[kind] = None if result is None else getattr(result, kind)
+        rows.append(row)
+    return _csv(rows)
+
+
+def comparisons_csv(comparisons: Sequence[Comparison]) -> str:
+    """Every probability of improvement in full precision."""
+    return _csv(
+        [
+            {
+                "environments": " ".join(comparison.environments),
+                "x": pair.x,
+                "y": pair.y,
+                "probability": pair.probability.value,
+                "low": pair.probability.low,
+                "high": pair.probability.high,
+            }
+            for comparison in comparisons
+            for pair in comparison.improvements
+        ]
+    )
+
+
+def runs_csv(groups: Sequence[Group], unread: Sequence[Run]) -> str:
+    """Every run, counted or not, with its own numbers."""
+    members = [(group.name, run) for group in groups for run in (*group.runs, *group.left_out)]
+    members += [("", run) for run in unread]
+    return _csv(
+        [
+            {
+                "group": name,
+                "seed": run.seed,
+                "status": run.status,
+                "frames": run.trained,
+                "final": run.final if run.returns.size else None,
+                "best": run.best if run.returns.size else None,
+                "fps": run.fps,
+                "problem": run.problem,
+                "folder": str(run.path),
+            }
+            for name, run in members
+        ]
+    )
+
+
+def _csv(rows: Sequence[Mapping[str, object]]) -> str:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _plain(value) for key, value in row.items()} for row in rows)
+    return file.getvalue()
+
+
+def _plain(value: object) -> object:
+    return "" if value is None or (isinstance(value, float) and not math.isfinite(value)) else value
+
+
+def _seed(run: Run) -> str:
+    return NONE if run.seed is None else str(run.seed)
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join(_latex_text(cell) for cell in cells) + r" \\"
+
+
+def _latex_text(text: str) -> str:
+    escaped = "".join(_LATEX.get(character, character) for character in text)
+    return re.sub(r"\N{MINUS SIGN}([\d.,]+)", r"$-$\1", escaped)

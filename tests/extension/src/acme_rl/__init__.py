@@ -1,0 +1,1 @@
+"""What a lab adds to rlexp in a package of its own."""

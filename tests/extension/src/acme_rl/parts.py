@@ -1,0 +1,39 @@
+"""A policy with a schema of its own, and a loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlexp.config import Node, Positive
+from rlexp.losses import ClipPPO, MinibatchLoss
+from rlexp.policies import ActorCritic, PolicySpec, TanhNormalPolicy
+
+
+class LinearPolicy(PolicySpec):
+    """Linear actor and critic.
+
+    Attributes:
+        scale_lb: smallest standard deviation.
+    """
+
+    scale_lb: Positive
+
+    def build(self, env: Any, device: Any) -> ActorCritic:
+        return TanhNormalPolicy(
+            num_cells=[1],
+            activation_class="Tanh",
+            actor_network=Node(target="acme_rl.networks.Linear", arguments={}),
+            critic_network=Node(target="acme_rl.networks.Linear", arguments={}),
+            state_independent_scale=True,
+            scale_mapping="exp",
+            scale_lb=self.scale_lb,
+            orthogonal=False,
+            last_layer_gain=1.0,
+        ).build(env, device)
+
+
+class HalvedPPO(ClipPPO):
+    """PPO with half the weight on the critic."""
+
+    def build_loss(self, networks: ActorCritic) -> MinibatchLoss:
+        return ClipPPO.build_loss(self.model_copy(update={"critic_coeff": self.critic_coeff / 2}), networks)

@@ -1,0 +1,133 @@
+"""``rlexp-config``, tab completion, and running an experiment again from its folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY, clean_environment, only_run, rows_of, run_command
+
+from rlexp.config import conf_dir
+
+
+def test_list_names_every_option_with_a_description(tmp_path: Path) -> None:
+    done = run_command("rlexp-config", "list", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    conf = conf_dir()
+    lines = done.stdout.splitlines()
+    for path in conf.glob("*/**/*.yaml"):
+        assert str(path.parent.relative_to(conf)) in lines
+        assert any(line.split()[0] == path.stem and len(line.split()) > 3 for line in lines), path
+    assert run_command("rlexp-config", "list", "polcy", cwd=tmp_path).returncode == 2
+
+
+def test_show_tells_what_set_each_value(tmp_path: Path) -> None:
+    overrides = ["env=hopper", "loss.clip_epsilon=0.1", "+env.kwargs.forward_reward_weight=2"]
+    done = run_command("rlexp-config", "show", *overrides, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    shown = [line.split("  # ") for line in done.stdout.splitlines()]
+    origin = {text.strip(): source[0].strip() if source else None for text, *source in shown}
+    assert origin['id: "Hopper-v5"'] == "env/hopper"
+    assert origin["num_envs: 16"] == "env/gym"
+    assert origin["clip_epsilon: 0.1"] == "loss.clip_epsilon=0.1"
+    assert origin["forward_reward_weight: 2"] == "env.kwargs.forward_reward_weight=2"
+    assert origin["seed: 0"] == "train"
+    assert origin["loss:"] is None
+    preset = run_command("rlexp-config", "show", "experiment=tutorial", cwd=tmp_path)
+    assert "minibatch_size: 64" in preset.stdout
+    assert [line.split("# ")[1] for line in preset.stdout.splitlines() if "minibatch_size" in line] == [
+        "experiment/tutorial"
+    ]
+
+
+def test_copy_is_an_option_to_edit(tmp_path: Path) -> None:
+    done = run_command("rlexp-config", "copy", "loss/clip_ppo", "conf/loss/mine.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    copy = tmp_path / "conf" / "loss" / "mine.yaml"
+    assert copy.read_text() == (conf_dir() / "loss" / "clip_ppo.yaml").read_text()
+    copy.write_text(copy.read_text().replace("clip_epsilon: 0.2", "clip_epsilon: 0.15"))
+    shown = run_command("rlexp-config", "show", "seed=3", "--config-dir", "conf", "loss=mine", cwd=tmp_path)
+    assert "clip_epsilon: 0.15" in shown.stdout
+    assert "seed: 3" in shown.stdout
+    again = run_command("rlexp-config", "copy", "loss/clip_ppo", "conf/loss/mine.yaml", cwd=tmp_path)
+    assert (again.returncode, "is there already" in again.stderr) == (2, True)
+    typo = run_command("rlexp-config", "copy", "loss/clip_pppo", cwd=tmp_path)
+    assert (typo.returncode, "Did you mean loss/clip_ppo?" in typo.stderr) == (2, True)
+
+
+def test_check_says_what_would_run_or_what_is_wrong(tmp_path: Path) -> None:
+    right = run_command("rlexp-config", "check", "minibatch_size=100", cwd=tmp_path)
+    assert right.returncode == 0, right.stderr
+    assert "150 batches of 1,024 frames, 100 gradient steps each" in right.stdout
+    assert "24 of a batch's 1,024 steps are left out" in right.stdout
+    transform = "env.transforms.x={_target_: torchrl.envs.StepCounter, max_stepz: 3}"
+    wrong = run_command("rlexp-config", "check", transform, "callbacks.a._target_=nowhere.A", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "env.transforms.x.max_stepz" in wrong.stderr
+    assert "Did you mean max_steps?" in wrong.stderr
+    assert "callbacks.a._target_=nowhere.A" in wrong.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("rlexp-train env=h", {"env=half_cheetah", "env=hopper"}),
+        ("rlexp-train loss.cl", {"loss.clip_epsilon="}),
+        ("rlexp-train env/transforms=", {f"env/transforms={name}" for name in ("frozen", "none", "running")}),
+    ],
+)
+def test_bash_completes_groups_options_and_keys(typed: str, offered: set[str], tmp_path: Path) -> None:
+    script = f"""
+        eval "$(rlexp-train --shell-completion install=bash)"
+        COMP_LINE={typed!r} COMP_POINT={len(typed)} COMP_CWORD=1
+        hydra_bash_completion
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=clean_environment(tmp_path) | {"PATH": path},
+        check=True,
+    )
+    assert set(done.stdout.split()) == offered
+
+
+def test_run_is_repeated_from_its_own_folder(tiny_run: Path, tmp_path: Path) -> None:
+    again = ["--config-path", str(tiny_run), "--config-name", "config"]
+    done = run_command("rlexp-train", *again, "logger.mode=disabled", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    repeated = only_run(tmp_path)
+    assert rows_of(repeated) == rows_of(tiny_run)
+    assert repeated.parent.name == "inverted_double_pendulum"
+    other = run_command("rlexp-train", *again, "seed=8", "loss.gama=1", cwd=tmp_path)
+    assert (other.returncode, "Did you mean loss.gamma?" in other.stderr) == (2, True)
+
+
+def test_metadata_pins_the_code_that_ran(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        return subprocess.run(
+            ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout
+
+    git("init", "-q")
+    (tmp_path / "notes.txt").write_text("one\n")
+    git("add", "notes.txt")
+    git("commit", "-q", "-m", "first")
+    (tmp_path / "notes.txt").write_text("two\n")
+    done = run_command("rlexp-train", *TINY, "total_frames=256", "logger=none", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run_dir = only_run(tmp_path)
+    metadata = json.loads((run_dir / "metadata.json").read_text())
+    assert metadata["git"] == {"commit": git("rev-parse", "HEAD").strip(), "dirty": True}
+    assert "+two" in (run_dir / "git.diff").read_text()
+    assert metadata["command"][1:] == [*TINY, "total_frames=256", "logger=none"]
+    assert len(metadata["config_sha256"]) == 64

@@ -1,0 +1,88 @@
+"""Each shipped option against what it builds; the files are found, so that none can be added without this."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from rlexp import Trainer, load_config
+from rlexp.config import Spec, check_targets, conf_dir
+from rlexp.config.spec import locate
+
+CONF = conf_dir()
+FILES = sorted(CONF.glob("*/**/*.yaml"))
+# What an option cannot have a value of its own for.
+NEEDED = {
+    "env/gym": ["env.id=Pendulum-v1"],
+    "loss/any": ["loss.loss_module._target_=torchrl.objectives.A2CLoss", "loss.loss_module.functional=false"],
+    "optim/any": ["optim.optimizer._target_=torch.optim.SGD"],
+}
+SMALL = [
+    *("env.num_envs=1", "evaluation.episodes=1", "env.init_random_steps=16"),
+    *("collector.frames_per_batch=32", "minibatch_size=16", "total_frames=32", "num_epochs=1", "logger.mode=disabled"),
+]
+
+
+def option(path: Path) -> str:
+    return str(path.relative_to(CONF).with_suffix(""))
+
+
+@pytest.mark.parametrize("path", FILES, ids=option)
+def test_option_composes_instantiates_and_learns(path: Path, tmp_path: Path) -> None:
+    group, _, name = option(path).rpartition("/")
+    needed = NEEDED.get(option(path), [])
+    small = [s for s in SMALL if name != "none" or not s.startswith("logger")]
+    experiment = load_config([f"{group}={name}", *needed, *small])
+    check_targets(experiment)
+    trainer = Trainer.from_config(experiment, tmp_path)
+    assert trainer.update(trainer.collect(iter(trainer.collector)))
+    trainer.close()
+
+
+def settings_of(path: Path) -> Iterator[tuple[str, str, Any, str]]:
+    """Each setting of a file that has a target of its own: target, key, value and the comment on its line."""
+    lines = path.read_text().splitlines()
+    comments = {m[1]: m[2] for line in lines if (m := re.match(r"\s*(\w+):.*?#(.*)", line))}
+
+    def walk(node: Any) -> Iterator[tuple[str, str, Any, str]]:
+        target = node.get("_target_")
+        for key, value in node.items():
+            if isinstance(value, dict):
+                yield from walk(value)
+            elif target is not None and key not in ("_target_", "defaults"):
+                yield target, key, value, comments.get(key, "")
+
+    yield from walk(OmegaConf.to_container(OmegaConf.load(path)))
+
+
+@pytest.mark.parametrize("path", FILES, ids=option)
+def test_values_that_differ_from_the_targets_defaults_say_why(path: Path) -> None:
+    for target, key, value, comment in settings_of(path):
+        found = locate(target) if target != "???" else None
+        is_spec = inspect.isclass(found) and issubclass(found, Spec)
+        built = [locate(name) for name in found.builds] if is_spec else [found]  # type: ignore[union-attr]
+        for cls in filter(None, built):
+            parameter = inspect.signature(cls).parameters.get(key)
+            if parameter is None or parameter.default in (None, inspect.Parameter.empty):
+                continue
+            default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+            named = default.__name__ if inspect.isclass(default) else default
+            assert value == named or "default" in comment, f"{option(path)}: {key}: {value}, {target}: {named}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=option)
+def test_every_setting_has_a_comment(path: Path) -> None:
+    text = path.read_text()
+    assert text.startswith("# ")
+    # A file that only sets what its base comments needs none of its own.
+    if "defaults:" not in text or path.stem == "gym":
+        bare = [
+            key for target, key, _, comment in settings_of(path) if not comment and not target.startswith("torchrl.")
+        ]
+        assert not bare

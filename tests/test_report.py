@@ -1,0 +1,292 @@
+"""`rlexp-report`: runs in, numbers out that an independent computation gives too."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import TINY, run_command
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic import config, write_run, write_sweep
+
+from rlexp.report import Run, group_runs, load_runs, make_report, markdown, write_report
+from rlexp.report.runs import Floats, flatten
+from rlexp.report.statistics import (
+    band,
+    estimate,
+    interquartile_mean,
+    mean,
+    on_common_frames,
+    probability_of_improvement,
+)
+from rlexp.report.tables import number
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+class Cells(HTMLParser):
+    """The text of every table cell of a page, and what the page would load."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.loads: list[str] = []
+        self._open = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+            self._open = True
+        elif tag in ("img", "script", "link", "iframe"):
+            self.loads += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        self._open = self._open and tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if self._open:
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    top = tmp_path_factory.mktemp("sweep")
+    write_sweep(top, seeds=5)
+    return top
+
+
+def test_real_runs_become_a_report(tmp_path: Path, tiny_run: Path) -> None:
+    folder = tmp_path / "outputs"
+    shutil.copytree(tiny_run, folder / "seed 7")
+    for arguments in (["seed=8"], ["seed=8", "loss.clip_epsilon=0.1"]):
+        done = run_command("rlexp-train", *TINY, "logger=none", *arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    stopped = run_command("rlexp-train", *TINY, "logger=none", "seed=9", "optim.lr=1e30", cwd=tmp_path)
+    assert stopped.returncode == 1, "the run was meant to fail"
+
+    done = run_command("rlexp-report", "outputs", "ignore=[optim]", "threshold=5", cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    report = tmp_path / "report"
+    rows = {row["group"]: row for row in read_csv(report / "table.csv")}
+    assert rows.keys() == {"loss.clip_epsilon=0.1", "loss.clip_epsilon=0.2"}
+    usual = rows["loss.clip_epsilon=0.2"]
+    assert (usual["seeds"], usual["left_out"], usual["threshold"], usual["reached"]) == ("2", "1", "5.0", "2")
+    summaries = [json.loads(path.read_text()) for path in folder.rglob("summary.json")]
+    finals = {s["final"]["eval/return"] for s in summaries if s["status"] == "completed"}
+    assert {float(row["final"]) for row in read_csv(report / "runs.csv") if row["final"]} == finals
+    assert "(n=2)" in done.stdout
+    assert "failed" in done.stdout
+    assert "TrainingError" in done.stdout
+    assert str(Path("report") / "index.html") in done.stdout
+    assert all((report / "plots" / f"{kind}_inverted_double_pendulum.png").is_file() for kind in ("curves", "profile"))
+
+
+def test_statistics_agree_with_numpy() -> None:
+    rng = np.random.default_rng(3)
+    strata = [rng.normal(10, 2, 8), rng.normal(0, 5, 12)]
+
+    def middle(pooled: Floats) -> Any:
+        cut = pooled.shape[-1] // 4
+        return np.sort(pooled, axis=-1)[..., cut : pooled.shape[-1] - cut].mean(-1)
+
+    for statistic, independent in ((interquartile_mean, middle), (mean, lambda pooled: pooled.mean(-1))):
+        found = estimate(strata, statistic)
+        resampled = np.concatenate([rng.choice(scores, (100_000, len(scores))) for scores in strata], axis=-1)
+        low, high = np.quantile(independent(resampled), [0.025, 0.975])
+        assert found.value == pytest.approx(independent(np.concatenate(strata)))
+        # 10,000 resamples place a 2.5% quantile to within a few hundredths of the interval's width.
+        assert [found.low, found.high] == pytest.approx([low, high], abs=0.05 * (high - low))
+        assert estimate(strata, statistic) == found, "the same report twice gives the same interval"
+
+
+def test_probability_of_improvement_counts_pairs() -> None:
+    x, y = [np.array([1.0, 2.0, 3.0]), np.array([5.0, 5.0])], [np.array([2.0, 0.0]), np.array([5.0, 7.0])]
+    pairs = [np.mean([(a > b) + 0.5 * (a == b) for a in of_x for b in of_y]) for of_x, of_y in zip(x, y, strict=True)]
+    found = probability_of_improvement(x, y)
+    assert found.value == pytest.approx(np.mean(pairs))
+    assert found.low is not None
+    assert found.high is not None
+    assert 0 <= found.low <= found.value <= found.high <= 1
+
+
+def test_one_run_has_no_interval() -> None:
+    assert estimate([np.array([3.0])], mean).low is None
+    value, low, high = band([np.array([[3.0], [4.0]])], interquartile_mean)
+    assert value.tolist() == low.tolist() == high.tolist() == [3.0, 4.0]
+
+
+def test_curves_are_joined_where_all_runs_have_values() -> None:
+    frames, values = on_common_frames([np.array([0.0, 10.0]), np.array([5.0, 20.0])], [np.array([0.0, 1.0])] * 2, 6)
+    assert (frames[0], frames[-1], values.shape) == (5.0, 10.0, (6, 2))
+    assert values[0].tolist() == [0.5, 0.0]
+
+
+PARTS = st.fixed_dictionaries(
+    {
+        "env": st.sampled_from(["hopper", "inverted_double_pendulum"]),
+        "seed": st.integers(0, 4),
+        "clip_epsilon": st.sampled_from([0.1, 0.2]),
+        "lr": st.sampled_from([1e-4, 3e-4]),
+    }
+)
+
+
+@given(parts=st.lists(PARTS, min_size=1, max_size=12), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_grouping_laws(parts: list[dict[str, object]], data: st.DataObject) -> None:
+    runs = [
+        Run(Path(f"/runs/{i}"), "completed", settings=dict(flatten(config(**part))), returns=np.array([1.0]))  # type: ignore[arg-type]
+        for i, part in enumerate(parts)
+    ]
+    groups = group_runs(runs)
+
+    def members(of: list[Run]) -> list[tuple[str, list[Path], list[Path]]]:
+        return [(g.name, [r.path for r in g.runs], [r.path for r in g.left_out]) for g in group_runs(of)]
+
+    assert members(data.draw(st.permutations(runs))) == members(runs), "the order of runs does not matter"
+    assert len(groups) == len({(p["env"], p["clip_epsilon"], p["lr"]) for p in parts}), "a seed never splits a group"
+    assert len({group.name for group in groups}) == len(groups), "names are unique"
+    for group in groups:
+        assert len({run.seed for run in group.runs}) == len(group.runs), "each seed counts once"
+    assert sum(len(group.runs) + len(group.left_out) for group in groups) == len(runs), "no run gets lost"
+
+
+def test_settings_that_cannot_change_results_do_not_split_a_group() -> None:
+    one, other = (dict(flatten(config(seed=seed))) for seed in (0, 1))
+    other |= {"logger._target_": "rlexp.loggers.WandbLogger", "logger.mode": "offline", "threads": 2}
+    (group,) = group_runs([Run(Path("a"), "completed", settings=one), Run(Path("b"), "completed", settings=other)])
+    assert group.name == "env.name=hopper"
+
+
+def test_the_pages_numbers_are_the_csvs(sweep: Path, tmp_path: Path) -> None:
+    files = write_report(make_report(load_runs([sweep])), tmp_path)
+    page = Cells((tmp_path / "index.html").read_text(encoding="utf-8"))
+    shown = {row[0]: row for row in page.rows if row and row[0].startswith("env.name=") and len(row) == 10}
+    rows = read_csv(tmp_path / "table.csv")
+    assert len(rows) == len(shown) == 16
+    for row in rows:
+        cells = shown[row["group"]]
+        for place, kind in enumerate(("iqm", "mean", "median"), start=2):
+            value, low, high = (number(float(row[key])) for key in (kind, f"{kind}_low", f"{kind}_high"))
+            assert cells[place] == f"{value} [{low}, {high}]"
+        assert cells[1] == row["seeds"]
+        assert cells[5] == number(float(row["best"]))
+        assert cells[6] == f"{row['reached']}/{row['seeds']} ≥ {float(row['threshold']):,.0f}"
+        finals = [float(r["final"]) for r in read_csv(tmp_path / "runs.csv") if r["group"] == row["group"]]
+        assert float(row["mean"]) == pytest.approx(np.mean(finals))
+    pictures = [file for file in files if file.suffix == ".png"]
+    assert len([source for source in page.loads if source.startswith("data:image/png;base64,")]) == len(pictures)
+    assert all(source.startswith("data:") for source in page.loads), "the page loads nothing from elsewhere"
+    # Learning curves and settings for each environment; profiles and improvements for both together as well.
+    assert len(pictures) == 2 + 3 + 3 + 2
+
+
+def test_what_is_not_completed_is_listed_and_not_averaged(tmp_path: Path) -> None:
+    for seed, final in enumerate((100.0, 200.0, 300.0)):
+        write_run(tmp_path / f"ok{seed}", config(seed=seed), [1.0, final])
+    write_run(tmp_path / "again", config(seed=2), [1.0, 400.0], started="2031-01-01T00:00:00+00:00")
+    write_run(tmp_path / "failed", config(seed=3), [9e9], status="failed")
+    write_run(tmp_path / "killed", config(seed=4), [9e9], status=None)
+    with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
+        file.write('{"frames": 20')
+    torn = write_run(tmp_path / "torn", config(seed=5), [9e9, 9e9])
+    (torn / "metrics.jsonl").write_text("{}\n")
+    (write_run(tmp_path / "no config", config(seed=6), [9e9]) / "config.yaml").write_text("[")
+    write_run(tmp_path / "alone", config(seed=0, lr=1.0), [9e9], status="stopped")
+
+    report = make_report(load_runs([tmp_path, tmp_path / "ok0"]))
+
+    (result,) = report.results
+    assert result.mean.value == pytest.approx((100 + 200 + 400) / 3)
+    assert {run.path.name: run.status for run in report.left_out} == {
+        "ok2": "superseded", "failed": "failed", "killed": "unfinished", "torn": "unreadable",
+        "no config": "unreadable", "alone": "stopped",
+    }  # fmt: skip
+    text = markdown(report)
+    assert all(run.path.name in text for run in report.left_out)
+    assert "RuntimeError: diverged" in text
+    assert "(n=3)" in text
+    write_report(report, tmp_path / "report")
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert all(str(run.path) in page for run in report.left_out)
+    assert "fewer than 5 seeds" in page
+
+
+def test_thresholds(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", config(seed=0), [1000.0, 4000.0, 2000.0])
+    write_run(tmp_path / "b", config(seed=1), [3000.0, 3000.0, 3000.0])
+    runs = load_runs([tmp_path])
+    (registered,) = make_report(runs).results
+    assert (registered.threshold, registered.reached, registered.frames_to_threshold) == (3800.0, 1, None)
+    (chosen,) = make_report(runs, {"hopper": 3000.0}).results
+    assert (chosen.reached, chosen.frames_to_threshold, chosen.seconds_to_threshold) == (2, 1500.0, 0.75)
+    assert make_report(runs, 1.0).results[0].frames_to_threshold == 1000.0
+
+
+def test_names_are_escaped_for_their_format(tmp_path: Path) -> None:
+    values = config()
+    values["env"]["name"] = "a_b|<i>&"
+    write_run(tmp_path / "run", values, [-12.5])
+    write_report(make_report(load_runs([tmp_path])), tmp_path / "report")
+    assert r"a\_b|\textless{}i\textgreater{}\&" in (tmp_path / "report" / "table.tex").read_text()
+    assert r"a_b\|<i>&" in (tmp_path / "report" / "table.md").read_text()
+    assert "a_b|&lt;i&gt;&amp;" in (tmp_path / "report" / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ([], 2, "name a run's folder"),
+        (["nowhere"], 2, "nowhere"),
+        (["runs", "treshold=3"], 2, "Did you mean threshold?"),
+        (["runs", "threshold.hoper=3"], 2, "hopper"),
+        (["runs", "threshold=high"], 2, "threshold"),
+        (["empty"], 1, "rlexp-train writes one"),
+        (["unfinished"], 1, "unfinished"),
+        (["mixed"], 0, "metrics.jsonl, line 1"),
+        (["--help"], 0, ""),
+    ],
+)
+def test_wrong_use_is_told_with_its_remedy(tmp_path: Path, arguments: list[str], code: int, said: str) -> None:
+    (tmp_path / "empty").mkdir()
+    write_run(tmp_path / "runs" / "a", config(), [1.0])
+    write_run(tmp_path / "unfinished" / "a", config(), [1.0], status=None)
+    write_run(tmp_path / "mixed" / "a", config(), [1.0])
+    (write_run(tmp_path / "mixed" / "b", config(seed=1), [1.0]) / "metrics.jsonl").write_text("not a row\n")
+    done = run_command("rlexp-report", *arguments, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "report").exists() == (code == 0 and arguments != ["--help"])
+
+
+def test_a_report_needs_no_torch(sweep: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from rlexp.cli.report import report; "
+        f"report([{str(sweep)!r}, 'out={tmp_path / 'report'}']); assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_new_report_leaves_nothing_of_the_old(sweep: Path, tmp_path: Path) -> None:
+    write_report(make_report(load_runs([sweep])), tmp_path / "report")
+    write_run(tmp_path / "one", config(), [1.0])
+    files = write_report(make_report(load_runs([tmp_path / "one"])), tmp_path / "report")
+    assert {path for path in (tmp_path / "report").rglob("*") if path.is_file()} == set(files)

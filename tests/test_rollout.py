@@ -1,0 +1,232 @@
+"""The rollout collector against torchrl's, entry by entry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
+from torch import nn
+from torchrl.collectors import Collector
+from torchrl.envs import Compose, DoubleToFloat, RewardClipping, RewardScaling, TransformedEnv
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import IndependentNormal, ProbabilisticActor
+
+from rlexp import Trainer, load_config
+from rlexp.acting import acting
+from rlexp.config import ConfigError
+from rlexp.envs.gymnasium import BatchedGymEnv
+from rlexp.evaluation import evaluate
+from rlexp.normalization import commit_normalization, init_normalization, observation_norms
+from rlexp.rollout import RolloutCollector, step_counts
+
+CPU = torch.device("cpu")
+
+
+class Replay(TensorDictModuleBase):  # type: ignore[misc]
+    """Plays a batch's actions again, with everything else that the actor writes."""
+
+    def __init__(self, actor: TensorDictModuleBase, batches: list[TensorDictBase]) -> None:
+        super().__init__()
+        self.in_keys, self.out_keys = actor.in_keys, actor.out_keys
+        self.written = torch.cat(batches, 1).select(*actor.out_keys)
+        self.t = 0
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        tensordict.update(self.written[:, self.t])
+        self.t += 1
+        return tensordict
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["env=hopper", "env.max_episode_steps=20", "env.num_envs=3"],
+        ["env=inverted_double_pendulum", "env.num_envs=1", "env/transforms=frozen"],
+        ["env=gym", "env.id=Pendulum-v1", "env.num_envs=2", "env.max_episode_steps=15", "policy.num_cells=[200,200]"],
+        ["env=half_cheetah", "env.num_envs=2", "env/transforms=none", "policy.state_independent_scale=false"],
+        ["env=hopper", "env.num_envs=5", "policy.activation_class=ELU", "env.frame_skip=2"],
+    ],
+    ids=["hopper", "one_env", "float32_wide", "no_norm", "elu_frame_skip"],
+)
+def test_batches_equal_torchrls_entry_by_entry(overrides: list[str]) -> None:
+    config = load_config([*overrides, "collector.frames_per_batch=300", "minibatch_size=30"])
+    ours, theirs = config.env.build(config.env.num_envs), config.env.build(config.env.num_envs)
+    for env in (ours, theirs):
+        torch.manual_seed(0)
+        env.set_seed(3)
+        init_normalization(env, 50)
+    networks = config.policy.build(ours, CPU)
+    with torch.no_grad():
+        for parameter in networks.actor.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    collector = RolloutCollector(ours, networks.actor, config.steps_per_batch, CPU)
+    # A batch is a snapshot: statistics move between the two.
+    batches = []
+    for _ in range(2):
+        batches.append(collector.rollout())
+        commit_normalization(ours)
+    replay = Replay(networks.actor, batches)
+    reference = iter(
+        Collector(
+            theirs,
+            replay,
+            frames_per_batch=config.steps_per_batch,
+            total_frames=-1,
+            split_trajs=False,
+            storing_device=CPU,
+            trust_policy=True,
+            auto_register_policy_transforms=False,
+        )
+    )
+    replay.t = 0  # it tried the policy
+    assert any(batch["next", "done"].any() for batch in batches) or "env=half_cheetah" in overrides
+    for batch in batches:
+        expected = next(reference)
+        commit_normalization(theirs)
+        assert set(batch.keys(True, True)) == set(expected.keys(True, True))
+        assert (batch.batch_size, batch.names, batch.device) == (expected.batch_size, expected.names, expected.device)
+        for key in expected.keys(True, True):
+            assert batch[key].dtype == expected[key].dtype, key
+            assert torch.equal(batch[key], expected[key]), key
+    for a, b in zip(observation_norms(ours), observation_norms(theirs), strict=True):
+        assert torch.equal(a.loc, b.loc)
+        assert torch.equal(a.scale, b.scale)
+
+
+@pytest.mark.parametrize("overrides", [[], ["policy.state_independent_scale=false"], ["policy.num_cells=[256,256]"]])
+def test_it_acts_as_the_actor_does(overrides: list[str]) -> None:
+    """Actions, their parameters and log-probabilities, from the same noise."""
+    # torch draws the same normal numbers in one call or in many when each call is a multiple of 16.
+    config = load_config(["env.num_envs=16", *overrides])
+    env = config.env.build(16)
+    env.set_seed(0)
+    init_normalization(env, 20)
+    networks = config.policy.build(env, CPU)
+    batch = RolloutCollector(env, networks.actor, 16 * 20, CPU)
+    torch.manual_seed(1)
+    rollout = batch.rollout()
+    torch.manual_seed(1)
+    for t in range(20):
+        with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+            acted = networks.actor(rollout[:, t].select("observation"))
+        for key in ("action", "loc", "scale", "action_log_prob"):
+            torch.testing.assert_close(rollout[key][:, t], acted[key], rtol=1e-4, atol=1e-5)
+
+
+def test_any_actor_of_observations_is_served(tmp_path: Path) -> None:
+    env = load_config(["env.num_envs=4"]).env.build(4)
+    env.set_seed(0)
+    init_normalization(env, 20)
+    network = nn.Sequential(nn.Linear(9, 2), _Halves())
+    actor = ProbabilisticActor(
+        TensorDictModule(network, in_keys=["observation"], out_keys=["loc", "scale"]),
+        in_keys=["loc", "scale"],
+        spec=env.action_spec_unbatched,
+        distribution_class=IndependentNormal,
+        return_log_prob=True,
+    )
+    batch = RolloutCollector(env, actor, 40, CPU).rollout()
+    again = actor.get_dist(batch.select("observation")).log_prob(batch["action"])
+    torch.testing.assert_close(batch["action_log_prob"], again, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(batch["loc"], network(batch["observation"])[0])
+
+
+class _Halves(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        loc, scale = x.chunk(2, -1)
+        return loc, scale.exp()
+
+
+def test_state_goes_on_where_it_was() -> None:
+    """A second collector over the same simulators goes on exactly as the first would have."""
+    config = load_config(["env=hopper", "env.num_envs=4"])
+    batches: dict[bool, list[TensorDictBase]] = {}
+    for swap in (False, True):
+        torch.manual_seed(0)
+        env = config.env.build(4)
+        env.set_seed(0)
+        init_normalization(env, 30)
+        actor = config.policy.build(env, CPU).actor
+        collector = RolloutCollector(env, actor, 160, CPU)
+        batches[swap] = [collector.rollout()]
+        commit_normalization(env)
+        if swap:
+            state = collector.state_dict()
+            assert all(isinstance(value, torch.Tensor | int) for value in state.values())
+            collector = _without_reset(collector)
+            collector.load_state_dict(state)
+        batches[swap].append(collector.rollout())
+    for a, b in zip(batches[False], batches[True], strict=True):
+        assert (a == b).all()
+
+
+def _without_reset(old: RolloutCollector) -> RolloutCollector:
+    """A collector over the same env that knows nothing; building one resets the simulators, which a resume undoes."""
+    new = object.__new__(RolloutCollector)
+    new.__dict__.update(old.__dict__)
+    for name in ("_observation", "_step_count", "_episode_reward", "_traj_id", "_next_traj_id"):
+        new.__dict__.pop(name)
+    return new
+
+
+def test_what_it_does_not_know_is_refused_with_the_remedy() -> None:
+    spec = load_config(["env.num_envs=2"]).env
+    unknown = TransformedEnv(spec.build_base(2), Compose(DoubleToFloat(), RewardClipping(-1, 1)))
+    actor = load_config().policy.build(unknown, CPU).actor
+    with pytest.raises(ConfigError, match=r"RewardClipping(.|\n)*collector=sync"):
+        RolloutCollector(unknown, actor, 20, CPU)
+    with pytest.raises(ConfigError, match="step_count"):
+        acting(TensorDictModule(nn.Identity(), in_keys=["step_count"], out_keys=["action"]), 2)
+
+
+def test_step_counts_over_many_ends() -> None:
+    done = np.random.default_rng(0).random((50, 4)) < 0.2
+    carried = np.array([0, 3, 7, 1])
+    before, going_on = step_counts(done, carried)
+    count: Any = carried.copy()
+    for t in range(50):
+        assert (before[t] == count).all()
+        count = np.where(done[t], 0, count + 1)
+    assert (going_on == count).all()
+
+
+def test_trainer_learns_the_same_thing_with_either_collector(tmp_path: Path) -> None:
+    """Both collectors through the whole trainer: the metrics agree in names, and in values where no noise decides."""
+    rows = {}
+    for name in ("rollout", "sync"):
+        config = load_config([
+            *(f"collector={name}", "logger=none", "total_frames=512", "collector.frames_per_batch=256"),
+            *("env.num_envs=16", "minibatch_size=64", "num_epochs=2", "evaluation.episodes=2"),
+        ])  # fmt: skip
+        trainer = Trainer.from_config(config, tmp_path / name)
+        batch = trainer.collect(iter(trainer.collector))
+        rows[name] = trainer.train_metrics(batch) | trainer.update(batch)
+        trainer.close()
+    assert rows["rollout"] == pytest.approx(rows["sync"], rel=1e-3, abs=1e-3)
+
+
+def test_simulators_without_arrays_are_sent_to_torchrl() -> None:
+    from torchrl.envs import GymEnv
+
+    env = TransformedEnv(GymEnv("Pendulum-v1"), DoubleToFloat())
+    with pytest.raises(ConfigError, match=r"GymEnv has no array interface\. Use collector=sync"):
+        RolloutCollector(env, nn.Identity(), 20, CPU)
+    assert not isinstance(env.base_env, BatchedGymEnv)
+
+
+def test_evaluation_is_the_same_by_arrays_and_by_torchrl() -> None:
+    """Whole episodes on given seeds; a transform that only torchrl knows makes evaluation go its way."""
+    config = load_config(["env.num_envs=4"])
+    env = config.env.build(3)
+    init_normalization(env, 20)
+    actor = config.policy.build(env, CPU).actor
+    by_arrays = evaluate(env, actor, [1, 2, 3, 4, 5])
+    env.append_transform(RewardScaling(0.0, 1.0))
+    by_torchrl = evaluate(env, actor, [1, 2, 3, 4, 5])
+    assert by_arrays.lengths == by_torchrl.lengths
+    assert by_arrays.returns == pytest.approx(by_torchrl.returns, rel=1e-5)
