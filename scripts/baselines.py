@@ -1,6 +1,7 @@
 """What rlexp is measured against: one system on one workload in a process of its own.
 
 python scripts/baselines.py SYSTEM WORKLOAD FRAMES SEED   prints one JSON object; see `benchmark.py`, which calls it.
+FRAMES are rounded up to whole batches.
 """
 
 from __future__ import annotations
@@ -262,9 +263,11 @@ SYSTEMS: dict[str, Callable[[Workload, int, int, Clock], None]] = {
 def main() -> None:
     """Run one system on one workload."""
     warnings.filterwarnings("ignore")
-    system, workload, frames, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    system, work, seed = sys.argv[1], WORKLOADS[sys.argv[2]], int(sys.argv[4])
+    batch = work.num_envs * work.steps
+    frames = -(-int(sys.argv[3]) // batch) * batch
     clock = Clock()
-    SYSTEMS[system](WORKLOADS[workload], frames, seed, clock)
+    SYSTEMS[system](work, frames, seed, clock)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"frames": frames, "seconds": clock.seconds, "peak_mib": round(memory)}))
 

@@ -204,7 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workloads", nargs="+", choices=names, default=names)
     parser.add_argument("--repeats", type=int, default=3, help="runs of each system; G takes at least 5")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the frames of A to F, I and J")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the frames of A to F, I and J, in whole batches")
     parser.add_argument("--output", type=Path, default=Path("docs/benchmark"))
     arguments = parser.parse_args()
 
