@@ -44,7 +44,7 @@ VECNORM = {"_target_": "torchrl.envs.VecNormV2", "in_keys": ["observation"], "de
 
 def trained(folder: Path, transforms: dict[str, Any], env: tuple[str, ...] = ()) -> Path:
     """A tiny run with transforms of the user's own."""
-    values = copy.deepcopy(load_config([*TINY, *env, "logger=none", "total_frames=256"]).to_dict())
+    values = copy.deepcopy(load_config([*TINY, *env, "collector=sync", "logger=none", "total_frames=256"]).to_dict())
     values["env"]["transforms"] = transforms
     Trainer.from_config(values, folder).fit()
     return folder

@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from rlexp import checkpoint
 from rlexp.checkpoint import Checkpoint, CheckpointError
-from rlexp.config import Composed, ConfigError, Problem, read
+from rlexp.config import Composed, ConfigError, Problem, named_packages, read
 from rlexp.experiment import Experiment, check_config
 from rlexp.redaction import REDACTED
 from rlexp.rundir import RunDir
@@ -104,7 +104,7 @@ def changed(saved: Mapping[str, Any], composed: Composed, overrides: Sequence[st
         elif old not in (new, REDACTED) and key.split(".")[0] not in _MAY_CHANGE:
             message = f"cannot change when a run is resumed: it was {old}. For a new run, see warm_start."
             problems.append(Problem(key, message, str(new)))
-    return read(Experiment, values, problems)
+    return read(Experiment, values, problems, trust=named_packages(composed.values))
 
 
 def _paths(overrides: Sequence[str]) -> Iterator[list[str]]:

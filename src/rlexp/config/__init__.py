@@ -15,7 +15,7 @@ from rlexp.config.compose import (
     tolerant,
 )
 from rlexp.config.problems import ConfigError, Problem, did_you_mean
-from rlexp.config.reader import check_targets, read
+from rlexp.config.reader import check_targets, named_packages, read
 from rlexp.config.spec import Count, Fraction, Integer, Node, NonNegative, Positive, Spec, build_at
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "expand_sweeps",
     "groups",
     "load",
+    "named_packages",
     "new_run_path",
     "option_file",
     "origins",

@@ -18,7 +18,7 @@ TRUSTED = ("rlexp", "torch", "torchrl", "tensordict", "gymnasium")
 
 
 def read(
-    schema: type[S], values: Mapping[str, Any], known: Sequence[Problem] = (), trust: Sequence[str] | None = None
+    schema: type[S], values: Mapping[str, Any], known: Sequence[Problem] = (), trust: Iterable[str] | None = None
 ) -> S:
     """Check plain values against a schema; each ``_target_`` decides the schema of its own node.
 
@@ -37,6 +37,20 @@ def read(
     if reader.problems or not isinstance(spec, schema):
         raise ConfigError(reader.problems)
     return spec
+
+
+def named_packages(values: object) -> set[str]:
+    """The packages of every ``_target_`` and ``module:id`` in plain values: what a user trusts by naming it."""
+    if isinstance(values, list):
+        return set().union(*map(named_packages, values))
+    if not isinstance(values, Mapping):
+        return set()
+    found: set[str] = set()
+    for key, value in values.items():
+        if key == TARGET or (key == "id" and ":" in str(value)):
+            found.add(str(value).partition(":")[0].split(".")[0])
+        found |= named_packages(value)
+    return found
 
 
 def check_targets(spec: Spec) -> None:
