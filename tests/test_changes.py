@@ -19,7 +19,7 @@ from rlexp.checkpoint import CheckpointError
 from rlexp.cli.train import train
 from rlexp.config import ConfigError, load
 from rlexp.optim import Adam, load_schedule
-from rlexp.resume import prepare
+from rlexp.resume import changed, prepare
 
 
 @pytest.fixture
@@ -180,3 +180,18 @@ def test_a_simulator_goes_on_in_another_copy(task: str, steps: int) -> None:
     simulator.check_state(copy, state)
     simulator.set_state(copy, state)
     assert play(copy, actions[steps:]) == play(env, actions[steps:])
+
+
+def test_a_resumed_config_imports_only_what_the_command_line_names(run: Path) -> None:
+    (path,) = (run / "checkpoints").glob("*1024")
+    state = json.loads((path / "manifest.json").read_text())
+    state["config"]["callbacks"] = {"evil": {"_target_": "antigravity.Geohash"}}
+    overrides = [f"resume={run}"]
+    with pytest.raises(ConfigError, match="is blocked"):
+        changed(state["config"], load(overrides), overrides)
+    named = [*overrides, "callbacks.evil={_target_: fractions.Fraction}"]
+    with pytest.raises(ConfigError, match="cannot change when a run is resumed"):
+        changed(state["config"], load(named), named)
+    same = [*overrides, "callbacks.evil={_target_: fractions.Fraction}"]
+    state["config"]["callbacks"] = {"evil": {"_target_": "fractions.Fraction"}}
+    assert changed(state["config"], load(same), same).callbacks["evil"].target == "fractions.Fraction"
