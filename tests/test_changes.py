@@ -14,12 +14,13 @@ import torch
 from conftest import TINY, rows_of
 from gymnasium.envs.classic_control import PendulumEnv
 
-from rlexp import Trainer, checkpoint, load_config
-from rlexp.checkpoint import CheckpointError
+from rlexp import Trainer, load_config
 from rlexp.cli.train import train
 from rlexp.config import ConfigError, load
 from rlexp.optim import Adam, load_schedule
-from rlexp.resume import changed, prepare
+from rlexp.runs import checkpoint
+from rlexp.runs.checkpoint import CheckpointError
+from rlexp.runs.resume import changed, prepare
 
 
 @pytest.fixture
@@ -157,7 +158,7 @@ def test_a_simulator_that_cannot_be_saved_begins_new_episodes(tmp_path: Path, ca
 @pytest.mark.parametrize("task", ["Ant-v5", "HalfCheetah-v5", "Pusher-v5", "Pendulum-v1", "MountainCarContinuous-v0"])
 @pytest.mark.parametrize("steps", [0, 1, 7, 33])
 def test_a_simulator_goes_on_in_another_copy(task: str, steps: int) -> None:
-    from rlexp.envs import simulator
+    from rlexp.envs import snapshot
 
     def play(env: gymnasium.Env[Any, Any], actions: list[Any]) -> list[Any]:
         seen: list[Any] = []
@@ -176,9 +177,9 @@ def test_a_simulator_goes_on_in_another_copy(task: str, steps: int) -> None:
     assert isinstance(space, gymnasium.spaces.Box)
     actions = [generator.uniform(space.low, space.high).astype(space.dtype) for _ in range(steps + 70)]
     play(env, actions[:steps])
-    state = simulator.get_state(env)
-    simulator.check_state(copy, state)
-    simulator.set_state(copy, state)
+    state = snapshot.get_state(env)
+    snapshot.check_state(copy, state)
+    snapshot.set_state(copy, state)
     assert play(copy, actions[steps:]) == play(env, actions[steps:])
 
 

@@ -14,9 +14,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlexp import checkpoint, load_policy
+from rlexp import load_policy
 from rlexp.agent import Agent
-from rlexp.checkpoint import CheckpointError, TrainState
+from rlexp.runs import checkpoint
+from rlexp.runs.checkpoint import CheckpointError, TrainState
 
 tensors = st.builds(
     lambda shape, seed: torch.randn(shape, generator=torch.Generator().manual_seed(seed)),
@@ -107,7 +108,7 @@ def test_run_is_one_state(tiny_run: Path) -> None:
 
 
 def test_loaded_policy_repeats_the_evaluation_in_plain_gymnasium(tiny_run: Path) -> None:
-    from rlexp.evaluation import evaluate
+    from rlexp.agent.evaluation import evaluate
 
     agent, policy = Agent(tiny_run), load_policy(tiny_run)
     seeds = [1, 2, 3]

@@ -44,7 +44,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("policy=tanhnormal", "policy=tanhnormal", "Did you mean tanh_normal?"),
     ("loss=ppo", "loss=ppo", "Available: any, clip_ppo"),
     ("optim=adamw", "optim=adamw", "Did you mean adam?"),
-    ("collector=sink", "collector=sink", "Available: sync"),
+    ("collector=sink", "collector=sink", "Available: rollout, sync"),
     ("experiment=tutoral", "experiment=tutoral", "Did you mean tutorial?"),
     ("logger=wandbb", "logger=wandbb", "Did you mean wandb?"),
     ("env/transforms=runing", "env/transforms=runing", "Did you mean running?"),

@@ -19,11 +19,11 @@ import torch
 from conftest import run_command
 from gymnasium import spaces
 
-from rlexp import checkpoint, evaluation
-from rlexp.agent import Agent
+from rlexp.agent import Agent, evaluation
+from rlexp.agent.evaluation import Evaluation, bootstrap_interval
+from rlexp.agent.video import EpisodeRecorder, VideoError
 from rlexp.cli.evaluate import evaluate
-from rlexp.evaluation import Evaluation, bootstrap_interval
-from rlexp.video import EpisodeRecorder, VideoError
+from rlexp.runs import checkpoint
 
 SEEN = [9310.5, 9150.25, 120.0, 9355.75, 9290.0]
 

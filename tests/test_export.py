@@ -20,9 +20,9 @@ from gymnasium.envs.classic_control import PendulumEnv
 
 from rlexp import Trainer, export, load_config, load_policy
 from rlexp.agent import Agent, UnfaithfulPolicyError
-from rlexp.checkpoint import CheckpointError
+from rlexp.agent.export import ExportError, export_policy
 from rlexp.cli.export import export as command
-from rlexp.export import ExportError, export_policy
+from rlexp.runs.checkpoint import CheckpointError
 
 END = {
     "double_to_float": {"_target_": "torchrl.envs.DoubleToFloat"},

@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 
 from rlexp import Trainer, load_config
-from rlexp.ppo import LeanClipPPOLoss
+from rlexp.losses.ppo import LeanClipPPOLoss
 from rlexp.trainer import explained_variance
 
 TINY = [

@@ -15,10 +15,10 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
 from rlexp import load_config
-from rlexp.perceptron import Perceptron
+from rlexp.losses.ppo import GeneralizedAdvantage, LeanClipPPOLoss
+from rlexp.losses.returns import discounted_sums
 from rlexp.policies import ActorCritic
-from rlexp.ppo import GeneralizedAdvantage, LeanClipPPOLoss
-from rlexp.returns import discounted_sums
+from rlexp.policies.perceptron import Perceptron
 
 CPU = torch.device("cpu")
 

@@ -17,12 +17,12 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import IndependentNormal, ProbabilisticActor
 
 from rlexp import Trainer, load_config
-from rlexp.acting import acting
+from rlexp.agent.evaluation import evaluate
+from rlexp.collectors.acting import acting
+from rlexp.collectors.rollout import RolloutCollector, step_counts
 from rlexp.config import ConfigError
 from rlexp.envs.gymnasium import BatchedGymEnv
-from rlexp.evaluation import evaluate
 from rlexp.normalization import commit_normalization, init_normalization, observation_norms
-from rlexp.rollout import RolloutCollector, step_counts
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tensordict import TensorDictBase
 
-    from rlexp.evaluation import Evaluation
+    from rlexp.agent.evaluation import Evaluation
     from rlexp.trainer import Trainer
 
 

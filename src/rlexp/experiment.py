@@ -15,6 +15,9 @@ from rlexp.losses import LossSpec
 from rlexp.optim import OptimSpec
 from rlexp.policies import PolicySpec
 
+# What rlexp-train reads itself: how a run starts is no part of what it is.
+COMMAND_SETTINGS = ("resume", "trust")
+
 
 class EvaluationSettings(Spec):
     """When and how the deterministic policy is evaluated.
@@ -124,7 +127,7 @@ def check_config(composed: Composed) -> Experiment:
     Raises:
         ConfigError: with every problem found.
     """
-    values = {key: value for key, value in composed.values.items() if key != "resume"}  # the command's own
+    values = {key: value for key, value in composed.values.items() if key not in COMMAND_SETTINGS}
     return read(Experiment, values, composed.problems)
 
 

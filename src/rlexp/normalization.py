@@ -9,7 +9,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.envs import ObservationNorm, TransformedEnv
 
-from rlexp.returns import discounted_sums
+from rlexp.losses.returns import discounted_sums
 
 
 class Moments(nn.Module):

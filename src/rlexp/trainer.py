@@ -19,19 +19,19 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from rlexp import checkpoint
+from rlexp.agent.evaluation import Evaluation, evaluate, evaluation_seeds
 from rlexp.callbacks import Callback
-from rlexp.checkpoint import Checkpoint
 from rlexp.config import ConfigError, Problem, build_at, check_targets, load, new_run_path
-from rlexp.evaluation import Evaluation, evaluate, evaluation_seeds
 from rlexp.experiment import Experiment, read_config
 from rlexp.normalization import commit_normalization, copy_normalization, init_normalization, observation_norms
-from rlexp.redaction import redact
-from rlexp.resume import prepare
-from rlexp.rundir import RunDir
-from rlexp.seeding import seed_everything
-from rlexp.session import Session
-from rlexp.state import get_state, load_state, warm_start
+from rlexp.runs import checkpoint
+from rlexp.runs.checkpoint import Checkpoint
+from rlexp.runs.redaction import redact
+from rlexp.runs.resume import prepare
+from rlexp.runs.rundir import RunDir
+from rlexp.runs.seeding import seed_everything
+from rlexp.runs.session import Session
+from rlexp.runs.state import get_state, load_state, warm_start
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ import pytest
 import torch
 from conftest import TINY, complete, processes, rows_of
 
-from rlexp import checkpoint
-from rlexp.checkpoint import MANIFEST, SESSION, STATE, TENSORS, CheckpointError, TrainState
 from rlexp.cli.train import train
+from rlexp.runs import checkpoint
+from rlexp.runs.checkpoint import MANIFEST, SESSION, STATE, TENSORS, CheckpointError, TrainState
 
 KILLED = 77
 FILES = [MANIFEST, SESSION, STATE, TENSORS]

@@ -18,10 +18,11 @@ import torch
 from conftest import TINY, complete, launch, rows_of
 from tensordict import TensorDictBase
 
-from rlexp import Trainer, checkpoint, load_config
+from rlexp import Trainer, load_config
 from rlexp.cli.train import train
 from rlexp.loggers.local import MetricsFile
-from rlexp.rundir import RunBusyError, RunDir
+from rlexp.runs import checkpoint
+from rlexp.runs.rundir import RunBusyError, RunDir
 from rlexp.trainer import Stopped, TrainingError
 
 LONG = [*TINY, "total_frames=1_000_000", "evaluation.interval=1_000_000", "logger=none", "hydra.run.dir=run"]
@@ -250,7 +251,7 @@ def test_secrets_reach_no_file(tmp_path: Path) -> None:
     process.join(60)
     assert process.exitcode == 2
     assert "env.kwargs.api_key" in (tmp_path / "output.txt").read_text()
-    again = ["resume=run", "total_frames=1280", "+env.kwargs.api_key=hunter2hunter2"]
+    again = ["resume=run", "total_frames=1280", "+env.kwargs.api_key=hunter2hunter2", "trust=[secretive]"]
     complete(again, tmp_path, PYTHONPATH=str(tmp_path))
 
 

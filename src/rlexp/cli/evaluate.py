@@ -68,11 +68,11 @@ def evaluate(arguments: list[str]) -> int:
 
     import torch
 
-    from rlexp import checkpoint, evaluation
-    from rlexp.agent import Agent
+    from rlexp.agent import Agent, evaluation
+    from rlexp.agent.video import EpisodeRecorder, VideoError
     from rlexp.experiment import read_config
+    from rlexp.runs import checkpoint
     from rlexp.trainer import pick_device, set_threads
-    from rlexp.video import EpisodeRecorder, VideoError
 
     try:
         saved = checkpoint.load(Path(settings.checkpoint))

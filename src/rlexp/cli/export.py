@@ -69,8 +69,8 @@ def export(arguments: list[str]) -> int:
         return Exit.FAILED
 
     from rlexp.agent import Agent, UnfaithfulPolicyError
-    from rlexp.checkpoint import CheckpointError
-    from rlexp.export import CHECKED, ExportError, export_policy
+    from rlexp.agent.export import CHECKED, ExportError, export_policy
+    from rlexp.runs.checkpoint import CheckpointError
 
     try:
         agent = Agent(Path(settings.checkpoint), trust=settings.trust)

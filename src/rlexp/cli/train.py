@@ -24,7 +24,7 @@ from rlexp.config import (
     tolerant,
 )
 from rlexp.experiment import check_config
-from rlexp.redaction import redact
+from rlexp.runs.redaction import redact
 
 _HELP = """\
 rlexp-train: train an agent.
@@ -102,10 +102,10 @@ def run(composed: Composed, overrides: list[str]) -> int:
     Raises:
         ConfigError: the config cannot be built, or the run cannot go on with it.
     """
-    from rlexp.checkpoint import CheckpointError
-    from rlexp.resume import prepare
-    from rlexp.rundir import RunBusyError
-    from rlexp.session import console_logging
+    from rlexp.runs.checkpoint import CheckpointError
+    from rlexp.runs.resume import prepare
+    from rlexp.runs.rundir import RunBusyError
+    from rlexp.runs.session import console_logging
     from rlexp.trainer import Stopped, Trainer
 
     with console_logging():
@@ -160,8 +160,8 @@ def _job(config: DictConfig) -> float:
     """One job of a multirun; its result is what a sweeper maximises."""
     from hydra.core.hydra_config import HydraConfig
 
-    from rlexp.resume import prepare
-    from rlexp.session import console_logging
+    from rlexp.runs.resume import prepare
+    from rlexp.runs.session import console_logging
     from rlexp.trainer import Stopped, Trainer
 
     values: Any = OmegaConf.to_container(config, resolve=True)

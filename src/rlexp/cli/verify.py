@@ -54,8 +54,8 @@ def verify(arguments: list[str]) -> int:
     if not (run_dir / "metrics.jsonl").is_file():
         raise ConfigError([Problem("run_dir", "has no metrics.jsonl, so it is no run's folder.", str(run_dir))])
 
-    from rlexp.rundir import versions
-    from rlexp.verify import Difference, train_again
+    from rlexp.runs.rundir import versions
+    from rlexp.runs.verify import Difference, train_again
 
     try:
         result = train_again(run_dir, settings.iterations)

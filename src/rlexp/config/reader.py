@@ -32,7 +32,7 @@ def read(
     Raises:
         ConfigError: with every problem, each under its full path.
     """
-    reader = _Reader(known, None if trust is None else (*TRUSTED, *trust))
+    reader = _Reader(known, None if trust is None else tuple(dict.fromkeys([*TRUSTED, *trust])))
     spec = reader.read(schema, values, "")
     if reader.problems or not isinstance(spec, schema):
         raise ConfigError(reader.problems)

@@ -9,8 +9,8 @@ import gymnasium
 
 from rlexp.config import ConfigError, Problem
 from rlexp.envs.arrays import ArrayEnv
-from rlexp.envs.simulator import State, StateUnavailableError
 from rlexp.envs.simulators import STEP, SharedArrays, Simulators, Worker, shares, split_seeds
+from rlexp.envs.snapshot import State, StateUnavailableError
 
 
 class BatchedGymEnv(ArrayEnv):

@@ -19,7 +19,7 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
-from rlexp.envs.simulator import State, StateUnavailableError, check_state, get_state, set_state
+from rlexp.envs.snapshot import State, StateUnavailableError, check_state, get_state, set_state
 
 
 class SimulatorError(Exception):

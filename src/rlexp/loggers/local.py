@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from rlexp.loggers import Row
-from rlexp.rundir import write_text
+from rlexp.runs.rundir import write_text
 
 
 class MetricsFile:

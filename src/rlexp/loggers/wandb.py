@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import wandb
 
 from rlexp.loggers import Row, Sink
-from rlexp.redaction import redact
+from rlexp.runs.redaction import redact
 
 if TYPE_CHECKING:
     from rlexp.loggers import Wandb

@@ -15,7 +15,7 @@ import yaml
 from numpy.typing import NDArray
 from pydantic_core import from_json
 
-from rlexp.rundir import RunDir
+from rlexp.runs.rundir import RunDir
 
 COMPLETED = "completed"
 METRIC = "eval/return"

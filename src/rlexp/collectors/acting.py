@@ -15,8 +15,8 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import ProbabilisticActor
 
 from rlexp.config import ConfigError, Problem
-from rlexp.perceptron import Perceptron
 from rlexp.policies import SquashedGaussian
+from rlexp.policies.perceptron import Perceptron
 
 Array = npt.NDArray[Any]
 

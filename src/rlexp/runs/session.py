@@ -14,9 +14,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from rlexp.experiment import Experiment
 from rlexp.loggers import Row, Sink
 from rlexp.loggers.local import MetricsFile, ProgressBar
-from rlexp.plots import plot_training
-from rlexp.redaction import RedactingFormatter, redact
-from rlexp.rundir import RunDir, write_json
+from rlexp.runs.plots import plot_training
+from rlexp.runs.redaction import RedactingFormatter, redact
+from rlexp.runs.rundir import RunDir, write_json
 
 log = logging.getLogger(__name__)
 

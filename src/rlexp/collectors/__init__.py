@@ -37,15 +37,16 @@ class CollectorSpec(Spec):
 
 
 class RolloutCollector(CollectorSpec):
-    """Steps batched simulators and the policy in turn, with no tensordict per step (`rlexp.rollout.RolloutCollector`).
+    """Steps batched simulators and the policy in turn, with no tensordict per step.
 
+    Builds `rlexp.collectors.rollout.RolloutCollector`.
     Collects what `SyncCollector` collects, several times faster, from the environments of ``env=gym`` behind the
     transforms that come with them.
     """
 
     def build(self, env: EnvBase, actor: TensorDictModuleBase, frame_skip: int, device: torch.device) -> BaseCollector:
         """The collector, its simulators reset."""
-        from rlexp.rollout import RolloutCollector
+        from rlexp.collectors.rollout import RolloutCollector
 
         return RolloutCollector(env, actor, self.frames_per_batch // frame_skip, device)
 

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from omegaconf import OmegaConf
 
-from rlexp.redaction import redact
+from rlexp.runs.redaction import redact
 
 _PACKAGES = ("rlexp", "torch", "torchrl", "tensordict", "gymnasium", "mujoco", "numpy", "hydra-core", "wandb")
 

@@ -26,7 +26,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from rlexp.rundir import versions
+from rlexp.runs.rundir import versions
 
 log = logging.getLogger(__name__)
 

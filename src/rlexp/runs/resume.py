@@ -10,12 +10,12 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from rlexp import checkpoint
-from rlexp.checkpoint import Checkpoint, CheckpointError
 from rlexp.config import Composed, ConfigError, Problem, named_packages, read
-from rlexp.experiment import Experiment, check_config
-from rlexp.redaction import REDACTED
-from rlexp.rundir import RunDir
+from rlexp.experiment import COMMAND_SETTINGS, Experiment, check_config
+from rlexp.runs import checkpoint
+from rlexp.runs.checkpoint import Checkpoint, CheckpointError
+from rlexp.runs.redaction import REDACTED
+from rlexp.runs.rundir import RunDir
 
 # What does not decide what is learned. All else would make another run of it.
 _MAY_CHANGE = ("total_frames", "device", "threads", "compile", "logger", "evaluation", "checkpoint")
@@ -104,7 +104,8 @@ def changed(saved: Mapping[str, Any], composed: Composed, overrides: Sequence[st
         elif old not in (new, REDACTED) and key.split(".")[0] not in _MAY_CHANGE:
             message = f"cannot change when a run is resumed: it was {old}. For a new run, see warm_start."
             problems.append(Problem(key, message, str(new)))
-    return read(Experiment, values, problems, trust=named_packages(composed.values))
+    trust = {*named_packages(composed.values), *map(str, composed.values.get("trust") or [])}
+    return read(Experiment, values, problems, trust=trust)
 
 
 def _paths(overrides: Sequence[str]) -> Iterator[list[str]]:
@@ -113,13 +114,13 @@ def _paths(overrides: Sequence[str]) -> Iterator[list[str]]:
         key = override.key_or_group.split("@")[0].replace("/", ".")
         if key == "experiment":
             yield []
-        elif key.split(".")[0] not in ("hydra", "resume"):
+        elif key.split(".")[0] not in ("hydra", *COMMAND_SETTINGS):
             yield key.split(".")
 
 
 def _lay(values: dict[str, Any], over: Mapping[str, Any], path: Sequence[str]) -> None:
     if not path:
-        values |= {key: value for key, value in over.items() if key != "resume"}
+        values |= {key: value for key, value in over.items() if key not in COMMAND_SETTINGS}
         return
     name, *rest = path
     if name not in over:

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from tensordict import TensorDictBase
     from torch import Tensor
 
+    from rlexp.losses.ppo import GeneralizedAdvantage
     from rlexp.normalization import RewardNorm
     from rlexp.policies import ActorCritic
-    from rlexp.ppo import GeneralizedAdvantage
 
 
 class MinibatchLoss(Protocol):
@@ -56,8 +56,8 @@ class Objective:
 class LossSpec(Spec):
     """Base of all objectives: the loss is a subclass's, the advantage is generalised advantage estimation.
 
-    Builds `rlexp.ppo.GeneralizedAdvantage`, which is ``torchrl.objectives.value.GAE`` (Schulman et al. 2016, eq. 16),
-    beside the loss.
+    Builds `rlexp.losses.ppo.GeneralizedAdvantage`, which is ``torchrl.objectives.value.GAE`` (Schulman et al. 2016,
+    eq. 16), beside the loss.
 
     Attributes:
         gamma: discount per agent step.
@@ -81,8 +81,8 @@ class LossSpec(Spec):
 
     def build(self, networks: ActorCritic, num_envs: int, device: torch.device) -> Objective:
         """The modules that train ``networks``; they hold the very same parameters."""
+        from rlexp.losses.ppo import GeneralizedAdvantage
         from rlexp.normalization import RewardNorm
-        from rlexp.ppo import GeneralizedAdvantage
 
         advantage = GeneralizedAdvantage(networks.critic, self.gamma, self.lmbda, average=self.average_gae)
         reward_norm = RewardNorm(num_envs, self.gamma).to(device) if self.normalize_reward else None
@@ -90,7 +90,7 @@ class LossSpec(Spec):
 
 
 class ClipPPO(LossSpec):
-    """PPO's clipped surrogate; builds `rlexp.ppo.LeanClipPPOLoss`, a ``torchrl.objectives.ClipPPOLoss``.
+    """PPO's clipped surrogate; builds `rlexp.losses.ppo.LeanClipPPOLoss`, a ``torchrl.objectives.ClipPPOLoss``.
 
     Schulman et al. 2017, eq. 7 and 9.
 
@@ -112,7 +112,7 @@ class ClipPPO(LossSpec):
 
     def build_loss(self, networks: ActorCritic) -> MinibatchLoss:
         """The loss of torchrl, without its cost per call."""
-        from rlexp.ppo import LeanClipPPOLoss
+        from rlexp.losses.ppo import LeanClipPPOLoss
 
         return LeanClipPPOLoss(
             networks.actor,
@@ -139,7 +139,7 @@ class AnyLoss(LossSpec):
 
     def build_loss(self, networks: ActorCritic) -> MinibatchLoss:
         """The loss that the config names."""
-        from rlexp.anyloss import TorchRLLoss
+        from rlexp.losses.any import TorchRLLoss
 
         build = partial(self.loss_module.build, actor_network=networks.actor, critic_network=networks.critic)
         return TorchRLLoss(build_at("loss.loss_module", build), networks)

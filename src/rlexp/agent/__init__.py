@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torchrl.envs import Compose, ObservationNorm, Transform, TransformedEnv, VecNorm, VecNormV2
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from rlexp import checkpoint
-from rlexp.checkpoint import Checkpoint, CheckpointError
 from rlexp.config import ConfigError, Problem
 from rlexp.envs import EnvSpec, GymEnv
 from rlexp.experiment import Experiment, read_config
 from rlexp.normalization import RunningObservationNorm
 from rlexp.policies import ActorCritic
+from rlexp.runs import checkpoint
+from rlexp.runs.checkpoint import Checkpoint, CheckpointError
 
 ROUNDING = 1e-5  # share of an action's range: float32 sums in another order
 Array = TypeVar("Array", Tensor, npt.NDArray[Any])

@@ -7,13 +7,13 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlexp import checkpoint
-from rlexp.checkpoint import TrainState
+from rlexp.agent.evaluation import Evaluation
 from rlexp.config import ConfigError, Problem
-from rlexp.envs.simulator import SavesState, StateUnavailableError
-from rlexp.evaluation import Evaluation
+from rlexp.envs.snapshot import SavesState, StateUnavailableError
 from rlexp.optim import load_schedule
-from rlexp.seeding import load_rng_state, rng_state
+from rlexp.runs import checkpoint
+from rlexp.runs.checkpoint import TrainState
+from rlexp.runs.seeding import load_rng_state, rng_state
 
 if TYPE_CHECKING:
     from rlexp.trainer import Trainer

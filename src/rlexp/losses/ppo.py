@@ -17,9 +17,9 @@ from torch.nn import functional as F  # noqa: N812
 from torchrl.modules import ProbabilisticActor, ValueOperator
 from torchrl.objectives import ClipPPOLoss
 
-from rlexp.perceptron import Perceptron
+from rlexp.losses.returns import discounted_sums
 from rlexp.policies import SquashedGaussian
-from rlexp.returns import discounted_sums
+from rlexp.policies.perceptron import Perceptron
 
 
 class GeneralizedAdvantage(nn.Module):

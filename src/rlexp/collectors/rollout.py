@@ -14,7 +14,7 @@ from torch import Tensor
 from torchrl.collectors import BaseCollector
 from torchrl.envs import DoubleToFloat, ObservationNorm, RewardSum, StepCounter, TransformedEnv
 
-from rlexp.acting import Array, acting, needs_sync
+from rlexp.collectors.acting import Array, acting, needs_sync
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.normalization import RunningObservationNorm
 

@@ -13,10 +13,10 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from rlexp.acting import Array, acting
+from rlexp.collectors.acting import Array, acting
+from rlexp.collectors.rollout import ArrayTransforms
 from rlexp.config import ConfigError
 from rlexp.envs.arrays import ArrayEnv
-from rlexp.rollout import ArrayTransforms
 
 
 @dataclass(frozen=True)
