@@ -94,7 +94,7 @@ def test_seeding_gives_independent_simulators_and_repeats() -> None:
 
 
 FAULTY = """
-import os, signal
+import os, signal, time
 import gymnasium
 from gymnasium.envs.classic_control import PendulumEnv
 
@@ -106,7 +106,9 @@ class Faulty(PendulumEnv):
     def step(self, action):
         self.steps += 1
         if self.steps == 3 and os.getpid() != FIRST:
-            os.kill(os.getpid(), signal.SIGKILL) if self.fault == "death" else 1 / 0
+            {"death": lambda: os.kill(os.getpid(), signal.SIGKILL), "hang": lambda: time.sleep(600)}.get(
+                self.fault, lambda: 1 / 0
+            )()
         return super().step(action)
 
 gymnasium.register("Faulty-v0", Faulty, max_episode_steps=20)
@@ -114,7 +116,12 @@ gymnasium.register("Faulty-v0", Faulty, max_episode_steps=20)
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"), [("death", "died with exit code -9"), ("exception", "ZeroDivisionError: division by zero")]
+    ("fault", "told"),
+    [
+        ("death", "died with exit code -9"),
+        ("exception", "ZeroDivisionError: division by zero"),
+        ("hang", "did not answer in 3 s"),
+    ],
 )
 def test_fault_in_a_worker_is_told_with_its_simulators(
     fault: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -124,6 +131,7 @@ def test_fault_in_a_worker_is_told_with_its_simulators(
     env = BatchedGymEnv("faulty:Faulty-v0", num_envs=4, num_workers=2, fault=fault)
     pids = worker_pids(env)
     tensordict = env.reset()
+    env.timeout = 3
     with pytest.raises(SimulatorError, match=f"simulators 2 to 3 of faulty:Faulty-v0(.|\n)*{told}"):
         env.rollout(5, tensordict=tensordict)
     env.close()

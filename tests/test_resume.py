@@ -50,9 +50,17 @@ def hashes(run_dir: Path) -> dict[str, str]:
     return {name: hashlib.sha256((newest / name).read_bytes()).hexdigest() for name in (STATE, TENSORS)}
 
 
-@pytest.mark.parametrize("task", TASKS[:4])
-def test_killed_at_random_instants_it_is_the_run_that_was_never_killed(task: str, tmp_path: Path) -> None:
-    arguments = ["env=gym", f"env.id={task}", *SMALL, "total_frames=1920", "checkpoint.interval=128", "resume=auto"]
+@pytest.mark.parametrize(("task", "workers"), [*((task, 1) for task in TASKS[:4]), ("Hopper-v5", 2)])
+def test_killed_at_random_instants_it_is_the_run_that_was_never_killed(task: str, workers: int, tmp_path: Path) -> None:
+    arguments = [
+        "env=gym",
+        f"env.id={task}",
+        f"env.num_workers={workers}",
+        *SMALL,
+        "total_frames=1920",
+        "checkpoint.interval=128",
+        "resume=auto",
+    ]
     seed = random.randrange(10**6)
     print(f"seed of the instants: {seed}")
     instants = random.Random(seed)

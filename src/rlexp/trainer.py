@@ -96,9 +96,11 @@ class Trainer:
 
         spec = experiment.env
         self.env = spec.build(spec.num_envs)
+        self.env.base_env.timeout = experiment.collector.timeout
         self.env.set_seed(experiment.seed if start is None else _seed_after(experiment.seed, start.state.iteration))
         init_normalization(self.env, spec.init_random_steps)
         self.eval_env = spec.build(experiment.evaluation.episodes)
+        self.eval_env.base_env.timeout = experiment.collector.timeout
         self.networks = experiment.policy.build(self.env, self.device)
         self.objective = experiment.loss.build(self.networks, spec.num_envs, self.device)
         self.weights = flatten(self.networks.parameters())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rlexp.config import Count, Spec
+from rlexp.config import Count, Positive, Spec
 
 if TYPE_CHECKING:
     import torch
@@ -18,9 +18,11 @@ class CollectorSpec(Spec):
 
     Attributes:
         frames_per_batch: simulator frames of one batch, all environments together.
+        timeout: seconds to wait for a worker process before it is given up.
     """
 
     frames_per_batch: Count
+    timeout: Positive
 
     def build(self, env: EnvBase, actor: TensorDictModuleBase, frame_skip: int, device: torch.device) -> BaseCollector:
         """A collector that yields batches ``[num_envs, steps]`` for ever."""

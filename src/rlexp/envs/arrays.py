@@ -27,6 +27,10 @@ class ArrayEnv(EnvBase):
         num_envs: number of simulators.
         observation_space, action_space: Gymnasium's spaces of one simulator.
 
+    Attributes:
+        arrays: rows of the newest transitions.
+        timeout: seconds to wait for a process that steps simulators; None waits for ever.
+
     Shapes:
         observation ``[num_envs, *observation]`` in the simulator's own type and reward ``[num_envs, 1]`` in float64;
         action ``[num_envs, *action]``; done, terminated, truncated ``[num_envs, 1]``.
@@ -36,6 +40,7 @@ class ArrayEnv(EnvBase):
     """
 
     arrays: Arrays
+    timeout: float | None = None
 
     def __init__(
         self, env_id: str, num_envs: int, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]

@@ -32,7 +32,7 @@ class BatchedGymEnv(ArrayEnv):
 
     Raises:
         ConfigError: the environment cannot be made, or a space is not a Box.
-        SimulatorError: from ``step`` and ``reset``, a simulator in another process failed or that process died.
+        SimulatorError: from ``step`` and ``reset``, a simulator in another process failed, or its process died or hangs.
     """
 
     def __init__(self, env_id: str, *, num_envs: int, frame_skip: int = 1, num_workers: int = 1, **kwargs: Any) -> None:
@@ -66,7 +66,7 @@ class BatchedGymEnv(ArrayEnv):
             worker.send_bytes(STEP)
         self._simulators.step()
         for worker in self.workers:
-            worker.receive()
+            worker.receive(self.timeout)
 
     def reset_arrays(self, chosen: Sequence[int]) -> None:
         """Reset the chosen simulators and put their first observations in ``arrays``."""
@@ -76,7 +76,7 @@ class BatchedGymEnv(ArrayEnv):
             worker.send("reset", part)
         self._simulators.reset(mine)
         for worker, _ in asked:
-            worker.receive()
+            worker.receive(self.timeout)
         for i in chosen:
             self._seeds[i] = None
 
@@ -116,7 +116,7 @@ class BatchedGymEnv(ArrayEnv):
         """What a method of each worker's `Simulators` returns."""
         for worker, own in zip(self.workers, arguments, strict=True):
             worker.send(method, *own)
-        return [worker.receive() for worker in self.workers]
+        return [worker.receive(self.timeout) for worker in self.workers]
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Close every simulator and end the processes."""

@@ -177,13 +177,19 @@ class Worker:
         except OSError as error:
             raise self._died() from error
 
-    def receive(self) -> Any:
+    def receive(self, timeout: float | None = None) -> Any:
         """What the call returned.
 
+        Args:
+            timeout: seconds to wait; a process that takes longer is ended. None waits for ever.
+
         Raises:
-            SimulatorError: it raised, or the process died.
+            SimulatorError: it raised, or the process died or hangs.
         """
         try:
+            if timeout is not None and not self._pipe.poll(timeout):
+                self._process.kill()
+                raise SimulatorError(f"the worker process {self.pid} of {self._name} did not answer in {timeout:g} s.")
             done, value = self._pipe.recv()
         except (EOFError, OSError) as error:
             raise self._died() from error
