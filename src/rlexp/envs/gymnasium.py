@@ -32,7 +32,7 @@ class BatchedGymEnv(ArrayEnv):
 
     Raises:
         ConfigError: the environment cannot be made, or a space is not a Box.
-        SimulatorError: from ``step`` and ``reset``, a simulator in another process failed, or its process died or hangs.
+        SimulatorError: from ``step`` and ``reset``, a simulator in another process failed, or that process did.
     """
 
     def __init__(self, env_id: str, *, num_envs: int, frame_skip: int = 1, num_workers: int = 1, **kwargs: Any) -> None:
