@@ -62,7 +62,7 @@ def test_copy_is_an_option_to_edit(tmp_path: Path) -> None:
 def test_check_says_what_would_run_or_what_is_wrong(tmp_path: Path) -> None:
     right = run_command("rlexp-config", "check", "minibatch_size=100", cwd=tmp_path)
     assert right.returncode == 0, right.stderr
-    assert "150 batches of 1,024 frames, 100 gradient steps each" in right.stdout
+    assert "100 batches of 1,024 frames, 100 gradient steps each" in right.stdout
     assert "24 of a batch's 1,024 steps are left out" in right.stdout
     transform = "env.transforms.x={_target_: torchrl.envs.StepCounter, max_stepz: 3}"
     wrong = run_command("rlexp-config", "check", transform, "callbacks.a._target_=nowhere.A", cwd=tmp_path)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class Callback:
     """Subclass it, override what you need, and name it in the config: ``callbacks.mine._target_=my_module.Mine``.
 
-    A callback sees the live trainer. What it remembers itself is not in a checkpoint: a resumed run builds it anew. What
-    it draws from the global random generators changes the run that follows.
+    A callback sees the live trainer; what it draws from the global random generators changes the run that follows.
+    What it remembers itself is not in a checkpoint: a resumed run builds it anew.
     """
 
     def after_collect(self, trainer: Trainer, batch: TensorDictBase) -> None:
