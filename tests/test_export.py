@@ -18,8 +18,8 @@ from conftest import TINY, run_command
 from gymnasium import spaces
 from gymnasium.envs.classic_control import PendulumEnv
 
-from rlexp import Trainer, export, load_config, load_policy
-from rlexp.agent import Agent, UnfaithfulPolicyError
+from rlexp import Trainer, load_config, load_policy
+from rlexp.agent import Agent, UnfaithfulPolicyError, export
 from rlexp.agent.export import ExportError, export_policy
 from rlexp.cli.export import export as command
 from rlexp.runs.checkpoint import CheckpointError

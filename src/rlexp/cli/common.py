@@ -41,19 +41,24 @@ def run_command(name: str, command: Callable[[list[str]], int]) -> None:
         sys.exit(said(name, error))
 
 
-def read_settings(cls: type[S], arguments: Sequence[str]) -> S:
+def read_settings(cls: type[S], arguments: Sequence[str], known: Sequence[Problem] = (), **positional: object) -> S:
     """The settings of a command that takes a few and composes no config.
+
+    Args:
+        cls: what it takes.
+        arguments: ``key=value`` each.
+        known: problems found before, to be told with the others.
+        positional: settings that are given without a name.
 
     Raises:
         ConfigError: with everything that is wrong with the command line.
     """
-    problems = [
-        Problem(argument, "cannot be read as key=value.") for argument in arguments if not argument.partition("=")[1]
-    ]
+    unread = [Problem(text, "cannot be read as key=value.") for text in arguments if not text.partition("=")[1]]
     pairs = [argument for argument in arguments if "=" in argument]
+    problems = [*known, *unread]
     try:
         values = OmegaConf.to_container(OmegaConf.from_cli(pairs), resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError([*problems, Problem(" ".join(pairs), f"cannot be read as key=value: {error}.")]) from error
     assert isinstance(values, dict)
-    return read(cls, {str(key): value for key, value in values.items()}, problems)
+    return read(cls, {**{str(key): value for key, value in values.items()}, **positional}, problems)

@@ -6,12 +6,10 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field
 
-from rlexp.cli.common import Exit, run_command
-from rlexp.config import ConfigError, Problem, Spec, read
+from rlexp.cli.common import Exit, read_settings, run_command
+from rlexp.config import ConfigError, Problem, Spec
 
 _HELP = """\
 rlexp-report: what many runs say together.
@@ -88,9 +86,4 @@ def _settings(arguments: list[str]) -> ReportSettings:
     missing = [Problem(path, "is not a folder; name a run's folder, or one with runs below it.")
                for path in dirs if not Path(path).is_dir()]  # fmt: skip
     pairs = [argument for argument in arguments if argument not in dirs]
-    try:
-        values = OmegaConf.to_container(OmegaConf.from_cli(pairs), resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError([Problem(" ".join(pairs), f"cannot be read as key=value: {error}.")]) from error
-    assert isinstance(values, dict)
-    return read(ReportSettings, {**{str(key): value for key, value in values.items()}, "dirs": dirs}, missing)
+    return read_settings(ReportSettings, pairs, missing, dirs=dirs)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field
 
-from rlexp.cli.common import Exit, run_command, said
-from rlexp.config import ConfigError, Count, Problem, Spec, read
+from rlexp.cli.common import Exit, read_settings, run_command, said
+from rlexp.config import ConfigError, Count, Problem, Spec
 
 _HELP = """\
 rlexp-verify: run the beginning of a run again from its own config, and compare every number.
@@ -49,7 +47,8 @@ def verify(arguments: list[str]) -> int:
     if {"--help", "-h"} & set(arguments):
         print(_HELP)
         return Exit.DONE
-    settings = _settings(arguments)
+    named = [argument if "=" in argument else f"run_dir={argument}" for argument in arguments]
+    settings = read_settings(VerifySettings, named)
     run_dir = Path(settings.run_dir)
     if not (run_dir / "metrics.jsonl").is_file():
         raise ConfigError([Problem("run_dir", "has no metrics.jsonl, so it is no run's folder.", str(run_dir))])
@@ -70,12 +69,3 @@ def verify(arguments: list[str]) -> int:
         if recorded.get(package) != version:
             print(f"{package} was {recorded.get(package)} and is {version}")
     return Exit.FAILED
-
-
-def _settings(arguments: list[str]) -> VerifySettings:
-    named = [argument if "=" in argument else f"run_dir={argument}" for argument in arguments]
-    try:
-        values: Any = OmegaConf.to_container(OmegaConf.from_cli(named), resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError([Problem(" ".join(arguments), f"cannot be read as key=value: {error}.")]) from error
-    return read(VerifySettings, {str(key): value for key, value in values.items()})
