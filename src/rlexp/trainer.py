@@ -92,6 +92,7 @@ class Trainer:
             message = "holds a run already: continue it with resume=..., or choose another folder."
             raise ConfigError([Problem("hydra.run.dir", message, str(self.run.path))])
         self.device = pick_device(experiment.device)
+        torch.set_num_threads(1)  # the first weights must not depend on how many cores this machine has
         seed_everything(experiment.seed)
 
         spec = experiment.env
