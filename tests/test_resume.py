@@ -57,7 +57,7 @@ def test_killed_at_random_instants_it_is_the_run_that_was_never_killed(task: str
         f"env.id={task}",
         f"env.num_workers={workers}",
         *SMALL,
-        "total_frames=1920",
+        "total_frames=2560",
         "checkpoint.interval=128",
         "resume=auto",
     ]
@@ -71,7 +71,7 @@ def test_killed_at_random_instants_it_is_the_run_that_was_never_killed(task: str
     complete([*arguments, "hydra.run.dir=killed"], tmp_path)
     complete([*arguments, "hydra.run.dir=whole"], tmp_path)
     whole, killed = rows_of(tmp_path / "whole"), rows_of(tmp_path / "killed")
-    assert [row["frames"] for row in whole] == list(range(64, 1921, 64))
+    assert [row["frames"] for row in whole] == list(range(64, 2561, 64))
     assert killed == whole
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
 
