@@ -15,7 +15,7 @@ from torchrl.envs import Compose, ObservationNorm, Transform, TransformedEnv, Ve
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rlexp.config import ConfigError, Problem
-from rlexp.envs import EnvSpec, GymEnv
+from rlexp.envs import EnvSpec, SimulatorEnv
 from rlexp.experiment import Experiment, read_config
 from rlexp.normalization import RunningObservationNorm
 from rlexp.policies import ActorCritic
@@ -278,6 +278,7 @@ def _differences(name: str, needed: Mapping[str, Tensor], saved: Mapping[str, Te
 
 
 def _rendering(spec: EnvSpec) -> EnvSpec:
-    if not isinstance(spec, GymEnv):
-        raise ConfigError([Problem("video", f"{type(spec).__name__} gives no pictures; GymEnv does.", "true")])
+    if not isinstance(spec, SimulatorEnv):
+        message = f"{type(spec).__name__} gives no pictures; env=gym and env=dm_control do."
+        raise ConfigError([Problem("video", message, "true")])
     return spec.model_copy(update={"kwargs": spec.kwargs | {"render_mode": "rgb_array"}})
