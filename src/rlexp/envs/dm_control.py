@@ -29,7 +29,9 @@ def tasks() -> dict[str, list[str]]:
 
 
 def _ids() -> list[str]:
-    return [id for id in gymnasium.registry if id.startswith("dm_control/") and id.count("-") == 2 and "-env-" not in id]
+    return [
+        id for id in gymnasium.registry if id.startswith("dm_control/") and id.count("-") == 2 and "-env-" not in id
+    ]
 
 
 def env_id(domain: str, task: str) -> str:

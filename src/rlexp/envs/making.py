@@ -99,6 +99,7 @@ def _boxes(space: spaces.Space[Any], key: str = "") -> Iterator[tuple[str, space
 
 def _pixels(env: Env, width: int, stack: int) -> Env:
     try:
+        env.reset(seed=0)  # the first picture, drawn below, places the camera: in every copy at the same point
         env = ResizeObservation(AddRenderObservation(env), (width, width))
     except gymnasium.error.DependencyNotInstalled as error:
         raise UnsuitableEnvError(f"pixels need more packages: pip install 'rlexp[pixels]' ({error})") from error
