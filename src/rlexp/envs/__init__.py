@@ -50,7 +50,7 @@ class EnvSpec(Spec):
 
 
 class GymEnv(EnvSpec):
-    """Any Gymnasium environment with a Box action space.
+    """Any Gymnasium environment with a Box or Discrete action space.
 
     Builds `rlexp.envs.gymnasium.BatchedGymEnv` or, with ``backend: envpool``, `rlexp.envs.envpool.BatchedEnvPool`.
 

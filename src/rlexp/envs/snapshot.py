@@ -90,8 +90,8 @@ def _layers(env: gymnasium.Env[Any, Any]) -> Iterator[gymnasium.Env[Any, Any]]:
 def _attributes(layer: gymnasium.Env[Any, Any]) -> State:
     values, generators, physics = {}, {}, {}
     for name, value in vars(layer).items():
-        if _is_structure(value):
-            continue
+        if name == "_saved_kwargs" or _is_structure(value):
+            continue  # a wrapper's constructor arguments, among them functions
         if isinstance(value, np.random.Generator):
             bits = value.bit_generator
             generators[name] = {"kind": type(bits).__name__, "state": bits.state}
