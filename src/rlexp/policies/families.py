@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import log, pi
 from typing import Any, Protocol, cast
 
@@ -89,9 +90,14 @@ class SquashedGaussian:
     def act(self, parameters: tuple[Array, ...], noise: Array | None) -> Array:
         """See `Family`; no action lies on a bound, where the squashing has no inverse."""
         loc, scale = parameters
-        limit = np.float32(1 - torch.finfo(torch.float32).resolution)
+        limit, middle, half_range = self._arrays
         squashed = np.tanh(loc if noise is None else loc + scale * noise).clip(-limit, limit)
-        return cast("Array", self.middle.numpy(force=True) + self.half_range.numpy(force=True) * squashed)
+        return cast("Array", middle + half_range * squashed)
+
+    @cached_property
+    def _arrays(self) -> tuple[Any, Array, Array]:
+        limit = np.float32(1 - torch.finfo(torch.float32).resolution)
+        return limit, self.middle.numpy(force=True), self.half_range.numpy(force=True)
 
     def latent(self, action: Tensor) -> tuple[Tensor, Tensor]:
         r"""Undo the squashing as ``TanhNormal`` does, actions on the bounds moved just inside them.

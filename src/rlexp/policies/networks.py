@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from rlexp.config import Count, Node, NonNegative, Positive, Problem, Spec, build_at, did_you_mean
-from rlexp.policies.spec import ActorCritic, PolicySpec, cannot_act, distributions_for
+from rlexp.policies.spec import ActorCritic, PolicySpec, cannot_act, described, distributions_for
 
 if TYPE_CHECKING:
     import torch
@@ -23,14 +23,6 @@ if TYPE_CHECKING:
     from rlexp.policies.recurrent import Memory
 
 ACTIVATIONS = ("CELU", "ELU", "GELU", "LeakyReLU", "Mish", "ReLU", "SELU", "SiLU", "Softplus", "Tanh")
-DISTRIBUTIONS = {
-    "categorical": "a choice of one action out of several",
-    "tanh_normal": "numbers within finite bounds",
-    "normal": "numbers",
-    "beta": "numbers within finite bounds",
-}
-
-
 class NetworkPolicy(PolicySpec):
     """Base of the shipped policies: a trunk, linear layers on it, and a distribution.
 
@@ -69,12 +61,15 @@ class NetworkPolicy(PolicySpec):
         head = self.head(env, device)
         self.check_observation(env)
         body = self.body(env, "actor", head.outputs)
-        value_body = self.body(env, "critic", 1)
         if self.shared:
-            value_body = nn.Sequential(body[0], value_body[1])
+            trunk, last = body.children()
+            value = nn.Linear(last.in_features, 1)
+            value_body = nn.Sequential(trunk, value)
+        else:
+            value_body = value = self.body(env, "critic", 1)
         if self.orthogonal:
             orthogonal_(body, last_gain=self.last_layer_gain)
-            orthogonal_(value_body[1] if self.shared else value_body, last_gain=1.0)
+            orthogonal_(value, last_gain=1.0)
         network = nn.Sequential(body, head.module).to(device)
         module = TensorDictModule(network, in_keys=["observation"], out_keys=head.keys)
         critic = ValueOperator(value_body.to(device), in_keys=["observation"])
@@ -84,7 +79,7 @@ class NetworkPolicy(PolicySpec):
         """A new network from observations to features, and how many they are."""
         raise NotImplementedError
 
-    def body(self, env: EnvBase, which: Literal["actor", "critic"], outputs: int) -> nn.Sequential:
+    def body(self, env: EnvBase, which: Literal["actor", "critic"], outputs: int) -> nn.Module:
         """A new trunk and a linear layer on it."""
         from torch import nn
 
@@ -126,8 +121,7 @@ class NetworkPolicy(PolicySpec):
         fitting = distributions_for(spec)
         kind = self.choice(fitting)
         if kind not in fitting:
-            actions = f"a {type(spec).__name__} of shape {list(spec.shape)}"
-            raise cannot_act(env, f"{kind} chooses {DISTRIBUTIONS[kind]}; this environment's action is {actions}")
+            raise cannot_act(env, f"{kind} is no distribution over this environment's actions, {described(spec)}")
         return head(kind, spec, self.scale())
 
     def check_observation(self, env: EnvBase) -> None:
@@ -139,7 +133,7 @@ class NetworkPolicy(PolicySpec):
         shape = env.observation_spec_unbatched["observation"].shape
         if len(shape) != self.observation_dims:
             kind = {1: "vectors", 3: "images [channels, height, width]"}[self.observation_dims]
-            raise cannot_act(env, f"its network reads {kind}; this environment's observation is {list(shape)}")
+            raise cannot_act(env, f"its network reads {kind}, and this environment's observation has shape {list(shape)}")
 
 
 class PerceptronPolicy(NetworkPolicy):

@@ -152,4 +152,10 @@ def carry_state(env: TransformedEnv, actor: TensorDictModuleBase) -> None:
     network = recurrent_network(actor)
     if network is not None:
         env.append_transform(InitTracker())
-        env.append_transform(TensorDictPrimer({STATE: Unbounded((*env.batch_size, network.state_size))}))
+        env.append_transform(TensorDictPrimer({STATE: Unbounded(network.state_size)}, expand_specs=True))
+
+
+def carries_state(env: TransformedEnv) -> bool:
+    """Whether `carry_state` gave ``env`` something to carry."""
+    primers = [transform for transform in env.transform if isinstance(transform, TensorDictPrimer)]
+    return any(set(primer.primers.keys()) == {STATE} for primer in primers)

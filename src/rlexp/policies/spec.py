@@ -60,6 +60,19 @@ def distributions_for(spec: TensorSpec) -> list[str]:
     return []
 
 
+def described(spec: TensorSpec) -> str:
+    """The actions of a spec in words."""
+    from torchrl.data import Bounded, Categorical, Unbounded
+
+    match spec:
+        case Categorical():
+            return f"a choice among {spec.n}"
+        case Bounded() | Unbounded():
+            bounds = "within bounds" if isinstance(spec, Bounded) else "without bounds"
+            return f"numbers {bounds} of shape {list(spec.shape)}"
+    return f"a {type(spec).__name__} of shape {list(spec.shape)}"
+
+
 def cannot_act(env: EnvBase, reason: str) -> ConfigError:
     """The error for a policy that does not fit an environment: the reason, and the options that fit."""
     action, observation = env.action_spec_unbatched, env.observation_spec_unbatched["observation"]
@@ -71,9 +84,8 @@ def cannot_act(env: EnvBase, reason: str) -> ConfigError:
             options = ["cnn"]
         case _:
             message = (
-                f"{reason}. No shipped policy takes observations of shape {list(observation.shape)} and actions "
-                f"{type(action).__name__}{list(action.shape)}: change either by one of env.transforms, or write a "
-                "policy of your own."
+                f"{reason}. No shipped policy reads observations of shape {list(observation.shape)} and chooses "
+                f"{described(action)}: change them by env.transforms, or write a policy of your own."
             )
             return ConfigError([Problem("policy", message)])
     *others, last = options
