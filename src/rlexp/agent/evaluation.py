@@ -141,12 +141,15 @@ def _array_steps(env: TransformedEnv, actor: TensorDictModuleBase) -> Steps:
     def steps() -> Iterator[tuple[Array, Array]]:
         act.begin(0)
         simulators.reset_arrays(range(width))
+        act.restart(np.arange(width))
         while True:
-            arrays.action[...] = act(transform(arrays.observation))
+            simulators.set_actions(act(transform(arrays.observation)))
             simulators.step_arrays()
             ended = arrays.terminated | arrays.truncated
             yield arrays.reward, ended
-            simulators.reset_arrays(np.flatnonzero(ended).tolist())
+            finished = np.flatnonzero(ended)
+            simulators.reset_arrays(finished.tolist())
+            act.restart(finished)
 
     return steps
 

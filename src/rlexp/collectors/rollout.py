@@ -12,11 +12,20 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.collectors import BaseCollector
-from torchrl.envs import DoubleToFloat, ObservationNorm, RewardSum, StepCounter, TransformedEnv
+from torchrl.envs import (
+    DoubleToFloat,
+    InitTracker,
+    ObservationNorm,
+    RewardSum,
+    StepCounter,
+    TensorDictPrimer,
+    TransformedEnv,
+)
 
 from rlexp.collectors.acting import Array, acting, needs_sync
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.normalization import RunningObservationNorm
+from rlexp.policies.recurrent import carries_state
 
 
 class RolloutCollector(BaseCollector):
@@ -78,7 +87,8 @@ class RolloutCollector(BaseCollector):
         current = self._observation
         for t in range(self._steps):
             observation[t] = current
-            arrays.action[...] = action[t] = act(current)
+            action[t] = act(current)
+            simulators.set_actions(action[t])
             simulators.step_arrays()
             raw[t], reward[t] = arrays.observation, arrays.reward
             terminated[t], truncated[t] = arrays.terminated, arrays.truncated
@@ -87,6 +97,7 @@ class RolloutCollector(BaseCollector):
             if len(ended):
                 simulators.reset_arrays(ended.tolist())
                 current[ended] = transform(arrays.observation[ended])
+                act.restart(ended)
         self._observation = current
         self._transforms.observe(raw)
 
@@ -139,6 +150,7 @@ class RolloutCollector(BaseCollector):
             episode_reward=torch.from_numpy(self._episode_reward.copy()),
             traj_id=torch.from_numpy(self._traj_id.copy()),
             next_traj_id=self._next_traj_id,
+            memory=self._act.state(),
         )
 
     def load_state_dict(self, state_dict: OrderedDict[str, Any]) -> None:
@@ -148,6 +160,7 @@ class RolloutCollector(BaseCollector):
         self._episode_reward = state_dict["episode_reward"].numpy().copy()
         self._traj_id = state_dict["traj_id"].numpy().copy()
         self._next_traj_id = state_dict["next_traj_id"]
+        self._act.load_state(state_dict["memory"])
 
 
 class ArrayTransforms:
@@ -184,6 +197,8 @@ class ArrayTransforms:
                     self.counts_steps = True
                 case RewardSum() if (transform.in_keys, transform.out_keys) == (["reward"], ["episode_reward"]):
                     self.sums_rewards = True
+                case InitTracker() | TensorDictPrimer() if carries_state(env):
+                    pass  # an actor with a memory writes their entries itself
                 case _:
                     raise needs_sync(
                         f"the transform {type(transform).__name__}, with these settings, is not known to it"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from gymnasium import spaces
 from tensordict import TensorDict, TensorDictBase
@@ -19,7 +20,7 @@ from rlexp.envs.simulators import Arrays, allocate
 class ArrayEnv(EnvBase):
     """``num_envs`` simulators with batch size ``[num_envs]`` whose transitions are rows of NumPy arrays.
 
-    A loop that wants no tensordict per step fills ``arrays.action``, calls `step_arrays`, reads ``arrays`` and resets
+    A loop that wants no tensordict per step gives its actions to `set_actions`, calls `step_arrays`, reads ``arrays`` and resets
     the simulators that are done with `reset_arrays`; torchrl's ``step`` and ``reset`` do just that.
 
     Args:
@@ -59,6 +60,8 @@ class ArrayEnv(EnvBase):
         assert isinstance(action_space, spaces.Box | spaces.Discrete)
         self.arrays = allocate(num_envs, observation_space, action_space)
         self._make_specs(observation_space, action_space)
+        box = isinstance(action_space, spaces.Box)
+        self._bounds = (action_space.low, action_space.high) if box else None
 
     def _make_specs(self, space: spaces.Box, action_space: spaces.Box | spaces.Discrete) -> None:
         batch = self.batch_size
@@ -68,6 +71,16 @@ class ArrayEnv(EnvBase):
         self.reward_spec = Unbounded(shape=(*batch, 1), dtype=torch.float64)
         flag = Binary(1, shape=(*batch, 1), dtype=torch.bool)
         self.done_spec = Composite(done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=batch)
+
+    def set_actions(self, action: npt.NDArray[Any]) -> None:
+        """What the next step does: actions ``[num_envs, *action]``, moved onto the bounds where they lie beyond them.
+
+        This is the one place where actions are clipped. A batch, and log-probabilities with it, keep them as they were.
+        """
+        np.copyto(self.arrays.action, action, casting="same_kind")
+        if self._bounds is not None:
+            np.maximum(self.arrays.action, self._bounds[0], out=self.arrays.action)
+            np.minimum(self.arrays.action, self._bounds[1], out=self.arrays.action)
 
     def step_arrays(self) -> None:
         """Step every simulator by ``arrays.action``; a final observation stays until the reset."""
@@ -93,7 +106,7 @@ class ArrayEnv(EnvBase):
         return self._tensordict()
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        self.arrays.action[...] = tensordict.get("action").numpy(force=True)
+        self.set_actions(tensordict.get("action").numpy(force=True))
         self.step_arrays()
         return self._tensordict().set("reward", torch.from_numpy(self.arrays.reward[:, None].copy()))
 
