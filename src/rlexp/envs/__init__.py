@@ -46,7 +46,7 @@ class EnvSpec(Spec):
             if not any(isinstance(transform, needed) for transform in transforms):
                 message = f"must hold a torchrl.envs.{needed.__name__}: the metrics read what it counts."
                 raise ConfigError([Problem("env.transforms", message)])
-        return TransformedEnv(self.build_base(num_envs), Compose(*transforms))
+        return TransformedEnv(self.build_base(num_envs), Compose(*transforms), auto_unwrap=False)
 
 
 class Pixels(Spec):
@@ -213,4 +213,23 @@ class DmControlEnv(SimulatorEnv):
             yield Problem("max_episode_steps", "is needed: dm_control's lqr has no time limit.", "null")
 
 
-__all__ = ["DmControlEnv", "EnvSpec", "GymEnv", "Pixels", "SimulatorEnv"]
+class TorchrlEnv(EnvSpec):
+    """Any torchrl environment, as `rlexp.envs.torchrl.batched` brings it into form.
+
+    Attributes:
+        make: one environment; ``frame_skip`` is handed to it where it is not 1.
+    """
+
+    make: Node
+
+    def build_base(self, num_envs: int) -> EnvBase:
+        """As many copies in a row, or the environment itself where it is a batch already."""
+        from rlexp.envs.torchrl import batched
+
+        if "dm_control" in self.make.target.split("."):
+            import rlexp.envs.dm_control  # noqa: F401 - makes dm_control work with MuJoCo 4
+        skip = {} if self.frame_skip == 1 else {"frame_skip": int(self.frame_skip)}
+        return batched(lambda: build_at("env.make", lambda: self.make.build(**skip)), num_envs, self.num_envs)
+
+
+__all__ = ["DmControlEnv", "EnvSpec", "GymEnv", "Pixels", "SimulatorEnv", "TorchrlEnv"]

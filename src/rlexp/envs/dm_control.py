@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from itertools import groupby
 
 import gymnasium
 import mujoco
 
+_handlers = list(logging.root.handlers)
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the windows that glfw cannot open
     from dm_control.mujoco.wrapper.mjbindings import sizes
@@ -20,6 +22,7 @@ with warnings.catch_warnings():
             del sizes.array_sizes[_name][_gone]
 
     import shimmy  # noqa: F401 - registers the ids
+logging.root.handlers[:] = _handlers  # absl adds one, and every line of a run would be said twice
 
 
 def tasks() -> dict[str, list[str]]:
