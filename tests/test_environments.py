@@ -62,13 +62,20 @@ def test_transitions_equal_plain_gymnasium_to_the_bit(env_id: str, frame_skip: i
         assert ends["terminated"] == 0
 
 
-OPTIONS = sorted(path.stem for path in conf_dir().glob("env/*.yaml") if path.stem != "gym")
+# Of those that name no task, one of theirs; of each other option, its own.
+TASKS = {
+    "gym": ["env.id=Pendulum-v1"],
+    "dm_control": ["env.domain=cheetah", "env.task=run"],
+    "torchrl": ["env.make._target_=torchrl.envs.GymEnv", "env.make.env_name=Pendulum-v1", "env.num_envs=2"],
+}
+OPTIONS = sorted(path.stem for path in conf_dir().glob("env/*.yaml"))
 
 
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("transforms", ["none", "frozen", "running"])
 def test_specs_hold(option: str, transforms: str) -> None:
-    env = load_config([f"env={option}", f"env/transforms={transforms}"]).env.build(2)
+    overrides = [f"env={option}", f"env/transforms={transforms}", *TASKS.get(option, [])]
+    env = load_config(overrides).env.build(2)
     env.set_seed(0)
     init_normalization(env, 50)
     check_env_specs(env)
@@ -237,6 +244,20 @@ def test_workers_do_not_outlive_a_killed_main_process(tmp_path: Path) -> None:
     while any(alive(pid) for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_mujocos_warnings_leave_no_file_behind(tmp_path: Path) -> None:
+    script = (
+        "from rlexp.envs.gymnasium import BatchedGymEnv\n"
+        "if __name__ == '__main__':\n"
+        "    BatchedGymEnv('Ant-v5', num_envs=2, num_workers=2).close()\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["script.py"]
 
 
 def test_more_workers_than_simulators_are_refused() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torchrl.envs import CatTensors, EnvBase, RenameTransform, SerialEnv, TransformedEnv
+from torchrl.envs import CatTensors, Compose, EnvBase, RenameTransform, SerialEnv, TransformedEnv, UnsqueezeTransform
 
 from rlexp.config import ConfigError, Problem
 
@@ -52,8 +52,9 @@ def _one_observation(env: EnvBase) -> EnvBase:
             f"observes {shown}, which are not all vectors and none is called observation. Name a function of your own "
             "that wraps it in the transforms that make one of them"
         )
-    together = CatTensors(keys, out_key="observation", unsqueeze_if_oor=True)
-    return TransformedEnv(env, together)
+    numbers = [key for key in keys if not spec[key].shape]
+    as_vectors = [UnsqueezeTransform(-1, in_keys=numbers)] if numbers else []
+    return TransformedEnv(env, Compose(*as_vectors, CatTensors(keys, out_key="observation")))
 
 
 def _wrong(reason: str) -> ConfigError:
