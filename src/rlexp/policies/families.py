@@ -110,9 +110,10 @@ class SquashedGaussian:
         """
         limit = 1 - torch.finfo(action.dtype).resolution
         u = ((action - self.middle) / self.half_range).clamp(-limit, limit).atanh()
-        return u, self._log_slope(u)
+        return u, self.log_slope(u)
 
-    def _log_slope(self, u: Tensor) -> Tensor:
+    def log_slope(self, u: Tensor) -> Tensor:
+        r"""$\log |\mathrm{d}a / \mathrm{d}u|$ at ``u`` ``[..., actions]``, summed over the actions ``[...]``."""
         # log(1 - tanh(u)^2), in the form that stays exact for large u
         return (2 * (log(2) - u - softplus(-2 * u)) + self.half_range.abs().log()).sum(-1)
 
@@ -124,7 +125,7 @@ class SquashedGaussian:
         """Estimated by one reparameterised sample a step, as in torchrl."""
         loc, scale = parameters
         latent = loc + scale * torch.randn_like(loc)
-        return (self._log_slope(latent) - self.log_prob(latent, loc, scale)).mean()
+        return (self.log_slope(latent) - self.log_prob(latent, loc, scale)).mean()
 
 
 class Gaussian:
