@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import gymnasium
 import mujoco
@@ -22,7 +22,7 @@ from gymnasium.wrappers import (
     TransformAction,
 )
 
-Env = gymnasium.Env[Any, Any]
+Env: TypeAlias = "gymnasium.Env[Any, Any]"
 
 HEADLESS = (
     "Without a display MuJoCo renders with EGL: set MUJOCO_GL=egl, and install libegl1 (Debian, Ubuntu) or the "

@@ -69,7 +69,8 @@ def check_state(env: gymnasium.Env[Any, Any], state: State) -> None:
         raise StateUnavailableError(f"the state is that of {found}, not of {env}")
     for layer, attributes in zip(layers, saved, strict=True):
         for name, value in attributes["physics"].items():
-            if _digest(_data(getattr(layer, name)).model) != value["model"]:
+            data = _data(getattr(layer, name))
+            if data is None or _digest(data.model) != value["model"]:
                 raise StateUnavailableError(f"{env}: the MuJoCo model is another, or was changed as the simulator ran")
 
 
