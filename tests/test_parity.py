@@ -19,6 +19,7 @@ CONF = conf_dir()
 FILES = sorted(CONF.glob("*/**/*.yaml"))
 # What an option cannot have a value of its own for.
 NEEDED = {
+    **{f"collector/{name}": ["collector.num_workers=1"] for name in ("multi_sync", "multi_async", "ray")},
     "env/gym": ["env.id=Pendulum-v1"],
     "loss/any": ["loss.loss_module._target_=torchrl.objectives.A2CLoss", "loss.loss_module.functional=false"],
     "optim/any": ["optim.optimizer._target_=torch.optim.SGD"],
