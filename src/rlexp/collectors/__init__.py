@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlexp.config import Count, Positive, Problem, Spec
-from rlexp.envs import EnvSpec, GymEnv
+from rlexp.envs import EnvSpec, GymEnv, SimulatorEnv
 from rlexp.policies import PolicySpec
 
 if TYPE_CHECKING:
@@ -141,7 +141,8 @@ class WorkersSpec(CollectorSpec):
             fits = ", ".join(str(n) for n in range(1, env.num_envs + 1) if env.num_envs % n == 0)
             message = f"must divide env.num_envs = {env.num_envs}, so that each process has as many: {fits}."
             yield Problem("collector.num_workers", message, str(self.num_workers))
-        if isinstance(env, GymEnv) and env.backend == "gymnasium" and env.num_workers > 1:
+        threads = isinstance(env, GymEnv) and env.backend == "envpool"
+        if isinstance(env, SimulatorEnv) and env.num_workers > 1 and not threads:
             message = "must be 1 with this collector: collector.num_workers shares the simulators out."
             yield Problem("env.num_workers", message, str(env.num_workers))
 
