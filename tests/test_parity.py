@@ -19,6 +19,7 @@ CONF = conf_dir()
 FILES = sorted(CONF.glob("*/**/*.yaml"))
 # What an option cannot have a value of its own for.
 NEEDED = {
+    **{f"collector/{name}": ["collector.num_workers=1"] for name in ("multi_sync", "multi_async", "ray")},
     "env/gym": ["env.id=Pendulum-v1"],
     "env/dm_control": ["env.domain=cartpole", "env.task=swingup", "env.max_episode_steps=20"],
     "env/torchrl": ["env.make._target_=torchrl.envs.GymEnv", "env.make.env_name=Pendulum-v1"],

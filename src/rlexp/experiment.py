@@ -115,6 +115,7 @@ class Experiment(Spec):
         if self.total_frames < frames:
             message = f"is less than one batch: collector.frames_per_batch is {frames}."
             yield Problem("total_frames", message, str(self.total_frames))
+        yield from self.collector.problems_with(self.env)
 
 
 def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) -> Experiment:

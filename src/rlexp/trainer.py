@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from rlexp.agent.evaluation import Evaluation, evaluate, evaluation_seeds
 from rlexp.callbacks import Callback
+from rlexp.collectors import Source
 from rlexp.config import ConfigError, Problem, build_at, check_targets, load, new_run_path
 from rlexp.experiment import Experiment, read_config
 from rlexp.losses.gradients import gradient_of
@@ -99,7 +100,8 @@ class Trainer:
         spec = experiment.env
         self.env = spec.build(spec.num_envs)
         self.env.base_env.timeout = experiment.collector.timeout
-        self.env.set_seed(experiment.seed if start is None else _seed_after(experiment.seed, start.state.iteration))
+        seed = experiment.seed if start is None else _seed_after(experiment.seed, start.state.iteration)
+        self.env.set_seed(seed)
         init_normalization(self.env, spec.init_random_steps)
         self.eval_env = spec.build(experiment.evaluation.episodes)
         self.eval_env.base_env.timeout = experiment.collector.timeout
@@ -112,7 +114,8 @@ class Trainer:
         self.threads = set_threads(experiment, self.weights.numel())
         trained = [self.weights] if experiment.optim.elementwise else self.networks.parameters()
         self.optimizer, self.scheduler = experiment.optim.build(trained, experiment.num_batches)
-        self.collector = experiment.collector.build(self.env, self.networks.actor, spec.frame_skip, self.device)
+        source = Source(spec, experiment.policy, seed)
+        self.collector = experiment.collector.build(self.env, self.networks.actor, source, self.device)
 
         self.callbacks: list[Callback] = [
             build_at(f"callbacks.{name}", node.build) for name, node in experiment.callbacks.items()
@@ -438,18 +441,19 @@ def set_threads(experiment: Experiment, weights: int) -> int:
 
     ``auto`` takes one thread for every 32 million multiply-adds of a minibatch's forward: with less to do, waking a
     thread costs more than it saves, and threads that wait for work spin on the cores that other jobs need. It stays
-    within the cores of this process and within ``OMP_NUM_THREADS``, by which launchers share cores out among jobs. The
-    processes of ``env.num_workers`` need no share of them, since they wait while torch works.
+    within the cores of this process and within ``OMP_NUM_THREADS``, by which launchers share cores out among jobs, and
+    leaves one core to each process that works while torch does. Those of ``env.num_workers`` do not.
 
     Args:
-        experiment: its ``threads`` and ``minibatch_size``.
+        experiment: its ``threads``, ``minibatch_size`` and ``collector``.
         weights: of all networks.
     """
     if experiment.threads == "auto":
         cores = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+        cores -= experiment.collector.busy_while_learning
         count = max(1, min(cores, weights * experiment.minibatch_size // 2**25))
         log.info("threads=auto: %d of %d, for %s weights and minibatches of %s steps",
-                 count, cores, f"{weights:,}", f"{experiment.minibatch_size:,}")  # fmt: skip
+                 count, max(1, cores), f"{weights:,}", f"{experiment.minibatch_size:,}")  # fmt: skip
     else:
         count = int(experiment.threads)
     torch.set_num_threads(count)
