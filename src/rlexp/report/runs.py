@@ -107,7 +107,7 @@ def load_runs(paths: Iterable[Path | str]) -> list[Run]:
     for path in map(Path, paths):
         if not path.is_dir():
             raise ReportError(f"{path} is not a folder; name a run's folder, or one with runs below it.")
-        below = set(_run_folders(path.resolve()))
+        below = set(run_folders(path.resolve()))
         if not below:
             raise ReportError(
                 f"{path}: no run found in or below it. A run's folder has config.yaml and metrics.jsonl; "
@@ -159,7 +159,8 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def _run_folders(top: Path) -> Iterator[Path]:
+def run_folders(top: Path) -> Iterator[Path]:
+    """Every run's folder in or below a folder."""
     for folder, below, files in os.walk(top):
         if "config.yaml" in files and ("metrics.jsonl" in files or "metadata.json" in files):
             yield Path(folder)
