@@ -39,6 +39,7 @@ class Server(ThreadingHTTPServer):
         self.streams: list[dict[str, Any]] = []
         self.sweep = ""
         self.commands: list[dict[str, Any]] = []
+        self.views: list[dict[str, Any]] = []
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that go away are what is tested."""
@@ -81,6 +82,9 @@ class Handler(BaseHTTPRequestHandler):
         if "SweepWithRuns" in query:
             sweep = {"id": "s", "name": "s", "config": self.server.sweep, "runs": {"edges": []}}
             return {"data": {"project": {"sweep": sweep}}}
+        if "upsertView" in query:
+            self.server.views.append(variables)
+            return {"data": {"upsertView": {"view": {"id": "v", "name": variables["name"]}, "inserted": True}}}
         if "CreateAgent" in query:
             return {"data": {"createAgent": {"agent": {"id": "a"}}}}
         if "Heartbeat" in query:
@@ -174,6 +178,18 @@ def test_an_agent_of_a_sweep_runs_rlexp_train(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "metadata.json").read_text())["run_id"] == "named"
     assert {run["name"] for run in server.runs} == {"named"}
     assert server.runs[0]["sweep"] == "s"
+
+
+def test_a_workspace_is_saved_in_the_runs_project(tiny_run: Path, tmp_path: Path) -> None:
+    with serving() as server:
+        online = environment(server.server_port, tmp_path)
+        done = run_command("rlexp-report", str(tiny_run), "--wandb-workspace=online", cwd=tmp_path, **online)
+    assert done.returncode == 0, done.stderr
+    (view,) = server.views
+    assert (view["entityName"], view["projectName"]) == ("me", "rlexp")
+    written = json.loads((tmp_path / "report" / "wandb_workspace.json").read_text())
+    assert json.loads(view["spec"]) == written["spec"]
+    assert f"127.0.0.1:{server.server_port}/me/rlexp?nw=" in done.stdout
 
 
 def test_every_parameter_of_the_shipped_sweep_is_a_setting() -> None:
