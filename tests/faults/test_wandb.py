@@ -169,8 +169,8 @@ def test_an_agent_of_a_sweep_runs_rlexp_train(tmp_path: Path) -> None:
             }
         ]
         online = environment(server.server_port, tmp_path)
-        path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        done = run_command("wandb", "agent", "me/rlexp/s", "--count", "1", cwd=tmp_path, **online, **path)
+        online["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        done = run_command("wandb", "agent", "me/rlexp/s", "--count", "1", cwd=tmp_path, timeout=100, **online)
     assert done.returncode == 0, done.stderr
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert (config["optim"]["lr"], config["policy"]["num_cells"]) == (3e-4, [64, 64])
@@ -183,7 +183,9 @@ def test_an_agent_of_a_sweep_runs_rlexp_train(tmp_path: Path) -> None:
 def test_a_workspace_is_saved_in_the_runs_project(tiny_run: Path, tmp_path: Path) -> None:
     with serving() as server:
         online = environment(server.server_port, tmp_path)
-        done = run_command("rlexp-report", str(tiny_run), "--wandb-workspace=online", cwd=tmp_path, **online)
+        done = run_command(
+            "rlexp-report", str(tiny_run), "--wandb-workspace=online", cwd=tmp_path, timeout=100, **online
+        )
     assert done.returncode == 0, done.stderr
     (view,) = server.views
     assert (view["entityName"], view["projectName"]) == ("me", "rlexp")

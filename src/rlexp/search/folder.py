@@ -127,5 +127,5 @@ def overrides_of(params: Mapping[str, Any]) -> list[str]:
 
 def state_of(trial: FrozenTrial) -> str:
     """How a trial stands: ``completed``, ``pruned``, ``failed``, or ``running``, interrupted ones included."""
-    name = trial.state.name.lower()
+    name: str = trial.state.name.lower()
     return {"complete": "completed", "fail": "failed"}.get(name, name)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 from matplotlib.patches import PathPatch
+from matplotlib.ticker import MaxNLocator
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
@@ -44,7 +45,7 @@ def history(study: Study) -> bytes:
     if pruned:
         last = [trial.intermediate_values[max(trial.intermediate_values)] for trial in pruned]
         axes.scatter([t.number for t in pruned], last, s=22, marker="x", color="0.5", label="pruned, when it was")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter("{x:,.10g}")
     return png(figure)
 
@@ -104,14 +105,15 @@ def _scale(distribution: BaseDistribution) -> _Scale:
 
 
 def _between(low: float, high: float, *, log: bool = False) -> _Scale:
-    to, back = (math.log, math.exp) if log else (float, float)
+    to: Callable[[float], float] = math.log if log else float
+    back: Callable[[float], float] = math.exp if log else float
     start, span = to(low), (to(high) - to(low)) or 1.0
     shares = (0.0, 0.25, 0.5, 0.75, 1.0)
     return _Scale(
-        lambda value: (to(value) - start) / span, [(f"{back(start + share * span):,.4g}", share) for share in shares]
+        lambda value: (to(value) - start) / span, [(f"{back(start + share * span):.3g}", share) for share in shares]
     )
 
 
 def _value(trial: FrozenTrial) -> float:
     assert trial.value is not None
-    return trial.value
+    return float(trial.value)

@@ -21,7 +21,7 @@ from rlexp.config import ConfigError
 from rlexp.runs.resume import prepare
 from rlexp.runs.rundir import RunBusyError, RunDir
 from rlexp.search import SearchSettings
-from rlexp.search.folder import Plan, SearchDir, overrides_of
+from rlexp.search.folder import Plan, SearchDir, overrides_of, state_of
 from rlexp.search.pictures import draw
 from rlexp.trainer import Stopped, Trainer
 
@@ -219,7 +219,7 @@ def _tell(study: optuna.Study, number: int, trials: int) -> None:
     score = f" with {ended.value:,.1f}" if ended.state is TrialState.COMPLETE else ""
     best = best_of(study)
     so_far = "" if best is None else f"; the best so far is trial {best.number} with {best.value:,.1f}"
-    log.info("Trial %d of %d: %s%s%s.", number, trials, ended.state.name.lower(), score, so_far)
+    log.info("Trial %d of %d: %s%s%s.", number, trials, state_of(ended), score, so_far)
 
 
 def _locked(held: RunDir) -> bool:
