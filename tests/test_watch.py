@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from conftest import TINY, clean_environment, launch, run_command
 from synthetic import config, write_run
 
 from rlexp.report.watch import Seen, sparkline, table
+from rlexp.runs.rundir import RunDir
 
 WATCH = [str(Path(sys.executable).parent / "rlexp-report"), "--watch", "interval=0.1"]
 
@@ -65,8 +67,21 @@ def test_a_killed_run_is_told_from_a_running_one(tmp_path: Path) -> None:
     assert "killed" in "\n".join(table([killed], [tmp_path]))
 
 
+def test_jobs_that_wait_are_waited_for(tmp_path: Path) -> None:
+    write_run(tmp_path / "0", config(), [1.0])
+    (tmp_path / "sweep.csv").touch()
+    (tmp_path / "1").mkdir()
+    shutil.copy(tmp_path / "0" / "config.yaml", tmp_path / "1")
+    assert [run.status for run in Seen([tmp_path]).runs()] == ["completed", "unfinished"]
+    sweep = RunDir(tmp_path)
+    sweep.lock()
+    assert [run.status for run in Seen([tmp_path]).runs()] == ["completed", "waiting"]
+    sweep.unlock()
+
+
 def test_ctrl_c_ends_the_view_with_130_and_leaves_the_table(tmp_path: Path) -> None:
-    write_run(tmp_path / "runs" / "a", config(), [1.0], status=None)
+    run = RunDir(write_run(tmp_path / "runs" / "a", config(), [1.0], status=None))
+    run.lock()
     main, child = pty.openpty()
     watching = subprocess.Popen(
         [*WATCH, "runs"], cwd=tmp_path, env=clean_environment(tmp_path), stdin=child, stdout=child, stderr=child
@@ -79,6 +94,7 @@ def test_ctrl_c_ends_the_view_with_130_and_leaves_the_table(tmp_path: Path) -> N
     assert watching.wait(30) == 130
     rest = os.read(main, 65536)
     os.close(main)
+    run.unlock()
     assert said.startswith(b"\x1b[?1049h"), "the terminal's other screen"
     assert b"hopper" in rest.rpartition(b"\x1b[?1049l")[2], "the last table stays on the terminal's own"
     assert b"Traceback" not in said + rest

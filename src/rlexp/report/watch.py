@@ -22,13 +22,13 @@ from rlexp.report.tables import NONE, Table, number, to_text, whole
 
 _BARS = "▁▂▃▄▅▆▇█"
 _CURVE = 16
-_RUNNING = "running"
+_RUNNING, _WAITING = "running", "waiting"
 # A terminal's other screen, as pagers use it: what was there before comes back at the end.
 _ENTER, _LEAVE, _REDRAW = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l", "\x1b[H\x1b[J"
 
 
 def watch(tops: Sequence[Path], interval: float) -> int:
-    """Show the runs in and below some folders until all of them have ended, or until Ctrl-C.
+    """Show the runs in and below some folders until all of them, and the sweeps they are in, have ended, or Ctrl-C.
 
     On a terminal the table is drawn anew every ``interval`` seconds and its last state stays; elsewhere it is printed
     each time that it has changed. Runs that begin meanwhile are found.
@@ -57,7 +57,7 @@ def watch(tops: Sequence[Path], interval: float) -> int:
             elif text != shown:
                 print(f"{text}\n", flush=True)
             shown = text
-            if runs and not any(run.status == _RUNNING for run in runs):
+            if runs and not any(run.status in (_RUNNING, _WAITING) or _at_work(run.path.parent) for run in runs):
                 break
             time.sleep(interval)
     except KeyboardInterrupt:
@@ -130,18 +130,30 @@ def sparkline(values: Iterable[float], width: int = _CURVE) -> str:
 
 
 def _alive(run: Run) -> Run:
-    """A run that says nothing of its end either runs or was killed: on its own machine, its process tells."""
+    """A run that says nothing of its end runs, was killed, or waits for its turn; the processes' locks tell."""
     if run.status not in (_RUNNING, "unfinished"):
         return run
+    driven = _at_work(run.path.parent)
+    if run.status == "unfinished" and not (run.path / ".lock").exists():
+        return replace(run, status=_WAITING) if driven else run
+    return replace(run, status="killed" if _at_work(run.path) is False and not driven else _RUNNING)
+
+
+def _at_work(folder: Path) -> bool | None:
+    """Whether the process that locked a folder last is alive; None where there is none, or on another machine."""
     try:
-        owner = re.fullmatch(r"process (\d+) on (.+)", (run.path / ".lock").read_text(encoding="utf-8").strip())
-        if owner is not None and owner[2] == socket.gethostname():
-            os.kill(int(owner[1]), 0)
+        text = (folder / ".lock").read_text(encoding="utf-8")
+        owner = re.fullmatch(r"process (\d+) on (.+)", text.strip())
+        if owner is None or owner[2] != socket.gethostname():
+            return None
+        os.kill(int(owner[1]), 0)
     except ProcessLookupError:
-        return replace(run, status="killed")
-    except OSError:  # no lock yet, or a process of another user
-        pass
-    return replace(run, status=_RUNNING)
+        return False
+    except FileNotFoundError:
+        return None
+    except PermissionError:  # of another user
+        return True
+    return True
 
 
 def _brief(group: Group) -> str:
