@@ -6,7 +6,6 @@ the calls around them. Both modules compute what torchrl's do, and are tested to
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,8 +17,7 @@ from torchrl.modules import ProbabilisticActor, ValueOperator
 from torchrl.objectives import ClipPPOLoss
 
 from rlexp.losses.returns import discounted_sums
-from rlexp.policies import SquashedGaussian
-from rlexp.policies.perceptron import Perceptron
+from rlexp.losses.terms import policy_terms, value_function
 
 
 class GeneralizedAdvantage(nn.Module):
@@ -35,7 +33,7 @@ class GeneralizedAdvantage(nn.Module):
     def __init__(self, critic: ValueOperator, gamma: float, lmbda: float, *, average: bool) -> None:
         super().__init__()
         self.critic, self.gamma, self.lmbda, self.average = critic, gamma, lmbda, average
-        self._value_of = value_function(critic)
+        self._value_of, self._value_after = value_function(critic), value_function(critic, alone=True)
 
     @torch.no_grad()
     def forward(self, batch: TensorDictBase) -> TensorDictBase:
@@ -47,7 +45,7 @@ class GeneralizedAdvantage(nn.Module):
         ends = done.clone()
         ends[..., -1] = True
         next_value = value.roll(-1, -1)
-        next_value[ends] = self._value_of({key: after[key][ends] for key in self.critic.in_keys})[:, 0]
+        next_value[ends] = self._value_after({key: after[key][ends] for key in self.critic.in_keys})[:, 0]
         error = reward + self.gamma * next_value * ~terminated - value
         advantage = discounted_sums(error, self.gamma * self.lmbda * ~done)
         target = advantage + value
@@ -61,9 +59,8 @@ class GeneralizedAdvantage(nn.Module):
 class LeanClipPPOLoss(ClipPPOLoss):
     """``torchrl.objectives.ClipPPOLoss`` (Schulman et al. 2017, eq. 7 and 9) computed on plain tensors.
 
-    A ``TanhNormal`` actor's log-probability needs no distribution object: its squashing depends on the action alone, so
-    `prepare` undoes it once for all the epochs. Any other actor is asked for its distribution. The diagnostics that
-    torchrl computes with every minibatch are computed once, by `diagnostics`.
+    What it needs of the networks comes from `rlexp.losses.terms`. The diagnostics that torchrl computes with every
+    minibatch are computed once, by `diagnostics`.
 
     Args:
         actor, critic: the networks, which stay plain modules.
@@ -73,25 +70,20 @@ class LeanClipPPOLoss(ClipPPOLoss):
     def __init__(self, actor: ProbabilisticActor, critic: ValueOperator, **options: Any) -> None:
         # Functional copies of the networks would double the time of a step.
         super().__init__(actor, critic, functional=False, log_explained_variance=False, **options)
-        self._gaussian = SquashedGaussian.of(actor)
-        self._parameters_of = None if self._gaussian is None else gaussian_parameters(self._gaussian)
+        self._policy = policy_terms(actor)
         self._value_of = value_function(critic)
-        self._bounds = (1 - self.clip_epsilon.item(), 1 + self.clip_epsilon.item())
+        self.bounds = (1 - self.clip_epsilon.item(), 1 + self.clip_epsilon.item())
 
     @property
     def step_keys(self) -> list[str]:
         """The entries of a prepared batch that `losses` reads."""
-        own = ["action", "action_log_prob"] if self._gaussian is None else ["latent", "latent_log_prob"]
-        keys = [*self.actor_network.in_keys, *self.critic_network.in_keys, *own, "advantage", "value_target"]
+        keys = [*self._policy.step_keys, *self.critic_network.in_keys, "advantage", "value_target"]
         return list(dict.fromkeys(keys))
 
     @torch.no_grad()
     def prepare(self, batch: TensorDictBase) -> None:
         """Write what `losses` needs of each step and the update does not change, once for a batch."""
-        if self._gaussian is not None:
-            latent, log_slope = self._gaussian.latent(batch["action"])
-            batch.set("latent", latent)
-            batch.set("latent_log_prob", batch["action_log_prob"] + log_slope)
+        self._policy.prepare(batch)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The losses of a batch as torchrl returns them, diagnostics included."""
@@ -111,34 +103,21 @@ class LeanClipPPOLoss(ClipPPOLoss):
             Scalars ``loss_objective``, ``loss_critic`` and, with an entropy bonus, ``loss_entropy``, to be summed;
             besides them ``entropy`` and the log of the importance ratios, ``log_weight`` ``[n]``, both detached.
         """
-        advantage = minibatch["advantage"][..., 0]
-        if self.normalize_advantage:
-            advantage = (advantage - advantage.mean()) / advantage.std().clamp_min(1e-4)
-        log_prob, old_log_prob, entropy = self._policy_terms(minibatch)
-        objective, log_weight = _ClippedSurrogate.apply(log_prob, old_log_prob, advantage, *self._bounds)  # type: ignore[no-untyped-call]
+        advantage = self.normalized(minibatch["advantage"][..., 0])
+        log_prob, old_log_prob, entropy = self._policy(minibatch, entropy=self.entropy_bonus)
+        objective, log_weight = _ClippedSurrogate.apply(log_prob, old_log_prob, advantage, *self.bounds)  # type: ignore[no-untyped-call]
         error = _DISTANCES[self.loss_critic_type](self._value_of(minibatch), minibatch["value_target"])
         losses = {"loss_objective": objective, "loss_critic": self.critic_coeff * error}
         if entropy is not None:
             losses |= {"loss_entropy": -self.entropy_coeff * entropy, "entropy": entropy.detach()}
         return losses | {"log_weight": log_weight}
 
-    def _policy_terms(self, minibatch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Log-probabilities ``[n]`` of what was done, now and then; the mean entropy where there is a bonus.
-
-        Those of a squashed Gaussian are of the latent action: the squashing's share cancels in the ratio.
-        """
-        if self._gaussian is None or self._parameters_of is None:
-            dist = self.actor_network.get_dist(TensorDict({key: minibatch[key] for key in self.actor_network.in_keys}))
-            entropy = self._get_entropy(dist, minibatch["action"].shape[:1]).mean() if self.entropy_bonus else None
-            return dist.log_prob(minibatch["action"]), minibatch["action_log_prob"], entropy
-        loc, scale = self._parameters_of(minibatch["observation"])
-        log_prob: Tensor = _NormalLogProb.apply(minibatch["latent"], loc, scale)  # type: ignore[no-untyped-call]
-        if not self.entropy_bonus:
-            return log_prob, minibatch["latent_log_prob"], None
-        # TanhNormal's entropy has no closed form; one reparameterised sample a step estimates it, as in torchrl.
-        latent = loc + scale * torch.randn_like(loc)
-        sampled = _NormalLogProb.apply(latent, loc, scale)  # type: ignore[no-untyped-call]
-        return log_prob, minibatch["latent_log_prob"], (self._gaussian.log_slope(latent) - sampled).mean()
+    def normalized(self, advantage: Tensor) -> Tensor:
+        """The advantage ``[n]`` as the objective sees it."""
+        if not self.normalize_advantage:
+            return advantage
+        centred = advantage - advantage.mean()
+        return centred / centred.square().sum().div(len(centred) - 1).sqrt().clamp_min(1e-4)
 
     def means(self, records: dict[str, Tensor]) -> dict[str, Tensor]:
         """Means over minibatches, the diagnostics of the ratios among them."""
@@ -153,7 +132,7 @@ class LeanClipPPOLoss(ClipPPOLoss):
             log_weights: ``[minibatches, n]``.
         """
         ess = (2 * log_weights.logsumexp(-1) - (2 * log_weights).logsumexp(-1)).exp() / log_weights.shape[-1]
-        ratio, (low, high) = log_weights.exp(), self._bounds
+        ratio, (low, high) = log_weights.exp(), self.bounds
         return {
             "kl_approx": -log_weights.mean(),
             "clip_fraction": ((ratio < low) | (ratio > high)).to(ratio.dtype).mean(),
@@ -161,21 +140,14 @@ class LeanClipPPOLoss(ClipPPOLoss):
         }
 
 
-class _NormalLogProb(torch.autograd.Function):
-    """Log-density of a diagonal Gaussian, one node of the graph: ``latent`` and ``loc`` ``[n, actions]`` -> ``[n]``."""
-
-    @staticmethod
-    def forward(ctx: Any, latent: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-        z = (latent - loc) / scale
-        ctx.save_for_backward(z, scale)
-        return (z.square() * -0.5 - scale.log()).sum(-1) - 0.5 * math.log(2 * math.pi) * loc.shape[-1]
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        z, scale = ctx.saved_tensors
-        by_z = grad_outputs[0][:, None] * z / scale
-        by_scale = by_z * z - grad_outputs[0][:, None] / scale
-        return -by_z if ctx.needs_input_grad[0] else None, by_z, by_scale.sum_to_size(scale.shape)
+def clipped_surrogate(
+    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, low: float, high: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The negative of eq. 7's mean, the log of the ratios, and the derivative by ``log_prob``, both ``[n]``."""
+    log_weight = log_prob - old_log_prob
+    ratio = log_weight.exp()
+    gain, clipped = ratio * advantage, ratio.clamp(low, high) * advantage
+    return -torch.minimum(gain, clipped).mean(), log_weight, gain.mul_(gain <= clipped).div_(-len(gain))
 
 
 class _ClippedSurrogate(torch.autograd.Function):
@@ -185,11 +157,8 @@ class _ClippedSurrogate(torch.autograd.Function):
     def forward(
         ctx: Any, log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, low: float, high: float
     ) -> tuple[Tensor, Tensor]:
-        log_weight = log_prob - old_log_prob
-        ratio = log_weight.exp()
-        gain, clipped = ratio * advantage, ratio.clamp(low, high) * advantage
-        objective = -torch.minimum(gain, clipped).mean()
-        ctx.save_for_backward(gain.mul_(gain <= clipped).div_(-len(gain)))
+        objective, log_weight, slope = clipped_surrogate(log_prob, old_log_prob, advantage, low, high)
+        ctx.save_for_backward(slope)
         ctx.mark_non_differentiable(log_weight)
         return objective, log_weight
 
@@ -204,25 +173,3 @@ _DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l2": F.mse_loss,
     "smooth_l1": F.smooth_l1_loss,
 }
-
-
-def gaussian_parameters(gaussian: SquashedGaussian) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """From observations ``[n, observation]`` to loc ``[n, actions]`` and scale, which broadcasts with it."""
-    from tensordict.nn import AddStateIndependentNormalScale
-
-    network = gaussian.network
-    if not isinstance(network, nn.Sequential) or (body := Perceptron.of(network[:-1])) is None:
-        return network
-    head = network[-1]
-    if isinstance(head, AddStateIndependentNormalScale):
-        like = torch.zeros_like(gaussian.middle)
-        return lambda observation: (body(observation), head(like)[1])
-    return lambda observation: head(body(observation))
-
-
-def value_function(critic: ValueOperator) -> Callable[[dict[str, Tensor]], Tensor]:
-    """From the entries of steps ``[n, ...]`` to their values ``[n, 1]``."""
-    body = Perceptron.of(critic.module) if list(critic.in_keys) == ["observation"] else None
-    if body is None:
-        return lambda steps: critic(TensorDict({key: steps[key] for key in critic.in_keys}))["state_value"]
-    return lambda steps: body(steps["observation"])

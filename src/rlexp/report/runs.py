@@ -163,10 +163,8 @@ def run_folders(top: Path) -> Iterator[Path]:
     """Every run's folder in or below a folder."""
     for folder, below, files in os.walk(top):
         # A sweep gives its jobs a config before their turn; one that failed early has nothing beside its summary.
-        begun = {"metrics.jsonl", "metadata.json", "summary.json"} & set(files) or Path(
-            folder, "../sweep.csv"
-        ).is_file()
-        if "config.yaml" in files and begun:
+        begun = {"metrics.jsonl", "metadata.json", "summary.json"} & set(files)
+        if "config.yaml" in files and (begun or Path(folder, "../sweep.csv").is_file()):
             yield Path(folder)
             # A run's own folders hold checkpoints and copies of its config, no other runs.
             below.clear()
