@@ -128,7 +128,9 @@ class Trainer:
         self.saved: Path | None = None
         self.saved_at = time.monotonic()
         self.seconds = {"collect": 0.0, "update": 0.0, "eval": 0.0}
-        self.run_id = secrets.token_hex(4)
+        # The agent of a W&B sweep has named its run already; W&B would log under no other id.
+        named = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+        self.run_id = named or secrets.token_hex(4)
         if start is not None:
             load_state(self, start.state)
         elif experiment.warm_start is not None:

@@ -50,7 +50,8 @@ class Wandb(LoggerSpec):
         mode: ``auto`` is online where an API key is configured and offline otherwise; nothing ever prompts.
         project: W&B project.
         entity: W&B user or team; None is the account's default.
-        group: W&B group of the run.
+        group: W&B group of the run; ``auto`` is the same for all seeds of one configuration, and no other's.
+        job_type: W&B job type.
         tags: W&B tags.
         init_timeout: seconds to wait for the server before going on offline.
         finish_timeout: seconds to wait at the end for the last rows to be uploaded.
@@ -60,6 +61,7 @@ class Wandb(LoggerSpec):
     project: str
     entity: str | None
     group: str | None
+    job_type: str | None
     tags: Sequence[str]
     init_timeout: Positive
     finish_timeout: Positive
