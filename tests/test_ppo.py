@@ -15,7 +15,8 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
 from rlexp import load_config
-from rlexp.losses.ppo import GeneralizedAdvantage, LeanClipPPOLoss
+from rlexp.losses.advantages import GeneralizedAdvantage
+from rlexp.losses.ppo import LeanClipPPOLoss
 from rlexp.losses.returns import discounted_sums
 from rlexp.policies import ActorCritic
 from rlexp.policies.perceptron import Perceptron

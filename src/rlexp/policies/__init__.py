@@ -33,7 +33,7 @@ class ActorCritic:
     critic: ValueOperator
 
     def parameters(self) -> list[nn.Parameter]:
-        """The parameters of both, each once."""
+        """The parameters of both, each once, the actor's first."""
         return list(dict.fromkeys([*self.actor.parameters(), *self.critic.parameters()]))
 
 
