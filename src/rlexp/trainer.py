@@ -374,8 +374,8 @@ class Trainer:
             message = "needs a loss that measures the KL: a shipped one, or one of torchrl's variants of PPO."
             raise ConfigError([Problem(key, message, str(value))])
         if spec.loss.on_policy and spec.num_epochs > 1:
-            log.warning("num_epochs=%d: this loss has no importance ratio, so that its gradient is right for the policy "
-                        "that acted alone. num_epochs=1 uses each step once.", spec.num_epochs)  # fmt: skip
+            log.warning("num_epochs=%d: this loss has no importance ratio, so that its gradient is right for the "
+                        "policy that acted alone. num_epochs=1 uses each step once.", spec.num_epochs)  # fmt: skip
 
     def _check_batch(self, batch: TensorDictBase) -> None:
         for key, value in batch.items(include_nested=True, leaves_only=True):
