@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,8 +78,9 @@ def gaussian_kl(old_loc: Array, old_scale: Array, loc: Array, scale: Array) -> A
     x = old_loc[..., None] + old_scale[..., None] * z
     log_old = normal_log_density(x, old_loc[..., None], old_scale[..., None])
     log_new = normal_log_density(x, loc[..., None], np.broadcast_to(scale, loc.shape)[..., None])
-    out: Array = (np.exp(log_old) * (log_old - log_new)).sum(-1) * (z[1] - z[0]) * old_scale
-    return out.sum(-1)
+    by_action = (np.exp(log_old) * (log_old - log_new)).sum(-1) * (z[1] - z[0]) * old_scale
+    out: Array = by_action.sum(-1)
+    return out
 
 
 def objective(
@@ -115,7 +116,9 @@ def objective(
     sampled = np.tanh(latent)
     entropy = -(normal_log_density(latent, loc, scale) - np.log(1 - sampled**2)).sum(-1)
     target, old = steps["value_target"][:, 0], steps["state_value"][:, 0]
-    distance = {"l2": np.square, "l1": np.abs, "smooth_l1": _huber}[settings["loss_critic_type"]]
+    distance: Callable[[Array], Array] = {"l2": np.square, "l1": np.abs, "smooth_l1": _huber}[
+        settings["loss_critic_type"]
+    ]
     error = distance(value - target)
     if (bound := settings.get("clip_value")) is not None:
         error = np.maximum(error, distance(np.clip(value, old - bound, old + bound) - target))
@@ -127,4 +130,5 @@ def objective(
 
 
 def _huber(x: Array) -> Array:
-    return np.where(abs(x) < 1, 0.5 * x**2, abs(x) - 0.5)
+    out: Array = np.where(abs(x) < 1, 0.5 * x**2, abs(x) - 0.5)
+    return out

@@ -21,8 +21,18 @@ from rlexp.losses.ppo import LeanClipPPOLoss, LeanKLPENPPOLoss
 from rlexp.policies import ActorCritic
 
 THEIRS = {"clip_ppo": ClipPPOLoss, "kl_ppo": KLPENPPOLoss, "a2c": A2CLoss, "reinforce": ReinforceLoss}
-OWN = {"clip_ppo": {"clip_epsilon": 0.1}, "kl_ppo": {"beta": 3.0, "dtarg": 0.03}, "a2c": {}, "reinforce": {}}
-SHARED = {"loss_critic_type": "smooth_l1", "critic_coeff": 1.0, "entropy_coeff": 0.0, "normalize_advantage": False}
+OWN: dict[str, dict[str, Any]] = {
+    "clip_ppo": {"clip_epsilon": 0.1},
+    "kl_ppo": {"beta": 3.0, "dtarg": 0.03},
+    "a2c": {},
+    "reinforce": {},
+}
+SHARED: dict[str, Any] = {
+    "loss_critic_type": "smooth_l1",
+    "critic_coeff": 1.0,
+    "entropy_coeff": 0.0,
+    "normalize_advantage": False,
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "bonus": {"entropy_coeff": 0.01},
@@ -97,7 +107,7 @@ def test_loss_and_gradients_equal_torchrls(kind: str, variant: str, name: str) -
         close = (lean[key], expected[key].mean())
         torch.testing.assert_close(*close, rtol=1e-4, atol=1e-5, msg=f"{key}: {close}")
     for a, b in zip(ours, by_torchrl, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+        assert (a - b).norm() <= 1e-3 * b.norm() + 1e-6
 
 
 def moved(weights: list[papers.Array], direction: list[papers.Array], step: float) -> list[papers.Array]:

@@ -17,7 +17,7 @@ from rlexp.optim import OptimSpec
 from rlexp.optim.schedules import KLAdaptive
 from rlexp.optim.weights import flatten
 
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "adam": (torch.optim.Adam, {"betas": (0.9, 0.999), "eps": 1e-5}),
     "adamw": (torch.optim.AdamW, {"betas": (0.9, 0.999), "eps": 1e-5, "weight_decay": 0.01}),
     "rmsprop": (torch.optim.RMSprop, {"alpha": 0.99, "eps": 1e-5}),
@@ -61,7 +61,7 @@ def test_what_actor_and_critic_share_is_the_actors() -> None:
     optimizer, _ = spec.build(flatten([*actor, *critic]), actor, critic, 10)
     rates = [(group["lr"], len(group["params"])) for group in optimizer.param_groups]
     assert rates == [(7e-4, 2), (0.5, 2)]
-    with pytest.raises(ConfigError, match=r"optim.critic_lr.*no parameters of its own"):
+    with pytest.raises(ConfigError, match="no parameters of its own"):
         spec.build(flatten(actor), actor, [], 10)
 
 
@@ -84,7 +84,7 @@ def test_the_rate_follows_the_kl() -> None:
     optimizer, schedule = spec.build(flatten([*actor, *critic]), actor, critic, 10)
     assert isinstance(schedule, KLAdaptive)
 
-    def rates(*kls: float) -> list[float]:
+    def rates(*kls: float) -> list[Any]:
         for kl in kls:
             schedule.adapt(kl)
         optimizer.step()
@@ -119,6 +119,6 @@ def test_annealing(schedule: Any, halfway: float, three_quarters: float) -> None
 
 
 def test_nesterov_needs_momentum() -> None:
-    with pytest.raises(ConfigError, match="optim.momentum=0.9"):
+    with pytest.raises(ConfigError, match="needs momentum"):
         load_config(["optim=sgd", "optim.nesterov=true", "optim.momentum=0"])
     assert isinstance(load_config(["optim=sgd", "optim.nesterov=true"]).optim, OptimSpec)

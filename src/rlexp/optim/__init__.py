@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
-    Parameters = list[nn.Parameter] | list[dict[str, Any]]
-
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[list[Decay], Field(min_length=2, max_length=2)]
 
@@ -60,7 +58,7 @@ class OptimSpec(Spec):
         from rlexp.optim.weights import split
 
         if self.critic_lr is None:
-            optimizer = self.build_optimizer([weights] if self.elementwise else [*actor, *critic])
+            optimizer = self.build_optimizer([{"params": [weights] if self.elementwise else [*actor, *critic]}])
         elif not critic:
             message = "the critic has no parameters of its own: it shares all of them with the actor."
             raise ConfigError([Problem("optim.critic_lr", message, str(self.critic_lr))])
@@ -81,8 +79,8 @@ class OptimSpec(Spec):
             case Node():
                 return optimizer, build_at("optim.schedule", partial(self.schedule.build, optimizer))
 
-    def build_optimizer(self, parameters: Parameters) -> Optimizer:
-        """The optimizer alone, over parameters or groups of them."""
+    def build_optimizer(self, parameters: list[dict[str, Any]]) -> Optimizer:
+        """The optimizer alone, over groups of parameters."""
         raise NotImplementedError
 
 
@@ -102,7 +100,7 @@ class Adam(OptimSpec):
     eps: Positive
     weight_decay: NonNegative
 
-    def build_optimizer(self, parameters: Parameters) -> Optimizer:
+    def build_optimizer(self, parameters: list[dict[str, Any]]) -> Optimizer:
         """Adam, fused where torch can."""
         from torch.optim import Adam
 
@@ -128,7 +126,7 @@ class AdamW(OptimSpec):
     eps: Positive
     weight_decay: NonNegative
 
-    def build_optimizer(self, parameters: Parameters) -> Optimizer:
+    def build_optimizer(self, parameters: list[dict[str, Any]]) -> Optimizer:
         """AdamW, fused where torch can."""
         from torch.optim import AdamW
 
@@ -158,7 +156,7 @@ class RMSprop(OptimSpec):
     centered: bool
     weight_decay: NonNegative
 
-    def build_optimizer(self, parameters: Parameters) -> Optimizer:
+    def build_optimizer(self, parameters: list[dict[str, Any]]) -> Optimizer:
         """RMSprop."""
         from torch.optim import RMSprop
 
@@ -189,7 +187,7 @@ class SGD(OptimSpec):
         if self.nesterov and self.momentum == 0:
             yield Problem("nesterov", "needs momentum, e.g. optim.momentum=0.9.", "true")
 
-    def build_optimizer(self, parameters: Parameters) -> Optimizer:
+    def build_optimizer(self, parameters: list[dict[str, Any]]) -> Optimizer:
         """SGD, fused where torch can."""
         from torch.optim import SGD
 
@@ -208,7 +206,7 @@ class AnyOptimizer(OptimSpec):
 
     optimizer: Node
 
-    def build_optimizer(self, parameters: Parameters) -> Optimizer:
+    def build_optimizer(self, parameters: list[dict[str, Any]]) -> Optimizer:
         """The optimizer that the config names."""
         optimizer: Optimizer = build_at("optim.optimizer", partial(self.optimizer.build, parameters, lr=self.lr))
         return optimizer
