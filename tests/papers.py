@@ -132,3 +132,6 @@ def objective(
 def _huber(x: Array) -> Array:
     out: Array = np.where(abs(x) < 1, 0.5 * x**2, abs(x) - 0.5)
     return out
+
+
+_DISTANCES: dict[str, Callable[[Array], Array]] = {"l1": np.abs, "l2": np.square, "smooth_l1": _huber}
