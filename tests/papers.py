@@ -116,9 +116,7 @@ def objective(
     sampled = np.tanh(latent)
     entropy = -(normal_log_density(latent, loc, scale) - np.log(1 - sampled**2)).sum(-1)
     target, old = steps["value_target"][:, 0], steps["state_value"][:, 0]
-    distance: Callable[[Array], Array] = {"l2": np.square, "l1": np.abs, "smooth_l1": _huber}[
-        settings["loss_critic_type"]
-    ]
+    distance = _DISTANCES[settings["loss_critic_type"]]
     error = distance(value - target)
     if (bound := settings.get("clip_value")) is not None:
         error = np.maximum(error, distance(np.clip(value, old - bound, old + bound) - target))
