@@ -31,6 +31,7 @@ def gaussian_networks() -> ActorCritic:
         TensorDictModule(_Head(), in_keys=["observation"], out_keys=["loc", "scale"]),
         in_keys=["loc", "scale"],
         distribution_class=IndependentNormal,
+        distribution_kwargs={"tanh_loc": False},
         return_log_prob=True,
     )
     return ActorCritic(actor, networks().critic)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from agents import batch_of, gaussian_networks, networks
 from tensordict import TensorDict
+from torch.distributions import Categorical
 from torchrl.envs import ExplorationType, set_exploration_type
 from torchrl.objectives import A2CLoss, ClipPPOLoss, KLPENPPOLoss, ReinforceLoss
 
@@ -19,6 +20,7 @@ from rlexp.losses.advantages import GeneralizedAdvantage
 from rlexp.losses.lean import LeanLoss
 from rlexp.losses.ppo import LeanClipPPOLoss, LeanKLPENPPOLoss
 from rlexp.policies import ActorCritic
+from rlexp.policies.families import Choice
 
 THEIRS = {"clip_ppo": ClipPPOLoss, "kl_ppo": KLPENPPOLoss, "a2c": A2CLoss, "reinforce": ReinforceLoss}
 OWN: dict[str, dict[str, Any]] = {
@@ -188,6 +190,12 @@ def test_kl_of_squashed_gaussians_is_that_of_the_latent_ones_and_its_estimate_is
     log_prob = built.actor.get_dist(batch.select("observation")).log_prob(batch["action"])
     estimate = LeanLoss.divergence(loss, {"log_weight": log_prob - batch["action_log_prob"]})
     assert estimate.item() == pytest.approx(exact, rel=0.05)
+
+
+def test_kl_of_choices_is_torchs() -> None:
+    old, new = torch.randn(5, 3), torch.randn(5, 3)
+    expected = torch.distributions.kl_divergence(Categorical(logits=old), Categorical(logits=new))
+    torch.testing.assert_close(Choice().kl((old,), (new,)), expected)
 
 
 @pytest.mark.parametrize(("kl", "factor"), [(0.03, 2.0), (0.0151, 2.0), (0.0149, 1.0), (0.0067, 1.0), (0.0066, 0.5)])

@@ -21,6 +21,9 @@ SMALL = [
 ]
 OPTIONS = [
     *(["loss=clip_ppo"], ["loss=kl_ppo"], ["loss=a2c", "num_epochs=1"], ["loss=reinforce", "num_epochs=1"]),
+    *(["env=cartpole", f"policy={name}", "loss=kl_ppo"] for name in ("categorical", "gru")),
+    ["env=cartpole", "policy=gru", "loss.estimator=vtrace"],
+    ["policy=beta", "loss=kl_ppo"],
     *([f"loss.estimator={name}"] for name in ("gae", "td_lambda", "td1", "td0", "vtrace")),
     *([f"optim={name}"] for name in ("adam", "adamw", "rmsprop", "sgd")),
     *([f"optim.schedule={name}"] for name in ("cosine", "linear", "constant", "kl_adaptive")),

@@ -10,22 +10,23 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlexp.agent.evaluation import Evaluation, evaluate, evaluation_seeds
 from rlexp.callbacks import Callback
 from rlexp.config import ConfigError, Problem, build_at, check_targets, load, new_run_path
 from rlexp.experiment import Experiment, read_config
+from rlexp.losses.gradients import gradient_of
 from rlexp.normalization import commit_normalization, copy_normalization, init_normalization, observation_norms
 from rlexp.optim.schedules import KLAdaptive
 from rlexp.optim.weights import flatten
+from rlexp.policies.recurrent import carry_state
 from rlexp.runs import checkpoint
 from rlexp.runs.checkpoint import Checkpoint
 from rlexp.runs.redaction import redact
@@ -108,10 +109,13 @@ class Trainer:
         self.eval_env = spec.build(experiment.evaluation.episodes)
         self.eval_env.base_env.timeout = experiment.collector.timeout
         self.networks = experiment.policy.build(self.env, self.device)
+        for env in (self.env, self.eval_env):
+            carry_state(env, self.networks.actor)
         self.objective = experiment.loss.build(self.networks, spec.num_envs, self.device)
         actor = list(self.networks.actor.parameters())
         critic = self.networks.parameters()[len(actor) :]
         self.weights = flatten([*actor, *critic])
+        self.gradient = gradient_of(self.objective.loss, self.networks)
         self.threads = set_threads(experiment, self.weights.numel())
         self.optimizer, self.scheduler = experiment.optim.build(self.weights, actor, critic, experiment.num_batches)
         self._watches_kl = experiment.target_kl is not None or isinstance(self.scheduler, KLAdaptive)
@@ -265,13 +269,10 @@ class Trainer:
 
     def step(self, minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
         """One step of the optimizer; the losses of the minibatch and the norm of its gradient, detached."""
-        losses = self.objective.loss.losses(minibatch)
-        self.optimizer.zero_grad(set_to_none=False)
-        total = reduce(torch.add, (loss for name, loss in losses.items() if name.startswith("loss_")))
-        total.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.weights, self.experiment.max_grad_norm)
+        record = self.gradient(minibatch)
+        record["grad_norm"] = clip_grad_norm(self.weights, self.experiment.max_grad_norm)
         self.optimizer.step()
-        return {name: value.detach() for name, value in losses.items()} | {"grad_norm": grad_norm}
+        return record
 
     def _far(self, steps: list[dict[str, Tensor]]) -> bool:
         """Whether an epoch came too far from the policy that acted; a learning rate that follows the KL does so."""
@@ -285,10 +286,13 @@ class Trainer:
     def minibatches(self, batch: TensorDictBase) -> Iterator[dict[str, Tensor]]:
         """What the loss reads of the batch's steps, in a new random order, ``minibatch_size`` at a time.
 
-        Each step comes at most once. Those that do not fill a minibatch are left out, different ones each time.
+        Each step comes at most once. Those that do not fill a minibatch are left out, different ones each time. For
+        policies with a memory it is sequences that are in random order, the steps of each one after another.
         """
-        size = self.experiment.minibatch_size
-        order = torch.randperm(batch.numel(), device=batch.device)[: batch.numel() // size * size]
+        size, length = self.experiment.minibatch_size, self.networks.sequence_length
+        order = torch.randperm(batch.numel() // length, device=batch.device)[: batch.numel() // size * size // length]
+        if length > 1:
+            order = (order[:, None] * length + torch.arange(length, device=batch.device)).flatten()
         keys = self.objective.loss.step_keys
         columns = (batch[key].flatten(0, 1)[order].split(size) for key in keys)
         for entries in zip(*columns, strict=True):
@@ -411,6 +415,17 @@ class Trainer:
 def stacked(records: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Each entry of the records as one tensor, ``[records, ...]``."""
     return {name: torch.stack([record[name] for record in records]) for name in records[0]}
+
+
+def clip_grad_norm(weights: nn.Parameter, max_norm: float) -> Tensor:
+    """Scale the gradient down to norm ``max_norm`` where it is longer, and return the norm that it had.
+
+    ``torch.nn.utils.clip_grad_norm_`` for one tensor, at a third of its cost.
+    """
+    grad = cast("Tensor", weights.grad)
+    norm: Tensor = torch.linalg.vector_norm(grad)
+    grad.mul_((max_norm / (norm + 1e-6)).clamp_max(1))
+    return norm
 
 
 def parameters_hash(weights: Tensor) -> int:

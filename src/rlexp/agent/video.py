@@ -9,6 +9,8 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
+from rlexp.envs.making import HEADLESS
+
 
 class VideoError(Exception):
     """An episode cannot be recorded here; the message names the remedy."""
@@ -70,10 +72,7 @@ class EpisodeRecorder(gymnasium.Wrapper[Any, Any, Any, Any]):
         try:
             return np.ascontiguousarray(self.env.render(), dtype=np.uint8)
         except Exception as error:
-            raise VideoError(
-                f"this environment cannot be rendered here: {error}. Without a display MuJoCo renders with EGL: "
-                "set MUJOCO_GL=egl, and install libegl1 (Debian, Ubuntu) or the graphics driver's own EGL."
-            ) from error
+            raise VideoError(f"this environment cannot be rendered here: {error}. {HEADLESS}") from error
 
     def _finish(self) -> None:
         self._writer.close()

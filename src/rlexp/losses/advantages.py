@@ -23,7 +23,7 @@ class AdvantageEstimator(nn.Module):
     def __init__(self, critic: ValueOperator, gamma: float, *, average: bool) -> None:
         super().__init__()
         self.critic, self.gamma, self.average = critic, gamma, average
-        self._value_of = value_function(critic)
+        self._value_of, self._value_after = value_function(critic), value_function(critic, alone=True)
 
     @torch.no_grad()
     def forward(self, batch: TensorDictBase) -> TensorDictBase:
@@ -48,7 +48,7 @@ class AdvantageEstimator(nn.Module):
         ends = after["done"][..., 0].clone()
         ends[..., -1] = True
         next_value = value.roll(-1, -1)
-        next_value[ends] = self._value_of({key: after[key][ends] for key in self.critic.in_keys})[:, 0]
+        next_value[ends] = self._value_after({key: after[key][ends] for key in self.critic.in_keys})[:, 0]
         return value, next_value
 
     def estimate(self, batch: TensorDictBase, value: Tensor, next_value: Tensor) -> tuple[Tensor, Tensor]:

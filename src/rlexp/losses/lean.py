@@ -85,14 +85,19 @@ class LeanLoss(LossModule):
             Scalars ``loss_objective``, ``loss_critic`` and, with an entropy bonus, ``loss_entropy``, to be summed;
             besides them, detached, the log of the importance ratios, ``log_weight`` ``[n]``, and scalars for the log.
         """
-        advantage = minibatch["advantage"][..., 0]
-        if self.normalize_advantage:
-            advantage = (advantage - advantage.mean()) / advantage.std().clamp_min(1e-4)
+        advantage = self.normalized(minibatch["advantage"][..., 0])
         terms = self._policy(minibatch, entropy=self.entropy_bonus)
         losses = self.objective(terms, advantage, minibatch) | self._critic(minibatch)
         if terms.entropy is not None:
             losses |= {"loss_entropy": -self.entropy_coeff * terms.entropy, "entropy": terms.entropy.detach()}
         return losses
+
+    def normalized(self, advantage: Tensor) -> Tensor:
+        """The advantage ``[n]`` as the objective sees it."""
+        if not self.normalize_advantage:
+            return advantage
+        centred = advantage - advantage.mean()
+        return centred / centred.square().sum().div(len(centred) - 1).sqrt().clamp_min(1e-4)
 
     def objective(self, terms: Terms, advantage: Tensor, minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
         """``loss_objective`` and ``log_weight``, from the advantage ``[n]``."""

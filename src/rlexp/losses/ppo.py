@@ -20,21 +20,25 @@ class LeanClipPPOLoss(LeanLoss, ClipPPOLoss):
 
     def __init__(self, actor: ProbabilisticActor, critic: ValueOperator, **options: Any) -> None:
         super().__init__(actor, critic, log_explained_variance=False, **options)
+        self._bind()
 
     @torch.no_grad()
     def prepare(self, batch: TensorDictBase) -> None:
         """See `LeanLoss`; the bounds may have changed since the last batch."""
         super().prepare(batch)
-        self._bounds = (1 - self.clip_epsilon.item(), 1 + self.clip_epsilon.item())
+        self._bind()
+
+    def _bind(self) -> None:
+        self.bounds = (1 - self.clip_epsilon.item(), 1 + self.clip_epsilon.item())
 
     def objective(self, terms: Terms, advantage: Tensor, minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Eq. 7, as minimised."""
-        return _surrogate(terms, advantage, *self._bounds)
+        return _surrogate(terms, advantage, *self.bounds)
 
     @torch.no_grad()
     def diagnostics(self, log_weights: Tensor) -> dict[str, Tensor]:
         """See `LeanLoss`."""
-        ratio, (low, high) = log_weights.exp(), self._bounds
+        ratio, (low, high) = log_weights.exp(), self.bounds
         clipped = ((ratio < low) | (ratio > high)).to(ratio.dtype).mean()
         return super().diagnostics(log_weights) | {"clip_fraction": clipped}
 
@@ -76,6 +80,16 @@ def _surrogate(terms: Terms, advantage: Tensor, low: float, high: float) -> dict
     return {"loss_objective": objective, "log_weight": log_weight}
 
 
+def clipped_surrogate(
+    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, low: float, high: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The negative of eq. 7's mean, the log of the ratios, and the derivative by ``log_prob``, both ``[n]``."""
+    log_weight = log_prob - old_log_prob
+    ratio = log_weight.exp()
+    gain, clipped = ratio * advantage, ratio.clamp(low, high) * advantage
+    return -torch.minimum(gain, clipped).mean(), log_weight, gain.mul_(gain <= clipped).div_(-len(gain))
+
+
 class _ClippedSurrogate(torch.autograd.Function):
     """The negative of eq. 7's mean, and the log of the ratios ``[n]``, which carries no gradient; one node."""
 
@@ -83,11 +97,8 @@ class _ClippedSurrogate(torch.autograd.Function):
     def forward(
         ctx: Any, log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, low: float, high: float
     ) -> tuple[Tensor, Tensor]:
-        log_weight = log_prob - old_log_prob
-        ratio = log_weight.exp()
-        gain, clipped = ratio * advantage, ratio.clamp(low, high) * advantage
-        objective = -torch.minimum(gain, clipped).mean()
-        ctx.save_for_backward(gain.mul_(gain <= clipped).div_(-len(gain)))
+        objective, log_weight, slope = clipped_surrogate(log_prob, old_log_prob, advantage, low, high)
+        ctx.save_for_backward(slope)
         ctx.mark_non_differentiable(log_weight)
         return objective, log_weight
 
