@@ -51,6 +51,8 @@ class Experiment(Spec):
     Attributes:
         total_frames: budget in simulator frames; training ends with the first batch that reaches it.
         num_epochs: passes over each batch.
+        target_kl: KL from the policy that acted, in nats, beyond which no further pass begins; None makes all of them.
+        recompute_advantage: with each pass, instead of once a batch.
         minibatch_size: agent steps of one gradient step.
         max_grad_norm: bound on the norm of each gradient.
         seed: everything random follows from it.
@@ -70,6 +72,8 @@ class Experiment(Spec):
     checkpoint: CheckpointSettings
     total_frames: Count
     num_epochs: Count
+    target_kl: Positive | None
+    recompute_advantage: bool
     minibatch_size: Count
     max_grad_norm: Positive
     seed: Annotated[Integer, Field(ge=0, lt=2**32)]

@@ -25,6 +25,8 @@ from rlexp.config import ConfigError, Problem, build_at, check_targets, load, ne
 from rlexp.experiment import Experiment, read_config
 from rlexp.losses.gradients import gradient_of
 from rlexp.normalization import commit_normalization, copy_normalization, init_normalization, observation_norms
+from rlexp.optim.schedules import KLAdaptive
+from rlexp.optim.weights import flatten
 from rlexp.policies.recurrent import carry_state
 from rlexp.runs import checkpoint
 from rlexp.runs.checkpoint import Checkpoint
@@ -44,6 +46,9 @@ _LOSS_METRICS = {
     "kl_approx": "loss/kl_approx",
     "clip_fraction": "loss/clip_fraction",
     "ESS": "loss/ess",
+    "value_clip_fraction": "loss/value_clip_fraction",
+    "kl": "loss/kl",
+    "beta": "loss/beta",
     "grad_norm": "optim/grad_norm",
 }
 
@@ -109,11 +114,14 @@ class Trainer:
         for env in (self.env, self.eval_env):
             carry_state(env, self.networks.actor)
         self.objective = experiment.loss.build(self.networks, spec.num_envs, self.device)
-        self.weights = flatten(self.networks.parameters())
+        actor = list(self.networks.actor.parameters())
+        critic = self.networks.parameters()[len(actor) :]
+        self.weights = flatten([*actor, *critic])
         self.gradient = gradient_of(self.objective.loss, self.networks)
         self.threads = set_threads(experiment, self.weights.numel())
-        trained = [self.weights] if experiment.optim.elementwise else self.networks.parameters()
-        self.optimizer, self.scheduler = experiment.optim.build(trained, experiment.num_batches)
+        self.optimizer, self.scheduler = experiment.optim.build(self.weights, actor, critic, experiment.num_batches)
+        self._watches_kl = experiment.target_kl is not None or isinstance(self.scheduler, KLAdaptive)
+        self._check_loss()
         source = Source(spec, experiment.policy, seed)
         self.collector = experiment.collector.build(self.env, self.networks.actor, source, self.device)
 
@@ -244,21 +252,41 @@ class Trainer:
                 reward = objective.reward_norm(batch["next", "reward"], batch["next", "done"])
                 batch.set(("next", "reward"), reward)
             entropy = -batch["action_log_prob"].mean()
+            objective.anneal((self.iteration - 1) / self.experiment.num_batches)
             objective.loss.prepare(batch)
             for epoch in range(self.experiment.num_epochs):
-                objective.advantage(batch)
+                if epoch == 0 or self.experiment.recompute_advantage:
+                    objective.advantage(batch)
                 if epoch == 0:
                     explained = explained_variance(batch["state_value"], batch["value_target"])
-                for minibatch in self.minibatches(batch):
-                    record = self.gradient(minibatch)
-                    record["grad_norm"] = clip_grad_norm(self.weights, self.experiment.max_grad_norm)
-                    self.optimizer.step()
-                    records.append(record)
-            means = objective.loss.means({name: torch.stack([r[name] for r in records]) for name in records[0]})
+                steps = [self.step(minibatch) for minibatch in self.minibatches(batch)]
+                records += steps
+                if self._far(steps):
+                    break
+            means, last = objective.loss.means(stacked(records)), stacked(steps)
+            if objective.loss.tells_kl:
+                means["kl"] = objective.loss.divergence(last)
+            objective.loss.adapt(last)
         # Without a bonus the loss has no use for the entropy: the batch's own actions estimate it.
         means.setdefault("entropy", entropy)
         metrics = {metric: means[key].item() for key, metric in _LOSS_METRICS.items() if key in means}
-        return self._checked(metrics | {"loss/explained_variance": explained})
+        return self._checked(metrics | {"loss/explained_variance": explained, "optim/epochs": epoch + 1})
+
+    def step(self, minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One step of the optimizer; the losses of the minibatch and the norm of its gradient, detached."""
+        record = self.gradient(minibatch)
+        record["grad_norm"] = clip_grad_norm(self.weights, self.experiment.max_grad_norm)
+        self.optimizer.step()
+        return record
+
+    def _far(self, steps: list[dict[str, Tensor]]) -> bool:
+        """Whether an epoch came too far from the policy that acted; a learning rate that follows the KL does so."""
+        if not self._watches_kl:
+            return False
+        kl = self.objective.loss.divergence(stacked(steps)).item()
+        if isinstance(self.scheduler, KLAdaptive):
+            self.scheduler.adapt(kl)
+        return self.experiment.target_kl is not None and kl > self.experiment.target_kl
 
     def minibatches(self, batch: TensorDictBase) -> Iterator[dict[str, Tensor]]:
         """What the loss reads of the batch's steps, in a new random order, ``minibatch_size`` at a time.
@@ -347,6 +375,17 @@ class Trainer:
         by_clock = minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
         return by_clock or self._due(self.experiment.checkpoint.interval)
 
+    def _check_loss(self) -> None:
+        """What the loop asks of the loss."""
+        spec = self.experiment
+        if self._watches_kl and not self.objective.loss.tells_kl:
+            key, value = ("optim.schedule", "kl_adaptive") if spec.target_kl is None else ("target_kl", spec.target_kl)
+            message = "needs a loss that measures the KL: a shipped one, or one of torchrl's variants of PPO."
+            raise ConfigError([Problem(key, message, str(value))])
+        if spec.loss.on_policy and spec.num_epochs > 1:
+            log.warning("num_epochs=%d: this loss has no importance ratio, so that its gradient is right for the "
+                        "policy that acted alone. num_epochs=1 uses each step once.", spec.num_epochs)  # fmt: skip
+
     def _check_batch(self, batch: TensorDictBase) -> None:
         for key, value in batch.items(include_nested=True, leaves_only=True):
             if value.is_floating_point() and not value.isfinite().all():
@@ -378,17 +417,9 @@ class Trainer:
         self.seconds[kind] += time.perf_counter() - start
 
 
-def flatten(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
-    """One vector that holds all of ``parameters``, and its gradient all of theirs: they become views of it.
-
-    What is done to each element alike, as by clipping and Adam, then costs one call instead of one a parameter.
-    """
-    flat = nn.Parameter(torch.cat([parameter.detach().reshape(-1) for parameter in parameters]))
-    flat.grad = torch.zeros_like(flat)
-    sizes = [parameter.numel() for parameter in parameters]
-    for parameter, data, grad in zip(parameters, flat.data.split(sizes), flat.grad.split(sizes), strict=True):
-        parameter.data, parameter.grad = data.view_as(parameter), grad.view_as(parameter)
-    return flat
+def stacked(records: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Each entry of the records as one tensor, ``[records, ...]``."""
+    return {name: torch.stack([record[name] for record in records]) for name in records[0]}
 
 
 def clip_grad_norm(weights: nn.Parameter, max_norm: float) -> Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rlexp.agent.evaluation import Evaluation
 from rlexp.config import ConfigError, Problem
 from rlexp.envs.snapshot import SavesState, StateUnavailableError, saving
-from rlexp.optim import load_schedule
+from rlexp.optim.schedules import load_schedule
 from rlexp.runs import checkpoint
 from rlexp.runs.checkpoint import TrainState
 from rlexp.runs.seeding import load_rng_state, rng_state
@@ -41,6 +41,7 @@ def get_state(trainer: Trainer) -> TrainState:
         critic=trainer.networks.critic.state_dict(),
         transforms=trainer.env.transform.state_dict(),
         reward_norm={} if reward_norm is None else reward_norm.state_dict(),
+        loss=trainer.objective.loss.coefficients,
         optimizer=trainer.optimizer.state_dict(),
         scheduler=trainer.scheduler.state_dict(),
         simulators=simulators,
@@ -67,6 +68,8 @@ def load_state(trainer: Trainer, state: TrainState) -> None:
     trainer.env.transform.load_state_dict(state.transforms)
     if trainer.objective.reward_norm is not None:
         trainer.objective.reward_norm.load_state_dict(state.reward_norm)
+    for name, coefficient in trainer.objective.loss.coefficients.items():
+        coefficient.copy_(state.loss[name])
     trainer.optimizer.load_state_dict(state.optimizer)
     load_schedule(trainer.scheduler, state.scheduler)
     for reason in state.inexact:
