@@ -88,6 +88,10 @@ class Experiment(Spec):
         """Batches of the whole run: as many as it takes to reach ``total_frames``."""
         return -(-self.total_frames // self.collector.frames_per_batch)
 
+    def lacking(self) -> Iterator[Problem]:
+        """What the logger lacks."""
+        yield from (problem.under("logger.") for problem in self.logger.lacking())
+
     def problems(self) -> Iterator[Problem]:
         """Rules across groups."""
         frames, skip, envs = self.collector.frames_per_batch, self.env.frame_skip, self.env.num_envs

@@ -74,7 +74,7 @@ def _start(
     return run
 
 
-class WandbSink:
+class WandbSink(Sink):
     """One W&B run; the first failure ends the copy, never the training."""
 
     def __init__(self, run: wandb.Run) -> None:
