@@ -89,6 +89,15 @@ class WandbSink(Sink):
         except Exception as error:
             self._fail(error)
 
+    def log_video(self, path: Path, frames: int) -> None:
+        """Copy a film into the row that comes next."""
+        if self._run is None:
+            return
+        try:
+            self._run.log({"eval/video": wandb.Video(str(path), format="mp4")}, commit=False)
+        except Exception as error:
+            self._fail(error)
+
     def close(self, summary: Mapping[str, Any]) -> None:
         """Finish the W&B run and say where it is."""
         if self._run is None:
