@@ -10,9 +10,8 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from rlexp.callbacks import Callback
 from rlexp.checks import check_checkpoint, check_env
 from rlexp.config import ConfigError, Problem, build_at, check_targets, load, new_run_path
 from rlexp.experiment import Experiment, read_config
+from rlexp.losses.gradients import gradient_of
 from rlexp.normalization import commit_normalization, copy_normalization, init_normalization, observation_norms
 from rlexp.runs import checkpoint
 from rlexp.runs.checkpoint import Checkpoint
@@ -111,6 +111,7 @@ class Trainer:
         self.networks = experiment.policy.build(self.env, self.device)
         self.objective = experiment.loss.build(self.networks, spec.num_envs, self.device)
         self.weights = flatten(self.networks.parameters())
+        self.gradient = gradient_of(self.objective.loss, self.networks)
         self.threads = set_threads(experiment, self.weights.numel())
         trained = [self.weights] if experiment.optim.elementwise else self.networks.parameters()
         self.optimizer, self.scheduler = experiment.optim.build(trained, experiment.num_batches)
@@ -256,13 +257,10 @@ class Trainer:
                 if epoch == 0:
                     explained = explained_variance(batch["state_value"], batch["value_target"])
                 for minibatch in self.minibatches(batch):
-                    losses = objective.loss.losses(minibatch)
-                    self.optimizer.zero_grad(set_to_none=False)
-                    total = reduce(torch.add, (loss for name, loss in losses.items() if name.startswith("loss_")))
-                    total.backward()
-                    grad_norm = torch.nn.utils.clip_grad_norm_(self.weights, self.experiment.max_grad_norm)
+                    record = self.gradient(minibatch)
+                    record["grad_norm"] = clip_grad_norm(self.weights, self.experiment.max_grad_norm)
                     self.optimizer.step()
-                    records.append({name: value.detach() for name, value in losses.items()} | {"grad_norm": grad_norm})
+                    records.append(record)
             means = objective.loss.means({name: torch.stack([r[name] for r in records]) for name in records[0]})
         # Without a bonus the loss has no use for the entropy: the batch's own actions estimate it.
         means.setdefault("entropy", entropy)
@@ -417,6 +415,17 @@ def flatten(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
     for parameter, data, grad in zip(parameters, flat.data.split(sizes), flat.grad.split(sizes), strict=True):
         parameter.data, parameter.grad = data.view_as(parameter), grad.view_as(parameter)
     return flat
+
+
+def clip_grad_norm(weights: nn.Parameter, max_norm: float) -> Tensor:
+    """Scale the gradient down to norm ``max_norm`` where it is longer, and return the norm that it had.
+
+    ``torch.nn.utils.clip_grad_norm_`` for one tensor, at a third of its cost.
+    """
+    grad = cast("Tensor", weights.grad)
+    norm: Tensor = torch.linalg.vector_norm(grad)
+    grad.mul_((max_norm / (norm + 1e-6)).clamp_max(1))
+    return norm
 
 
 def parameters_hash(weights: Tensor) -> int:

@@ -6,8 +6,11 @@ A worker process imports only this module and the simulators, so it starts in ab
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
+import select
 import signal
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -131,6 +134,24 @@ class SharedArrays:
         )
 
 
+class Watch:
+    """Waits for a message without falling asleep at once: to wake a process can take longer than a simulator's step.
+
+    Args:
+        pipe: where the message comes.
+    """
+
+    def __init__(self, pipe: Connection) -> None:
+        self._poll = select.poll()
+        self._poll.register(pipe, select.POLLIN)
+
+    def wait_awake(self) -> None:
+        """Return when there is a message, or when it takes so long that sleep costs little."""
+        give_up = time.perf_counter() + _AWAKE
+        while not self._poll.poll(0) and time.perf_counter() < give_up:
+            os.sched_yield()
+
+
 class Worker:
     """A process that steps its share of the simulators, in the same arrays as everybody else's.
 
@@ -147,6 +168,7 @@ class Worker:
         # Spawned, not forked: torch's threads do not survive a fork, and a forked sibling would hold this pipe open.
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
+        self._watch = Watch(self._pipe)
         arguments = (theirs, env_id, frame_skip, dict(kwargs), shared, slice(first, stop))
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
@@ -186,6 +208,7 @@ class Worker:
         Raises:
             SimulatorError: it raised, or the process died or hangs.
         """
+        self._watch.wait_awake()
         try:
             if timeout is not None and not self._pipe.poll(timeout):
                 self._process.kill()
@@ -212,6 +235,7 @@ class Worker:
 
 
 STEP = pickle.dumps(("step", ()))
+_AWAKE = 1e-3  # seconds
 
 
 def shares(num_envs: int, num_workers: int) -> list[slice]:
@@ -229,7 +253,9 @@ def _serve(
     try:
         simulators = Simulators(env_id, rows.stop - rows.start, frame_skip, kwargs)
         simulators.arrays = shared.open().rows(rows)
+        watch = Watch(pipe)
         while True:
+            watch.wait_awake()
             method, arguments = pipe.recv()
             pipe.send((True, getattr(simulators, method)(*arguments)))
     except (EOFError, ConnectionError):

@@ -72,7 +72,7 @@ class LeanClipPPOLoss(ClipPPOLoss):
         super().__init__(actor, critic, functional=False, log_explained_variance=False, **options)
         self._policy = policy_terms(actor)
         self._value_of = value_function(critic)
-        self._bounds = (1 - self.clip_epsilon.item(), 1 + self.clip_epsilon.item())
+        self.bounds = (1 - self.clip_epsilon.item(), 1 + self.clip_epsilon.item())
 
     @property
     def step_keys(self) -> list[str]:
@@ -103,16 +103,21 @@ class LeanClipPPOLoss(ClipPPOLoss):
             Scalars ``loss_objective``, ``loss_critic`` and, with an entropy bonus, ``loss_entropy``, to be summed;
             besides them ``entropy`` and the log of the importance ratios, ``log_weight`` ``[n]``, both detached.
         """
-        advantage = minibatch["advantage"][..., 0]
-        if self.normalize_advantage:
-            advantage = (advantage - advantage.mean()) / advantage.std().clamp_min(1e-4)
+        advantage = self.normalized(minibatch["advantage"][..., 0])
         log_prob, old_log_prob, entropy = self._policy(minibatch, entropy=self.entropy_bonus)
-        objective, log_weight = _ClippedSurrogate.apply(log_prob, old_log_prob, advantage, *self._bounds)  # type: ignore[no-untyped-call]
+        objective, log_weight = _ClippedSurrogate.apply(log_prob, old_log_prob, advantage, *self.bounds)  # type: ignore[no-untyped-call]
         error = _DISTANCES[self.loss_critic_type](self._value_of(minibatch), minibatch["value_target"])
         losses = {"loss_objective": objective, "loss_critic": self.critic_coeff * error}
         if entropy is not None:
             losses |= {"loss_entropy": -self.entropy_coeff * entropy, "entropy": entropy.detach()}
         return losses | {"log_weight": log_weight}
+
+    def normalized(self, advantage: Tensor) -> Tensor:
+        """The advantage ``[n]`` as the objective sees it."""
+        if not self.normalize_advantage:
+            return advantage
+        centred = advantage - advantage.mean()
+        return centred / centred.square().sum().div(len(centred) - 1).sqrt().clamp_min(1e-4)
 
     def means(self, records: dict[str, Tensor]) -> dict[str, Tensor]:
         """Means over minibatches, the diagnostics of the ratios among them."""
@@ -127,12 +132,22 @@ class LeanClipPPOLoss(ClipPPOLoss):
             log_weights: ``[minibatches, n]``.
         """
         ess = (2 * log_weights.logsumexp(-1) - (2 * log_weights).logsumexp(-1)).exp() / log_weights.shape[-1]
-        ratio, (low, high) = log_weights.exp(), self._bounds
+        ratio, (low, high) = log_weights.exp(), self.bounds
         return {
             "kl_approx": -log_weights.mean(),
             "clip_fraction": ((ratio < low) | (ratio > high)).to(ratio.dtype).mean(),
             "ESS": ess.mean(),
         }
+
+
+def clipped_surrogate(
+    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, low: float, high: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The negative of eq. 7's mean, the log of the ratios, and the derivative by ``log_prob``, both ``[n]``."""
+    log_weight = log_prob - old_log_prob
+    ratio = log_weight.exp()
+    gain, clipped = ratio * advantage, ratio.clamp(low, high) * advantage
+    return -torch.minimum(gain, clipped).mean(), log_weight, gain.mul_(gain <= clipped).div_(-len(gain))
 
 
 class _ClippedSurrogate(torch.autograd.Function):
@@ -142,11 +157,8 @@ class _ClippedSurrogate(torch.autograd.Function):
     def forward(
         ctx: Any, log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, low: float, high: float
     ) -> tuple[Tensor, Tensor]:
-        log_weight = log_prob - old_log_prob
-        ratio = log_weight.exp()
-        gain, clipped = ratio * advantage, ratio.clamp(low, high) * advantage
-        objective = -torch.minimum(gain, clipped).mean()
-        ctx.save_for_backward(gain.mul_(gain <= clipped).div_(-len(gain)))
+        objective, log_weight, slope = clipped_surrogate(log_prob, old_log_prob, advantage, low, high)
+        ctx.save_for_backward(slope)
         ctx.mark_non_differentiable(log_weight)
         return objective, log_weight
 
