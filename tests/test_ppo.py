@@ -140,8 +140,10 @@ def compare(built: ActorCritic, batch: TensorDict, options: dict[str, Any]) -> N
         (["policy.scale_mapping=softplus"], {"loss_critic_type": "l1", "critic_coeff": 0.3}),
         (["policy.state_independent_scale=false", "policy.num_cells=[32]", "policy.activation_class=ReLU"], {}),
         (["policy.scale_lb=0.99"], {"clip_epsilon": 0.05}),
+        (["policy=normal"], {}),
+        (["policy=normal", "policy.state_independent_scale=false"], {"loss_critic_type": "l2"}),
     ],
-    ids=["default", "softplus", "state_dependent_relu", "scale_at_its_bound"],
+    ids=["default", "softplus", "state_dependent_relu", "scale_at_its_bound", "normal", "normal_state_dependent"],
 )
 @pytest.mark.parametrize("bonus", [False, True])
 def test_written_out_gradient_is_autograds(overrides: list[str], options: dict[str, Any], bonus: bool) -> None:
@@ -167,6 +169,13 @@ def test_written_out_gradient_is_autograds(overrides: list[str], options: dict[s
         torch.testing.assert_close(value, expected[key], rtol=1e-5, atol=1e-6, msg=key)
     torch.testing.assert_close(written_out, by_autograd, rtol=1e-3, atol=1e-6)
     assert by_autograd.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("overrides", [["policy.shared=true"], ["policy=beta"], ["policy.activation_class=ELU"]])
+def test_gradient_of_other_networks_is_left_to_autograd(overrides: list[str]) -> None:
+    built = networks(*overrides)
+    flatten(built.parameters())
+    assert isinstance(gradient_of(LeanClipPPOLoss(built.actor, built.critic), built), AutogradGradient)
 
 
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])

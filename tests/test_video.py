@@ -48,6 +48,25 @@ def test_films_are_made_and_change_nothing(tiny_run: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("egl")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["env=hopper", "policy=gru"],
+        ["env=dm_control", "env.domain=cartpole", "env.task=swingup", "env.max_episode_steps=20"],
+        ["env=cartpole", "policy=categorical"],
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_every_kind_is_filmed(overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    trainer = Trainer(load_config([*FILMED, "logger=none", *overrides]), tmp_path)
+    film = trainer.film()
+    trainer.close()
+    assert film is not None
+    assert len(frames_of(film)[1]) > 1
+
+
+@pytest.mark.usefixtures("egl")
 def test_a_film_that_fails_is_announced_and_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> Any:
         raise VideoError("the encoder died")

@@ -52,7 +52,7 @@ def _random_steps(spec: EnvSpec) -> TensorDictBase:
         init_normalization(env, spec.init_random_steps)
         try:
             check_env_specs(env)
-        except AssertionError as error:
+        except (AssertionError, RuntimeError, ValueError) as error:
             raise ConfigError([Problem("env", f"gives what its specs do not say: {error}", spec.name)]) from error
         steps: TensorDictBase = env.rollout(_STEPS, break_when_any_done=False)
     return steps

@@ -13,7 +13,7 @@ from rlexp.envs import EnvSpec
 from rlexp.loggers import LoggerSpec
 from rlexp.losses import LossSpec
 from rlexp.optim import OptimSpec
-from rlexp.policies import PolicySpec
+from rlexp.policies import PolicySpec, RecurrentPolicy
 
 # What rlexp-train reads itself: how a run starts is no part of what it is.
 COMMAND_SETTINGS = ("resume", "trust")
@@ -123,6 +123,15 @@ class Experiment(Spec):
         elif self.minibatch_size > self.steps_per_batch:
             message = f"is larger than a batch: collector.frames_per_batch gives {self.steps_per_batch} agent steps."
             yield Problem("minibatch_size", message, str(self.minibatch_size))
+        elif isinstance(self.policy, RecurrentPolicy):
+            length = self.policy.sequence_length
+            for key, steps, of in (
+                ("collector.frames_per_batch", self.steps_per_batch // envs, "each environment's steps of a batch"),
+                ("minibatch_size", self.minibatch_size, "the steps of a minibatch"),
+            ):
+                if steps % length:
+                    message = f"must let {of}, now {steps}, be a multiple of policy.sequence_length = {length}."
+                    yield Problem(key, message, str(frames if key.startswith("collector") else steps))
         if self.total_frames < frames:
             message = f"is less than one batch: collector.frames_per_batch is {frames}."
             yield Problem("total_frames", message, str(self.total_frames))

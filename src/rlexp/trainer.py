@@ -26,6 +26,7 @@ from rlexp.config import ConfigError, Problem, build_at, check_targets, load, ne
 from rlexp.experiment import Experiment, read_config
 from rlexp.losses.gradients import gradient_of
 from rlexp.normalization import commit_normalization, copy_normalization, init_normalization, observation_norms
+from rlexp.policies.recurrent import carry_state
 from rlexp.runs import checkpoint
 from rlexp.runs.checkpoint import Checkpoint
 from rlexp.runs.redaction import redact
@@ -109,6 +110,8 @@ class Trainer:
         self.eval_env = spec.build(experiment.evaluation.episodes)
         self.eval_env.base_env.timeout = experiment.collector.timeout
         self.networks = experiment.policy.build(self.env, self.device)
+        for env in (self.env, self.eval_env):
+            carry_state(env, self.networks.actor)
         self.objective = experiment.loss.build(self.networks, spec.num_envs, self.device)
         self.weights = flatten(self.networks.parameters())
         self.gradient = gradient_of(self.objective.loss, self.networks)
@@ -270,10 +273,13 @@ class Trainer:
     def minibatches(self, batch: TensorDictBase) -> Iterator[dict[str, Tensor]]:
         """What the loss reads of the batch's steps, in a new random order, ``minibatch_size`` at a time.
 
-        Each step comes at most once. Those that do not fill a minibatch are left out, different ones each time.
+        Each step comes at most once. Those that do not fill a minibatch are left out, different ones each time. For
+        policies with a memory it is sequences that are in random order, the steps of each one after another.
         """
-        size = self.experiment.minibatch_size
-        order = torch.randperm(batch.numel(), device=batch.device)[: batch.numel() // size * size]
+        size, length = self.experiment.minibatch_size, self.networks.sequence_length
+        order = torch.randperm(batch.numel() // length, device=batch.device)[: batch.numel() // size * size // length]
+        if length > 1:
+            order = (order[:, None] * length + torch.arange(length, device=batch.device)).flatten()
         keys = self.objective.loss.step_keys
         columns = (batch[key].flatten(0, 1)[order].split(size) for key in keys)
         for entries in zip(*columns, strict=True):
@@ -306,6 +312,7 @@ class Trainer:
             try:
                 with filmed(self.experiment.env, path) as env:
                     copy_normalization(self.env, env)
+                    carry_state(env, self.networks.actor)
                     evaluate(env, self.networks.actor, evaluation_seeds(seed, 1))
             except Exception as error:  # whatever a renderer or an encoder raises, training goes on
                 log.warning("No video after %s frames: %s", f"{self.frames:,}", error)

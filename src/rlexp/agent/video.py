@@ -17,7 +17,8 @@ import numpy.typing as npt
 from torchrl.envs import TransformedEnv
 
 from rlexp.config import ConfigError, Problem
-from rlexp.envs import EnvSpec, GymEnv
+from rlexp.envs import EnvSpec, SimulatorEnv
+from rlexp.envs.making import HEADLESS
 from rlexp.runs.seeding import unmoved_generators
 
 
@@ -81,10 +82,7 @@ class EpisodeRecorder(gymnasium.Wrapper[Any, Any, Any, Any]):
         try:
             return np.ascontiguousarray(self.env.render(), dtype=np.uint8)
         except Exception as error:
-            raise VideoError(
-                f"this environment cannot be rendered here: {error}. Without a display MuJoCo renders with EGL: "
-                "set MUJOCO_GL=egl, and install libegl1 (Debian, Ubuntu) or the graphics driver's own EGL."
-            ) from error
+            raise VideoError(f"this environment cannot be rendered here: {error}. {HEADLESS}") from error
 
     def _finish(self) -> None:
         self._writer.close()
@@ -105,8 +103,8 @@ def rendering(spec: EnvSpec) -> EnvSpec:
     Raises:
         VideoError: it has no pictures.
     """
-    if not isinstance(spec, GymEnv):
-        raise VideoError(f"{type(spec).__name__} gives no pictures; GymEnv does.")
+    if not isinstance(spec, SimulatorEnv):
+        raise VideoError(f"{type(spec).__name__} gives no pictures; env=gym and env=dm_control do.")
     if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
         os.environ.setdefault("MUJOCO_GL", "egl")  # read when the first picture is made
     return spec.model_copy(update={"kwargs": spec.kwargs | {"render_mode": "rgb_array"}})

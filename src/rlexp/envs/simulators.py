@@ -18,10 +18,11 @@ from itertools import pairwise
 from multiprocessing.connection import Connection
 from typing import Any
 
-import gymnasium
 import numpy as np
 import numpy.typing as npt
+from gymnasium import spaces
 
+from rlexp.envs.making import make
 from rlexp.envs.snapshot import State, StateUnavailableError, check_state, get_state, set_state
 
 
@@ -38,7 +39,7 @@ class Arrays:
         reward: ``[num_envs]`` float64.
         terminated: ``[num_envs]`` bool.
         truncated: ``[num_envs]`` bool.
-        action: ``[num_envs, *action]``, what the next step does.
+        action: ``[num_envs, *action]``, what the next step does; ``[num_envs]`` int64 where it is a choice.
     """
 
     observation: npt.NDArray[Any]
@@ -59,11 +60,11 @@ class Simulators:
         env_id: Gymnasium's id.
         num_envs: number of copies.
         frame_skip: times each action is repeated; rewards are summed, and the end of an episode ends the repetition.
-        kwargs: passed to ``gymnasium.make``.
+        kwargs: passed to `rlexp.envs.making.make`.
     """
 
     def __init__(self, env_id: str, num_envs: int, frame_skip: int, kwargs: Mapping[str, Any]) -> None:
-        self.envs = [gymnasium.make(env_id, **kwargs) for _ in range(num_envs)]
+        self.envs = [make(env_id, **kwargs) for _ in range(num_envs)]
         self.arrays: Arrays
         self._repeat = frame_skip
 
@@ -267,14 +268,14 @@ def _serve(
             simulators.close()
 
 
-def allocate(num_envs: int, observation: gymnasium.spaces.Box, action: gymnasium.spaces.Box) -> Arrays:
+def allocate(num_envs: int, observation: spaces.Box, action: spaces.Box | spaces.Discrete) -> Arrays:
     """Arrays for ``num_envs`` simulators with these spaces."""
     return Arrays(
         np.zeros((num_envs, *observation.shape), dtype=observation.dtype),
         np.zeros(num_envs),
         np.zeros(num_envs, dtype=np.bool_),
         np.zeros(num_envs, dtype=np.bool_),
-        np.zeros((num_envs, *action.shape), dtype=action.dtype),
+        np.zeros((num_envs, *action.shape), dtype=np.int64 if isinstance(action, spaces.Discrete) else action.dtype),
     )
 
 

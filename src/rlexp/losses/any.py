@@ -20,6 +20,7 @@ class TorchRLLoss(nn.Module):
     def __init__(self, loss: LossModule, networks: ActorCritic) -> None:
         super().__init__()
         self.loss = loss
+        self._sequence_length = networks.sequence_length
         names = loss.tensor_keys
         # Not the loss's own in_keys: those are for a loss that computes its advantage, from consecutive steps.
         keys = [*networks.actor.in_keys, *networks.critic.in_keys]
@@ -31,8 +32,10 @@ class TorchRLLoss(nn.Module):
 
     def losses(self, minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the loss returns for a minibatch ``[n, ...]``."""
-        steps = len(next(iter(minibatch.values())))
-        return dict(self.loss(TensorDict(minibatch, batch_size=[steps])).items())
+        steps = TensorDict(minibatch, batch_size=[len(next(iter(minibatch.values())))])
+        if self._sequence_length > 1:
+            steps = steps.unflatten(0, (-1, self._sequence_length))
+        return dict(self.loss(steps).items())
 
     def means(self, records: dict[str, Tensor]) -> dict[str, Tensor]:
         """Means over minibatches."""

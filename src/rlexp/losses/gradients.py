@@ -14,7 +14,8 @@ from torchrl.modules import ValueOperator
 
 from rlexp.losses import MinibatchLoss
 from rlexp.losses.ppo import LeanClipPPOLoss, clipped_surrogate
-from rlexp.policies import ActorCritic, SquashedGaussian
+from rlexp.policies import ActorCritic
+from rlexp.policies.families import Gaussian, Parts, SquashedGaussian
 from rlexp.policies.perceptron import Perceptron, PerceptronGradient
 
 Gradient = Callable[[dict[str, Tensor]], dict[str, Tensor]]
@@ -47,7 +48,7 @@ class AutogradGradient:
 
 
 class WrittenOutGradient:
-    r"""`LeanClipPPOLoss`'s, for a squashed Gaussian actor and a critic that are perceptrons.
+    r"""`LeanClipPPOLoss`'s, for a Gaussian actor, squashed or not, and a critic that are perceptrons.
 
     At minibatches of some hundred steps autograd's bookkeeping takes longer than the arithmetic. What the loss has to
     differentiate is short: with $z = (u - \mathrm{loc}) / \mathrm{scale}$ for the latent action $u$,
@@ -56,19 +57,26 @@ class WrittenOutGradient:
 
     Args:
         loss: the loss.
-        gaussian: the parts of its actor.
+        gaussian: the family of its actor.
         actor: the perceptron before the actor's last module, which makes loc and scale of its output.
         head: that last module.
         critic: the critic's perceptron.
     """
 
     def __init__(
-        self, loss: LeanClipPPOLoss, gaussian: SquashedGaussian, actor: Perceptron, head: nn.Module, critic: Perceptron
+        self,
+        loss: LeanClipPPOLoss,
+        gaussian: SquashedGaussian | Gaussian,
+        actor: Perceptron,
+        head: nn.Module,
+        critic: Perceptron,
     ) -> None:
         self._loss = loss
         self._gaussian = gaussian
         self._actor, self._head, self._critic = PerceptronGradient(actor), head, PerceptronGradient(critic)
-        self._like = torch.zeros_like(gaussian.middle) if isinstance(head, AddStateIndependentNormalScale) else None
+        self._like: Tensor | None = None
+        if isinstance(head, AddStateIndependentNormalScale):
+            self._like = torch.zeros_like(head.state_independent_scale)
         self._exponential: nn.Parameter | None = None
         if isinstance(head, AddStateIndependentNormalScale) and head.scale_mapping == "exp":
             self._exponential, self._lower_bound = head.state_independent_scale, float(head.scale_lb)
@@ -76,14 +84,17 @@ class WrittenOutGradient:
     @classmethod
     def of(cls, loss: MinibatchLoss, networks: ActorCritic) -> WrittenOutGradient | None:
         """The gradient of ``loss``, or None where it or a network is of another kind."""
-        gaussian = SquashedGaussian.of(networks.actor)
-        if type(loss) is not LeanClipPPOLoss or gaussian is None or not isinstance(gaussian.network, nn.Sequential):
+        parts = Parts.of(networks.actor)
+        if type(loss) is not LeanClipPPOLoss or parts is None or not isinstance(parts.network, nn.Sequential):
             return None
         critic = cast("ValueOperator", networks.critic)
-        actor, value = Perceptron.of(gaussian.network[:-1]), Perceptron.of(critic.module)
+        actor, value = Perceptron.of(parts.network[:-1]), Perceptron.of(critic.module)
         if actor is None or value is None or list(critic.in_keys) != ["observation"]:
             return None
-        return cls(loss, gaussian, actor, gaussian.network[-1], value)
+        shared = set(actor.layers) & set(value.layers)  # theirs is the sum of two gradients, and each overwrites
+        if shared or not isinstance(parts.family, SquashedGaussian | Gaussian):
+            return None
+        return cls(loss, parts.family, actor, parts.network[-1], value)
 
     def __call__(self, minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Write the gradient, and return what the loss gave."""
@@ -141,11 +152,13 @@ class WrittenOutGradient:
         return by_loc
 
     def _entropy(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        r"""The squashed Gaussian's, estimated from one reparameterised sample a step, and its derivatives.
+        r"""The Gaussian's; if it is squashed, estimated from one reparameterised sample a step. And its derivatives.
 
         $H = \mathbb{E}[\log \mathrm{scale} + \epsilon^2 / 2 + \log|\mathrm{d}a / \mathrm{d}u|]$ at
         $u = \mathrm{loc} + \mathrm{scale}\,\epsilon$; the last term's derivative by $u$ is $-2 \tanh u$.
         """
+        if isinstance(self._gaussian, Gaussian):
+            return self._gaussian.entropy(loc, scale), torch.zeros_like(loc), (1 / scale).expand_as(loc)
         noise = torch.randn_like(loc)
         latent = loc + scale * noise
         by_latent = -2 * latent.tanh()

@@ -33,7 +33,7 @@ class GeneralizedAdvantage(nn.Module):
     def __init__(self, critic: ValueOperator, gamma: float, lmbda: float, *, average: bool) -> None:
         super().__init__()
         self.critic, self.gamma, self.lmbda, self.average = critic, gamma, lmbda, average
-        self._value_of = value_function(critic)
+        self._value_of, self._value_after = value_function(critic), value_function(critic, alone=True)
 
     @torch.no_grad()
     def forward(self, batch: TensorDictBase) -> TensorDictBase:
@@ -45,7 +45,7 @@ class GeneralizedAdvantage(nn.Module):
         ends = done.clone()
         ends[..., -1] = True
         next_value = value.roll(-1, -1)
-        next_value[ends] = self._value_of({key: after[key][ends] for key in self.critic.in_keys})[:, 0]
+        next_value[ends] = self._value_after({key: after[key][ends] for key in self.critic.in_keys})[:, 0]
         error = reward + self.gamma * next_value * ~terminated - value
         advantage = discounted_sums(error, self.gamma * self.lmbda * ~done)
         target = advantage + value

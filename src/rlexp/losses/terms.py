@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import AddStateIndependentNormalScale
 from torch import Tensor, nn
 from torchrl.modules import ProbabilisticActor, ValueOperator
 
-from rlexp.policies import SquashedGaussian
+from rlexp.policies.families import Parts
 from rlexp.policies.perceptron import Perceptron
+from rlexp.policies.recurrent import STEP_KEYS, RecurrentActor, RecurrentCritic
 
 
 class PolicyTerms(Protocol):
@@ -34,8 +35,8 @@ class PolicyTerms(Protocol):
 
 def policy_terms(actor: ProbabilisticActor) -> PolicyTerms:
     """The terms of ``actor``, in the fastest way that is known."""
-    gaussian = SquashedGaussian.of(actor)
-    return DistributionTerms(actor) if gaussian is None else SquashedGaussianTerms(gaussian)
+    parts = Parts.of(actor)
+    return DistributionTerms(actor) if parts is None else FamilyTerms(actor, parts)
 
 
 class DistributionTerms:
@@ -55,34 +56,30 @@ class DistributionTerms:
         return dist.log_prob(minibatch["action"]), minibatch["action_log_prob"], mean_entropy
 
 
-class SquashedGaussianTerms:
-    """Those of a ``TanhNormal`` actor, whose squashing depends on the action alone: it is undone once for all epochs.
+class FamilyTerms:
+    """Those of an actor whose parts are known; what depends on the action alone is computed once for all epochs.
 
-    Log-probabilities are of the latent action: the squashing's share cancels in the ratio.
+    Log-probabilities are of latent actions: a squashing's share, say, cancels in the ratio.
     """
 
-    def __init__(self, gaussian: SquashedGaussian) -> None:
-        self._gaussian = gaussian
-        self._parameters_of = gaussian_parameters(gaussian)
-        self.step_keys: list[str] = ["observation", "latent", "latent_log_prob"]
+    def __init__(self, actor: ProbabilisticActor, parts: Parts) -> None:
+        self._family = parts.family
+        self._parameters_of = parameters_of(parts.network)
+        self.step_keys: list[str] = [*actor.in_keys, "latent", "latent_log_prob"]
 
     @torch.no_grad()
     def prepare(self, batch: TensorDictBase) -> None:
         """Write the latent actions and their log-probabilities."""
-        latent, log_slope = self._gaussian.latent(batch["action"])
+        latent, excess = self._family.latent(batch["action"])
         batch.set("latent", latent)
-        batch.set("latent_log_prob", batch["action_log_prob"] + log_slope)
+        batch.set("latent_log_prob", batch["action_log_prob"] + excess)
 
     def __call__(self, minibatch: dict[str, Tensor], *, entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """See `PolicyTerms`."""
-        loc, scale = self._parameters_of(minibatch["observation"])
-        log_prob: Tensor = _NormalLogProb.apply(minibatch["latent"], loc, scale)  # type: ignore[no-untyped-call]
-        if not entropy:
-            return log_prob, minibatch["latent_log_prob"], None
-        # TanhNormal's entropy has no closed form; one reparameterised sample a step estimates it, as in torchrl.
-        latent = loc + scale * torch.randn_like(loc)
-        sampled = _NormalLogProb.apply(latent, loc, scale)  # type: ignore[no-untyped-call]
-        return log_prob, minibatch["latent_log_prob"], (self._gaussian.log_slope(latent) - sampled).mean()
+        parameters = self._parameters_of(minibatch)
+        log_prob = self._family.log_prob(minibatch["latent"], *parameters)
+        mean_entropy = self._family.entropy(*parameters) if entropy else None
+        return log_prob, minibatch["latent_log_prob"], mean_entropy
 
 
 def _entropy(dist: torch.distributions.Distribution) -> Tensor:
@@ -93,40 +90,43 @@ def _entropy(dist: torch.distributions.Distribution) -> Tensor:
         return -dist.log_prob(sample)
 
 
-class _NormalLogProb(torch.autograd.Function):
-    """Log-density of a diagonal Gaussian, one node of the graph: ``latent`` and ``loc`` ``[n, actions]`` -> ``[n]``."""
-
-    @staticmethod
-    def forward(ctx: Any, latent: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-        z = (latent - loc) / scale
-        ctx.save_for_backward(z, scale)
-        return (z.square() * -0.5 - scale.log()).sum(-1) - 0.5 * math.log(2 * math.pi) * loc.shape[-1]
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        z, scale = ctx.saved_tensors
-        by_z = grad_outputs[0][:, None] * z / scale
-        by_scale = by_z * z - grad_outputs[0][:, None] / scale
-        return -by_z if ctx.needs_input_grad[0] else None, by_z, by_scale.sum_to_size(scale.shape)
-
-
-def gaussian_parameters(gaussian: SquashedGaussian) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """From observations ``[n, observation]`` to loc ``[n, actions]`` and scale, which broadcasts with it."""
-    from tensordict.nn import AddStateIndependentNormalScale
-
-    network = gaussian.network
-    if not isinstance(network, nn.Sequential) or (body := Perceptron.of(network[:-1])) is None:
-        return network
-    head = network[-1]
+def parameters_of(network: nn.Module) -> Callable[[dict[str, Tensor]], tuple[Tensor, ...]]:
+    """From the entries of steps ``[n, ...]`` to an actor's parameters, which broadcast with ``[n, outputs]``."""
+    if isinstance(network, RecurrentActor):
+        return lambda steps: tuple(p.flatten(0, 1) for p in network(*sequences(steps, network.sequence_length))[:-1])
+    body, head = (network[:-1], network[-1]) if isinstance(network, nn.Sequential) else (network, nn.Identity())
+    perceptron = Perceptron.of(body)
+    forward = body if perceptron is None else perceptron
     if isinstance(head, AddStateIndependentNormalScale):
-        like = torch.zeros_like(gaussian.middle)
-        return lambda observation: (body(observation), head(like)[1])
-    return lambda observation: head(body(observation))
+        # Not as torchrl does it: no copy of the standard deviation for each step.
+        return lambda steps: (forward(steps["observation"]), head(torch.zeros_like(head.state_independent_scale))[1])
+
+    def parameters(steps: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        out = head(forward(steps["observation"]))
+        return (out,) if isinstance(out, Tensor) else out
+
+    return parameters
 
 
-def value_function(critic: ValueOperator) -> Callable[[dict[str, Tensor]], Tensor]:
-    """From the entries of steps ``[n, ...]`` to their values ``[n, 1]``."""
-    body = Perceptron.of(critic.module) if list(critic.in_keys) == ["observation"] else None
-    if body is None:
+def value_function(critic: ValueOperator, *, alone: bool = False) -> Callable[[dict[str, Tensor]], Tensor]:
+    """From the entries of steps ``[n, ...]`` to their values ``[n, 1]``.
+
+    Args:
+        critic: the critic.
+        alone: each step stands for itself. Otherwise a critic with a memory takes the steps to be sequences, one after
+            another, and begins each with what was remembered at its first step.
+    """
+    network = critic.module
+    if isinstance(network, RecurrentCritic):
+        if alone:
+            return lambda steps: network(*(steps[key] for key in STEP_KEYS))
+        return lambda steps: network(*sequences(steps, network.sequence_length)).flatten(0, 1)
+    if type(critic) is not ValueOperator or list(critic.in_keys) != ["observation"]:
         return lambda steps: critic(TensorDict({key: steps[key] for key in critic.in_keys}))["state_value"]
-    return lambda steps: body(steps["observation"])
+    forward = Perceptron.of(network) or network
+    return lambda steps: forward(steps["observation"])
+
+
+def sequences(steps: dict[str, Tensor], length: int) -> list[Tensor]:
+    """The entries that a network with a memory reads, from steps ``[n, ...]`` to ``[n / length, length, ...]``."""
+    return [steps[key].unflatten(0, (-1, length)) for key in STEP_KEYS]
