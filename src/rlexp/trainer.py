@@ -19,7 +19,9 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from rlexp.agent.evaluation import Evaluation, evaluate, evaluation_seeds
+from rlexp.agent.video import check_filming, filmed
 from rlexp.callbacks import Callback
+from rlexp.checks import check_checkpoint, check_env
 from rlexp.collectors import Source
 from rlexp.config import ConfigError, Problem, build_at, check_targets, load, new_run_path
 from rlexp.experiment import Experiment, read_config
@@ -98,6 +100,10 @@ class Trainer:
         if start is None and self.run.started:
             message = "holds a run already: continue it with resume=..., or choose another folder."
             raise ConfigError([Problem("hydra.run.dir", message, str(self.run.path))])
+        if experiment.checks:
+            check_env(experiment.env)
+        if experiment.evaluation.video_interval is not None:
+            check_filming(experiment.env, "evaluation.video_interval")
         self.device = pick_device(experiment.device)
         torch.set_num_threads(1)  # the first weights must not depend on how many cores this machine has
         seed_everything(experiment.seed)
@@ -183,22 +189,31 @@ class Trainer:
 
         Raises:
             TrainingError: an observation, reward, loss or gradient is not finite.
+            CheckError: ``checks`` is on, and the checkpoint does not hold the agent.
             Stopped: a signal came; the run is saved.
         """
         info = {"seed": self.experiment.seed, "threads": self.threads, "device": str(self.device)}
-        with closing(self), Session(self.run, self.experiment, info, self.frames, self.run_id) as session:
+        with (
+            closing(self),
+            torch.autograd.set_detect_anomaly(self.experiment.checks),
+            Session(self.run, self.experiment, info, self.frames, self.run_id) as session,
+        ):
             batches = iter(self.collector)
             self.save()
             while not self.finished and session.stop is None:
                 metrics = self.iterate(batches)
                 if self.finished or self._due(self.experiment.evaluation.interval):
                     metrics |= self.evaluate().metrics()
+                if self._film_due() and (video := self.film()) is not None:
+                    session.log_video(video, self.frames)
                 session.log({"frames": self.frames} | metrics | self.time_metrics())
                 if self.best_frames == self.frames or self._save_due():
                     session.sync()
                     self.save()
             session.sync()
-            self.save()
+            path = self.save()
+            if self.experiment.checks and self.final is not None and self.finished:
+                check_checkpoint(path, self.final, self.device, self.experiment.to_dict())
             session.summary = self.summary("completed" if self.finished else _status(session.stop))
         if session.stop is not None and not self.finished:
             raise Stopped(session.stop)
@@ -318,6 +333,25 @@ class Trainer:
         self._call("after_evaluation", self.final)
         return self.final
 
+    def film(self) -> Path | None:
+        """Film the first episode of an evaluation of the current policy.
+
+        Returns:
+            The MP4; None where it could not be made, which is announced.
+        """
+        seed = self.experiment.seed
+        path = self.run.videos / f"{self.frames:012d}_seed{seed}.mp4"
+        with self._timed("eval"):
+            try:
+                with filmed(self.experiment.env, path) as env:
+                    copy_normalization(self.env, env)
+                    carry_state(env, self.networks.actor)
+                    evaluate(env, self.networks.actor, evaluation_seeds(seed, 1))
+            except Exception as error:  # whatever a renderer or an encoder raises, training goes on
+                log.warning("No video after %s frames: %s", f"{self.frames:,}", error)
+                return None
+        return path
+
     def save(self) -> Path:
         """Save a checkpoint of this moment, once; it is the best one if the best evaluation is of this moment."""
         path = self.run.checkpoints / f"{self.frames:012d}"
@@ -369,6 +403,10 @@ class Trainer:
             return False
         before = self.frames - self.experiment.collector.frames_per_batch
         return self.frames // interval > before // interval
+
+    def _film_due(self) -> bool:
+        interval = self.experiment.evaluation.video_interval
+        return interval is not None and (self.finished or self._due(interval))
 
     def _save_due(self) -> bool:
         minutes = self.experiment.checkpoint.interval_minutes

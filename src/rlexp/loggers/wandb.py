@@ -85,7 +85,7 @@ def group_of(config: Mapping[str, Any]) -> str:
     return f"{config['env']['name']}-{hashlib.sha256(kept.encode()).hexdigest()[:8]}"
 
 
-class WandbSink:
+class WandbSink(Sink):
     """One W&B run; the first failure ends the copy, never the training."""
 
     def __init__(self, run: wandb.Run) -> None:
@@ -97,6 +97,15 @@ class WandbSink:
             return
         try:
             self._run.log(dict(row))
+        except Exception as error:
+            self._fail(error)
+
+    def log_video(self, path: Path, frames: int) -> None:
+        """Copy a film into the row that comes next."""
+        if self._run is None:
+            return
+        try:
+            self._run.log({"eval/video": wandb.Video(str(path), format="mp4")}, commit=False)
         except Exception as error:
             self._fail(error)
 

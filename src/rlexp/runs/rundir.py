@@ -48,6 +48,7 @@ class RunDir:
         self.log = self.path / "train.log"
         self.checkpoints = self.path / "checkpoints"
         self.plots = self.path / "plots"
+        self.videos = self.path / "videos"
         self._lock: IO[str] | None = None
 
     @property
