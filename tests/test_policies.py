@@ -228,9 +228,7 @@ def test_it_acts_as_torchrls_actor_does(overrides: list[str], deterministic: boo
     for observation, end in zip(observations, ended, strict=True):
         ours.append(torch.from_numpy(act(observation.numpy()).copy()))
         act.restart(np.flatnonzero(end.numpy()))
-    written = act.outputs(
-        TensorDict({"observation": observations.swapaxes(0, 1), "action": torch.stack(ours, 1)}, [16, 5])
-    )
+    written = act.outputs(TensorDict({"observation": observations.swapaxes(0, 1), "action": torch.stack(ours, 1)}, [16, 5]))
 
     torch.manual_seed(1)
     carried: dict[str, torch.Tensor] = {}
@@ -376,9 +374,7 @@ def test_minibatches_of_a_memory_are_whole_sequences(tmp_path: Path) -> None:
 @pytest.fixture(scope="module", params=[*RECURRENT[:2], ["env=acrobot", "policy=categorical"], ["env=hopper", "policy=normal"]],
                 ids=["gru", "lstm", "categorical", "normal"])  # fmt: skip
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
-    trainer = Trainer(
-        load_config([*request.param, *SMALL, "optim.lr=0.01"]), tmp_path_factory.mktemp("trained") / "run"
-    )
+    trainer = Trainer(load_config([*request.param, *SMALL, "optim.lr=0.01"]), tmp_path_factory.mktemp("trained") / "run")
     trainer.fit()
     return trainer
 

@@ -41,11 +41,12 @@ def test_a_run_is_followed_to_its_end(tmp_path: Path) -> None:
     watching = subprocess.Popen(
         [*WATCH, "outputs"], cwd=tmp_path, env=clean_environment(tmp_path), stdout=subprocess.PIPE, text=True
     )
+    assert watching.stdout is not None
+    assert watching.stdout.readline() == "no run yet\n"
     training = launch([*TINY, "logger=none", "total_frames=8192", "hydra.run.dir=outputs/run"], tmp_path)
     said, _ = watching.communicate(timeout=100)
     training.join(100)
     assert watching.returncode == 0
-    assert "no run yet" in said
     assert "running" in said
     assert "completed" in said.splitlines()[-2]
     assert json.loads((tmp_path / "outputs" / "run" / "summary.json").read_text())["status"] == "completed"

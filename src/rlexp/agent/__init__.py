@@ -135,9 +135,7 @@ class Agent:
         with set_exploration_type(ExplorationType.DETERMINISTIC):
             for _ in range(steps):
                 observation = witness.observation
-                stepped, tensordict = env.step_and_maybe_reset(
-                    self.networks.actor(tensordict.to(device)).to(env.device)
-                )
+                stepped, tensordict = env.step_and_maybe_reset(self.networks.actor(tensordict.to(device)).to(env.device))
                 action = self.env.base_env.action_spec.project(witness.action)  # as the simulators clip it
                 rows.append((observation, action, stepped["next", "done"][:, 0]))
         observations, actions, ends = (torch.stack(entries) for entries in zip(*rows, strict=True))

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from rlexp.policies.recurrent import Memory
 
 ACTIVATIONS = ("CELU", "ELU", "GELU", "LeakyReLU", "Mish", "ReLU", "SELU", "SiLU", "Softplus", "Tanh")
-
-
 class NetworkPolicy(PolicySpec):
     """Base of the shipped policies: a trunk, linear layers on it, and a distribution.
 
@@ -135,9 +133,7 @@ class NetworkPolicy(PolicySpec):
         shape = env.observation_spec_unbatched["observation"].shape
         if len(shape) != self.observation_dims:
             kind = {1: "vectors", 3: "images [channels, height, width]"}[self.observation_dims]
-            raise cannot_act(
-                env, f"its network reads {kind}, and this environment's observation has shape {list(shape)}"
-            )
+            raise cannot_act(env, f"its network reads {kind}, and this environment's observation has shape {list(shape)}")
 
 
 class PerceptronPolicy(NetworkPolicy):

@@ -50,13 +50,13 @@ def watch(tops: Sequence[Path], interval: float) -> int:
         while True:
             runs = seen.runs()
             text = "\n".join(table(runs, relative_to=tops))
+            changed, shown = text != shown, text
             if on_terminal:
                 size = shutil.get_terminal_size()
                 lines = [f"{_counts(runs)}; {datetime.now():%H:%M:%S}, Ctrl-C ends this view, not the runs", "", text]
                 print(_REDRAW + _fitting("\n".join(lines), size.columns, size.lines), end="", flush=True)
-            elif text != shown:
+            elif changed:
                 print(f"{text}\n", flush=True)
-            shown = text
             if runs and not any(run.status in (_RUNNING, _WAITING) or _at_work(run.path.parent) for run in runs):
                 break
             time.sleep(interval)
