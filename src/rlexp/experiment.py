@@ -33,6 +33,11 @@ class EvaluationSettings(Spec):
     episodes: Count
     video_interval: Count | None
 
+    @property
+    def minibatches_per_epoch(self) -> int:
+        """Gradient steps of one pass over a batch."""
+        return self.steps_per_batch // self.minibatch_size
+
     def lacking(self) -> Iterator[Problem]:
         """The encoder of a film."""
         if self.video_interval is not None:
@@ -70,6 +75,8 @@ class Experiment(Spec):
         seed: everything random follows from it.
         device: ``auto`` is cuda where there is one, else cpu.
         threads: torch's threads; ``auto`` decides by the work of a minibatch and the cores there are.
+        compile: compile a loss by ``torch.compile``, unless its gradient is written out, which is faster still, or it
+            reads sequences; ``auto`` does in long runs.
         checks: assert what costs time: the environment's specs and repeatability before training, what operation makes
             a gradient NaN, and that the last checkpoint holds the agent.
         callbacks: objects with methods of `rlexp.callbacks.Callback`; names are free.
@@ -93,6 +100,7 @@ class Experiment(Spec):
     seed: Annotated[Integer, Field(ge=0, lt=2**32)]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
     threads: Count | Literal["auto"]
+    compile: bool | Literal["auto"]
     checks: bool
     callbacks: dict[str, Node]
     warm_start: str | None
@@ -106,6 +114,11 @@ class Experiment(Spec):
     def num_batches(self) -> int:
         """Batches of the whole run: as many as it takes to reach ``total_frames``."""
         return -(-self.total_frames // self.collector.frames_per_batch)
+
+    @property
+    def minibatches_per_epoch(self) -> int:
+        """Gradient steps of one pass over a batch."""
+        return self.steps_per_batch // self.minibatch_size
 
     def lacking(self) -> Iterator[Problem]:
         """What the logger and the films lack."""

@@ -25,6 +25,7 @@ from rlexp.checks import check_checkpoint, check_env
 from rlexp.collectors import Source
 from rlexp.config import ConfigError, Problem, build_at, check_targets, load, new_run_path
 from rlexp.experiment import Experiment, read_config
+from rlexp.hardware import pick_device, set_threads, use_compiler
 from rlexp.losses.gradients import gradient_of
 from rlexp.normalization import commit_normalization, copy_normalization, init_normalization, observation_norms
 from rlexp.optim.schedules import KLAdaptive
@@ -123,7 +124,7 @@ class Trainer:
         actor = list(self.networks.actor.parameters())
         critic = self.networks.parameters()[len(actor) :]
         self.weights = flatten([*actor, *critic])
-        self.gradient = gradient_of(self.objective.loss, self.networks)
+        self.gradient = gradient_of(self.objective.loss, self.networks, lambda: use_compiler(experiment, self.device))
         self.threads = set_threads(experiment, self.weights.numel())
         self.optimizer, self.scheduler = experiment.optim.build(self.weights, actor, critic, experiment.num_batches)
         self._watches_kl = experiment.target_kl is not None or isinstance(self.scheduler, KLAdaptive)
@@ -490,42 +491,3 @@ def explained_variance(value: Tensor, target: Tensor) -> float:
     """Share of the targets' variance that the critic explains: 1 is all of it, 0 none, negative worse than none."""
     variance = target.var()
     return float(1 - (target - value).var() / variance) if variance > 0 else 0.0
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that the ``device`` setting means.
-
-    Raises:
-        ConfigError: it is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        available = ", ".join(["auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
-        raise ConfigError([Problem("device", f"there is no such device. Available: {available}.", name)])
-    return device
-
-
-def set_threads(experiment: Experiment, weights: int) -> int:
-    """Set torch's thread count as ``threads`` says, and return it.
-
-    ``auto`` takes one thread for every 32 million multiply-adds of a minibatch's forward: with less to do, waking a
-    thread costs more than it saves, and threads that wait for work spin on the cores that other jobs need. It stays
-    within the cores of this process and within ``OMP_NUM_THREADS``, by which launchers share cores out among jobs, and
-    leaves one core to each process that works while torch does. Those of ``env.num_workers`` do not.
-
-    Args:
-        experiment: its ``threads``, ``minibatch_size`` and ``collector``.
-        weights: of all networks.
-    """
-    if experiment.threads == "auto":
-        cores = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
-        cores -= experiment.collector.busy_while_learning
-        count = max(1, min(cores, weights * experiment.minibatch_size // 2**25))
-        log.info("threads=auto: %d of %d, for %s weights and minibatches of %s steps",
-                 count, max(1, cores), f"{weights:,}", f"{experiment.minibatch_size:,}")  # fmt: skip
-    else:
-        count = int(experiment.threads)
-    torch.set_num_threads(count)
-    return count

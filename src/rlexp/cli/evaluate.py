@@ -68,8 +68,8 @@ def evaluate(arguments: list[str]) -> int:
     from rlexp.agent import Agent, evaluation
     from rlexp.agent.video import EpisodeRecorder, VideoError
     from rlexp.experiment import read_config
+    from rlexp.hardware import pick_device, set_threads
     from rlexp.runs import checkpoint
-    from rlexp.trainer import pick_device, set_threads
 
     try:
         saved = checkpoint.load(Path(settings.checkpoint))
