@@ -25,10 +25,22 @@ class EvaluationSettings(Spec):
     Attributes:
         interval: simulator frames between evaluations; there is always one at the end.
         episodes: whole episodes of each evaluation.
+        video_interval: simulator frames between films of an evaluation's first episode, with one at the end; None
+            films none.
     """
 
     interval: Count
     episodes: Count
+    video_interval: Count | None
+
+    def lacking(self) -> Iterator[Problem]:
+        """The encoder of a film."""
+        if self.video_interval is not None:
+            try:
+                import imageio_ffmpeg  # noqa: F401
+            except ImportError:
+                message = "needs an encoder: pip install 'rlexp[video]'."
+                yield Problem("video_interval", message, str(self.video_interval))
 
 
 class CheckpointSettings(Spec):
@@ -51,11 +63,15 @@ class Experiment(Spec):
     Attributes:
         total_frames: budget in simulator frames; training ends with the first batch that reaches it.
         num_epochs: passes over each batch.
+        target_kl: KL from the policy that acted, in nats, beyond which no further pass begins; None makes all of them.
+        recompute_advantage: with each pass, instead of once a batch.
         minibatch_size: agent steps of one gradient step.
         max_grad_norm: bound on the norm of each gradient.
         seed: everything random follows from it.
         device: ``auto`` is cuda where there is one, else cpu.
         threads: torch's threads; ``auto`` decides by the work of a minibatch and the cores there are.
+        checks: assert what costs time: the environment's specs and repeatability before training, what operation makes
+            a gradient NaN, and that the last checkpoint holds the agent.
         callbacks: objects with methods of `rlexp.callbacks.Callback`; names are free.
         warm_start: a checkpoint or run whose weights and statistics the run begins with; None begins with fresh ones.
     """
@@ -70,11 +86,14 @@ class Experiment(Spec):
     checkpoint: CheckpointSettings
     total_frames: Count
     num_epochs: Count
+    target_kl: Positive | None
+    recompute_advantage: bool
     minibatch_size: Count
     max_grad_norm: Positive
     seed: Annotated[Integer, Field(ge=0, lt=2**32)]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
     threads: Count | Literal["auto"]
+    checks: bool
     callbacks: dict[str, Node]
     warm_start: str | None
 
@@ -87,6 +106,11 @@ class Experiment(Spec):
     def num_batches(self) -> int:
         """Batches of the whole run: as many as it takes to reach ``total_frames``."""
         return -(-self.total_frames // self.collector.frames_per_batch)
+
+    def lacking(self) -> Iterator[Problem]:
+        """What the logger and the films lack."""
+        yield from (problem.under("logger.") for problem in self.logger.lacking())
+        yield from (problem.under("evaluation.") for problem in self.evaluation.lacking())
 
     def problems(self) -> Iterator[Problem]:
         """Rules across groups."""
@@ -115,6 +139,7 @@ class Experiment(Spec):
         if self.total_frames < frames:
             message = f"is less than one batch: collector.frames_per_batch is {frames}."
             yield Problem("total_frames", message, str(self.total_frames))
+        yield from self.collector.problems_with(self.env)
 
 
 def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) -> Experiment:

@@ -15,8 +15,7 @@ from torchrl.data import Bounded, Categorical
 from torchrl.envs import Compose, ObservationNorm, Transform, TransformedEnv, VecNorm, VecNormV2
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from rlexp.config import ConfigError, Problem
-from rlexp.envs import EnvSpec, SimulatorEnv
+from rlexp.agent.video import rendering
 from rlexp.experiment import Experiment, read_config
 from rlexp.normalization import RunningObservationNorm
 from rlexp.policies import ActorCritic
@@ -44,6 +43,7 @@ class Agent:
     Raises:
         CheckpointError: there is no checkpoint, it is damaged, or it does not fit the environment as it is here.
         ConfigError: the environment it was trained in cannot be built here, or needs code that is not trusted.
+        VideoError: pictures are asked of an environment that has none.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Agent:
         self.path = saved.path
         self.frames = saved.state.frames
         self.experiment: Experiment = read_config(saved.config, trust)
-        spec = _rendering(self.experiment.env) if render else self.experiment.env
+        spec = rendering(self.experiment.env) if render else self.experiment.env
         # As wide as in training, so that every number comes out of the same matrix products.
         self.env: TransformedEnv = spec.build(self.experiment.evaluation.episodes)
         differences: list[str] = []
@@ -340,10 +340,3 @@ def _differences(name: str, needed: Mapping[str, Tensor], saved: Mapping[str, Te
         ours, theirs = (list(state[key].shape) if key in state else "nothing" for state in (needed, saved))
         if ours != theirs:
             yield f"{name}.{key} is {theirs}, and {ours} is needed"
-
-
-def _rendering(spec: EnvSpec) -> EnvSpec:
-    if not isinstance(spec, SimulatorEnv):
-        message = f"{type(spec).__name__} gives no pictures; env=gym and env=dm_control do."
-        raise ConfigError([Problem("video", message, "true")])
-    return spec.model_copy(update={"kwargs": spec.kwargs | {"render_mode": "rgb_array"}})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -63,8 +62,6 @@ def evaluate(arguments: list[str]) -> int:
         print(_HELP)
         return Exit.DONE
     settings = read_settings(EvalSettings, arguments)
-    if settings.video and sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
-        os.environ.setdefault("MUJOCO_GL", "egl")  # read when the first simulator is imported
 
     import torch
 

@@ -41,7 +41,8 @@ def acting(actor: TensorDictModuleBase, num_envs: int, *, deterministic: bool = 
 
 def needs_sync(reason: str) -> ConfigError:
     """The error that sends to torchrl's own collector."""
-    return ConfigError([Problem("collector", f"cannot collect here: {reason}. Use collector=sync.", "rollout")])
+    remedy = "Use collector=sync, or with several processes collector.inner=sync."
+    return ConfigError([Problem("collector", f"cannot collect here: {reason}. {remedy}", "rollout")])
 
 
 class Acting:

@@ -85,7 +85,9 @@ class WrittenOutGradient:
     def of(cls, loss: MinibatchLoss, networks: ActorCritic) -> WrittenOutGradient | None:
         """The gradient of ``loss``, or None where it or a network is of another kind."""
         parts = Parts.of(networks.actor)
-        if type(loss) is not LeanClipPPOLoss or parts is None or not isinstance(parts.network, nn.Sequential):
+        if type(loss) is not LeanClipPPOLoss or loss.clip_value is not None or parts is None:
+            return None
+        if not isinstance(parts.network, nn.Sequential):
             return None
         critic = cast("ValueOperator", networks.critic)
         actor, value = Perceptron.of(parts.network[:-1]), Perceptron.of(critic.module)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import AddStateIndependentNormalScale
 from torch import Tensor, nn
+from torch.distributions import Distribution, kl_divergence
 from torchrl.modules import ProbabilisticActor, ValueOperator
 
 from rlexp.policies.families import Parts
@@ -16,8 +17,25 @@ from rlexp.policies.perceptron import Perceptron
 from rlexp.policies.recurrent import STEP_KEYS, RecurrentActor, RecurrentCritic
 
 
+class Terms(NamedTuple):
+    """What a policy gives a loss for a minibatch of n steps.
+
+    Attributes:
+        log_prob: of what was done, now ``[n]``.
+        old_log_prob: the same when it was done ``[n]``. Both may lack a share that depends on the action alone: their
+            difference does not.
+        entropy: mean entropy now; None where it was not asked for.
+        kl: mean of KL(then, now); None where it was not asked for.
+    """
+
+    log_prob: Tensor
+    old_log_prob: Tensor
+    entropy: Tensor | None
+    kl: Tensor | None
+
+
 class PolicyTerms(Protocol):
-    """Log-probabilities and entropies of an actor."""
+    """Log-probabilities, entropies and divergences of an actor."""
 
     @property
     def step_keys(self) -> list[str]:
@@ -26,34 +44,46 @@ class PolicyTerms(Protocol):
     def prepare(self, batch: TensorDictBase) -> None:
         """Write what each step needs and the update does not change, once for a batch."""
 
-    def __call__(self, minibatch: dict[str, Tensor], *, entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Log-probabilities ``[n]`` of what was done, now and then; the mean entropy where it is asked for.
-
-        Both may lack a share that depends on the action alone: their difference does not.
-        """
+    def __call__(self, minibatch: dict[str, Tensor], *, entropy: bool) -> Terms:
+        """The terms of a minibatch, the mean entropy where it is asked for."""
 
 
-def policy_terms(actor: ProbabilisticActor) -> PolicyTerms:
-    """The terms of ``actor``, in the fastest way that is known."""
+def policy_terms(actor: ProbabilisticActor, *, kl: bool = False) -> PolicyTerms:
+    """The terms of ``actor``, in the fastest way that is known; ``kl`` asks for the divergence as well."""
     parts = Parts.of(actor)
-    return DistributionTerms(actor) if parts is None else FamilyTerms(actor, parts)
+    return DistributionTerms(actor, kl=kl) if parts is None else FamilyTerms(actor, parts, kl=kl)
 
 
 class DistributionTerms:
-    """Those of any actor: it is asked for its distribution."""
+    """Those of any actor: it is asked for its distribution.
 
-    def __init__(self, actor: ProbabilisticActor) -> None:
+    KL has torch's closed form where there is one; else it is estimated from the actions that were taken, as mean of
+    r - 1 - log r with the ratio r: unbiased in value and gradient, and never negative (Schulman 2020, "Approximating KL
+    divergence", k3).
+    """
+
+    def __init__(self, actor: ProbabilisticActor, *, kl: bool) -> None:
         self._actor = actor
-        self.step_keys: list[str] = [*actor.in_keys, "action", "action_log_prob"]
+        self._parameters: list[str] = list(actor.dist_params_keys) if kl else []
+        self.step_keys: list[str] = [*actor.in_keys, "action", "action_log_prob", *self._parameters]
 
     def prepare(self, batch: TensorDictBase) -> None:
         """Nothing is known of the distribution that could be done once."""
 
-    def __call__(self, minibatch: dict[str, Tensor], *, entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    def __call__(self, minibatch: dict[str, Tensor], *, entropy: bool) -> Terms:
         """See `PolicyTerms`; an entropy without a closed form is estimated from one sample a step, as in torchrl."""
         dist = self._actor.get_dist(TensorDict({key: minibatch[key] for key in self._actor.in_keys}))
+        log_prob, old_log_prob = dist.log_prob(minibatch["action"]), minibatch["action_log_prob"]
         mean_entropy = _entropy(dist).mean() if entropy else None
-        return dist.log_prob(minibatch["action"]), minibatch["action_log_prob"], mean_entropy
+        if not self._parameters:
+            return Terms(log_prob, old_log_prob, mean_entropy, None)
+        old = self._actor.build_dist_from_params(TensorDict({key: minibatch[key] for key in self._parameters}))
+        try:
+            kl = kl_divergence(old, dist)
+        except NotImplementedError:
+            log_ratio = log_prob - old_log_prob
+            kl = log_ratio.expm1() - log_ratio
+        return Terms(log_prob, old_log_prob, mean_entropy, kl.mean())
 
 
 class FamilyTerms:
@@ -62,10 +92,11 @@ class FamilyTerms:
     Log-probabilities are of latent actions: a squashing's share, say, cancels in the ratio.
     """
 
-    def __init__(self, actor: ProbabilisticActor, parts: Parts) -> None:
+    def __init__(self, actor: ProbabilisticActor, parts: Parts, *, kl: bool) -> None:
         self._family = parts.family
         self._parameters_of = parameters_of(parts.network)
-        self.step_keys: list[str] = [*actor.in_keys, "latent", "latent_log_prob"]
+        self._old_parameters: list[str] = list(actor.dist_params_keys) if kl else []
+        self.step_keys: list[str] = [*actor.in_keys, "latent", "latent_log_prob", *self._old_parameters]
 
     @torch.no_grad()
     def prepare(self, batch: TensorDictBase) -> None:
@@ -74,15 +105,18 @@ class FamilyTerms:
         batch.set("latent", latent)
         batch.set("latent_log_prob", batch["action_log_prob"] + excess)
 
-    def __call__(self, minibatch: dict[str, Tensor], *, entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    def __call__(self, minibatch: dict[str, Tensor], *, entropy: bool) -> Terms:
         """See `PolicyTerms`."""
         parameters = self._parameters_of(minibatch)
         log_prob = self._family.log_prob(minibatch["latent"], *parameters)
         mean_entropy = self._family.entropy(*parameters) if entropy else None
-        return log_prob, minibatch["latent_log_prob"], mean_entropy
+        kl = None
+        if self._old_parameters:
+            kl = self._family.kl(tuple(minibatch[key] for key in self._old_parameters), parameters).mean()
+        return Terms(log_prob, minibatch["latent_log_prob"], mean_entropy, kl)
 
 
-def _entropy(dist: torch.distributions.Distribution) -> Tensor:
+def _entropy(dist: Distribution) -> Tensor:
     try:
         return dist.entropy()
     except NotImplementedError:

@@ -43,6 +43,9 @@ class Family(Protocol):
     def entropy(self, *parameters: Tensor) -> Tensor:
         """Mean entropy of the actions' distributions; estimated from a sample each where there is no closed form."""
 
+    def kl(self, old: tuple[Tensor, ...], new: tuple[Tensor, ...]) -> Tensor:
+        """KL(old, new) ``[n]`` of the actions' distributions, from their parameters."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -127,6 +130,10 @@ class SquashedGaussian:
         latent = loc + scale * torch.randn_like(loc)
         return (self.log_slope(latent) - self.log_prob(latent, loc, scale)).mean()
 
+    def kl(self, old: tuple[Tensor, ...], new: tuple[Tensor, ...]) -> Tensor:
+        """That of the latent Gaussians: no invertible map changes it."""
+        return _gaussian_kl(*old, *new)
+
 
 class Gaussian:
     """``IndependentNormal``: an action is its own latent, and the environment clips what lies beyond its bounds."""
@@ -153,6 +160,10 @@ class Gaussian:
         scale = parameters[1]
         return scale.log().sum(-1).mean() + 0.5 * (1 + log(2 * pi)) * scale.shape[-1]
 
+    def kl(self, old: tuple[Tensor, ...], new: tuple[Tensor, ...]) -> Tensor:
+        """See `Family`."""
+        return _gaussian_kl(*old, *new)
+
 
 class Choice:
     """``Categorical``: the number of one of n actions."""
@@ -178,6 +189,17 @@ class Choice:
         """See `Family`."""
         log_probs = log_softmax(parameters[0], -1)
         return -(log_probs.exp() * log_probs).sum(-1).mean()
+
+    def kl(self, old: tuple[Tensor, ...], new: tuple[Tensor, ...]) -> Tensor:
+        """See `Family`."""
+        before, after = log_softmax(old[0], -1), log_softmax(new[0], -1)
+        return (before.exp() * (before - after)).sum(-1)
+
+
+def _gaussian_kl(old_loc: Tensor, old_scale: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    """KL(old, new) of diagonal Gaussians ``[n, actions]`` -> ``[n]``; ``scale`` broadcasts."""
+    ratio, shift = old_scale / scale, (old_loc - loc) / scale
+    return (0.5 * (ratio.square() + shift.square() - 1) - ratio.log()).sum(-1)
 
 
 class _NormalLogProb(torch.autograd.Function):
