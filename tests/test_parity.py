@@ -24,6 +24,8 @@ NEEDED = {
     "env/gym": ["env.id=Pendulum-v1"],
     "env/dm_control": ["env.domain=cartpole", "env.task=swingup", "env.max_episode_steps=20"],
     "env/torchrl": ["env.make._target_=torchrl.envs.GymEnv", "env.make.env_name=Pendulum-v1"],
+    "policy/categorical": ["env=cartpole"],
+    "policy/cnn": ["env=cartpole", "env.from_pixels=true", "env/transforms=none"],
     "loss/any": ["loss.loss_module._target_=torchrl.objectives.A2CLoss", "loss.loss_module.functional=false"],
     "optim/any": ["optim.optimizer._target_=torch.optim.SGD"],
 }
