@@ -1,4 +1,4 @@
-"""The policies: that each trains where it fits and is refused where it does not, and that none differs from torchrl's."""
+"""The policies: each trains where it fits, is refused where it does not, and is no other than torchrl's."""
 
 from __future__ import annotations
 
@@ -105,18 +105,23 @@ def test_policy_trains(arguments: list[str], images: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["env=cartpole", "policy=tanh_normal"], "tanh_normal is no distribution over this environment's actions, a choice among 2. "
-         "What fits: policy=categorical, gru or lstm."),
+        (
+            ["env=cartpole", "policy=tanh_normal"],
+            "tanh_normal is no distribution over this environment's actions, a choice among 2. "
+            "What fits: policy=categorical, gru or lstm.",
+        ),
         (["env=cartpole", "policy=gru", "policy.distribution=normal"], "normal is no distribution over"),
-        (["env=hopper", "policy=categorical"], "within bounds of shape [3]. What fits: policy=tanh_normal, normal, beta, "
-         "gru or lstm."),
-        (["env=hopper", "policy=cnn"], "reads images [channels, height, width], and this environment's observation has"),
+        (
+            ["env=hopper", "policy=categorical"],
+            "within bounds of shape [3]. What fits: policy=tanh_normal, normal, beta, gru or lstm.",
+        ),
+        (["env=hopper", "policy=cnn"], "reads images [channels, height, width], and this environment's observation"),
         (PIXELS, "reads vectors, and this environment's observation has shape [2, 36, 36]. What fits: policy=cnn."),
         ([*PIXELS, "policy=lstm"], "What fits: policy=cnn."),
         ([*PIXELS, "policy=cnn", "policy.kernel_sizes=[32,32,32]"], "is too small for kernels of [32, 32, 32]"),
         (["env=gym", "env.id=images:Unbounded-v0", "policy=beta"], "What fits: policy=normal, gru or lstm."),
     ],
-)  # fmt: skip
+)
 def test_policy_that_cannot_act_is_refused_with_what_can(arguments: list[str], reason: str, images: Path) -> None:
     done = run_command("rlexp-train", *SMALL, *arguments, cwd=images)
     assert done.returncode == 2
@@ -221,7 +226,9 @@ def test_it_acts_as_torchrls_actor_does(overrides: list[str], deterministic: boo
     for observation, end in zip(observations, ended, strict=True):
         ours.append(torch.from_numpy(act(observation.numpy()).copy()))
         act.restart(np.flatnonzero(end.numpy()))
-    written = act.outputs(TensorDict({"observation": observations.swapaxes(0, 1), "action": torch.stack(ours, 1)}, [16, 5]))
+    written = act.outputs(
+        TensorDict({"observation": observations.swapaxes(0, 1), "action": torch.stack(ours, 1)}, [16, 5])
+    )
 
     torch.manual_seed(1)
     carried: dict[str, torch.Tensor] = {}
@@ -335,7 +342,7 @@ def test_values_are_those_of_stepping_through_every_episode(overrides: list[str]
 
 @pytest.mark.parametrize("layer", ["gru", "lstm"])
 def test_memory_forgets_at_the_beginning_of_an_episode_and_nowhere_else(layer: str) -> None:
-    env, built = networks("env=hopper", f"policy={layer}")
+    _, built = networks("env=hopper", f"policy={layer}")
     memory = built.critic.module.memory
     observation, state = torch.randn(3, 8, 11), torch.randn(3, memory.state_size)
     is_init = torch.zeros(3, 8, 1, dtype=torch.bool)
@@ -364,10 +371,15 @@ def test_minibatches_of_a_memory_are_whole_sequences(tmp_path: Path) -> None:
     trainer.close()
 
 
-@pytest.fixture(scope="module", params=[*RECURRENT[:2], ["env=acrobot", "policy=categorical"], ["env=hopper", "policy=normal"]],
-                ids=["gru", "lstm", "categorical", "normal"])  # fmt: skip
+@pytest.fixture(
+    scope="module",
+    params=[*RECURRENT[:2], ["env=acrobot", "policy=categorical"], ["env=hopper", "policy=normal"]],
+    ids=["gru", "lstm", "categorical", "normal"],
+)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
-    trainer = Trainer(load_config([*request.param, *SMALL, "optim.lr=0.01"]), tmp_path_factory.mktemp("trained") / "run")
+    trainer = Trainer(
+        load_config([*request.param, *SMALL, "optim.lr=0.01"]), tmp_path_factory.mktemp("trained") / "run"
+    )
     trainer.fit()
     return trainer
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from tensordict.nn import AddStateIndependentNormalScale, NormalParamExtractor
@@ -87,7 +87,7 @@ class BoundedBeta(distributions.Distribution):
     """
 
     has_rsample = True
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, alpha: Tensor, beta: Tensor, *, low: Tensor, high: Tensor) -> None:
         self._unit = distributions.Beta(alpha, beta, validate_args=False)
@@ -115,5 +115,5 @@ class BoundedBeta(distributions.Distribution):
 
     @property
     def deterministic_sample(self) -> Tensor:
-        """What is done where no noise is wanted: the mean, which moves with the parameters even where a mode would not."""
+        """What is done where no noise is wanted: the mean, which moves with the parameters where a mode may not."""
         return self.mean

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from math import prod, sqrt
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
 from pydantic import Field
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rlexp.policies.recurrent import Memory
 
 ACTIVATIONS = ("CELU", "ELU", "GELU", "LeakyReLU", "Mish", "ReLU", "SELU", "SiLU", "Softplus", "Tanh")
+
+
 class NetworkPolicy(PolicySpec):
     """Base of the shipped policies: a trunk, linear layers on it, and a distribution.
 
@@ -63,8 +65,8 @@ class NetworkPolicy(PolicySpec):
         body = self.body(env, "actor", head.outputs)
         if self.shared:
             trunk, last = body.children()
-            value = nn.Linear(last.in_features, 1)
-            value_body = nn.Sequential(trunk, value)
+            value: nn.Module = nn.Linear(cast("nn.Linear", last).in_features, 1)
+            value_body: nn.Module = nn.Sequential(trunk, value)
         else:
             value_body = value = self.body(env, "critic", 1)
         if self.orthogonal:
@@ -133,7 +135,9 @@ class NetworkPolicy(PolicySpec):
         shape = env.observation_spec_unbatched["observation"].shape
         if len(shape) != self.observation_dims:
             kind = {1: "vectors", 3: "images [channels, height, width]"}[self.observation_dims]
-            raise cannot_act(env, f"its network reads {kind}, and this environment's observation has shape {list(shape)}")
+            raise cannot_act(
+                env, f"its network reads {kind}, and this environment's observation has shape {list(shape)}"
+            )
 
 
 class PerceptronPolicy(NetworkPolicy):
