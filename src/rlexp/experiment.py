@@ -33,11 +33,6 @@ class EvaluationSettings(Spec):
     episodes: Count
     video_interval: Count | None
 
-    @property
-    def minibatches_per_epoch(self) -> int:
-        """Gradient steps of one pass over a batch."""
-        return self.steps_per_batch // self.minibatch_size
-
     def lacking(self) -> Iterator[Problem]:
         """The encoder of a film."""
         if self.video_interval is not None:

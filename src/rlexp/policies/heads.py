@@ -96,7 +96,7 @@ class BoundedBeta(distributions.Distribution):
 
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         """Actions ``[*sample_shape, ..., actions]``."""
-        return cast("Tensor", self.low + self.range * self._unit.rsample(torch.Size(sample_shape)))
+        return self.low + self.range * self._unit.rsample(torch.Size(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-densities ``[...]`` of actions ``[..., actions]``; one on a bound counts as one just inside it."""
@@ -111,7 +111,7 @@ class BoundedBeta(distributions.Distribution):
     @property
     def mean(self) -> Tensor:
         """Expected actions ``[..., actions]``."""
-        return cast("Tensor", self.low + self.range * self._unit.mean)
+        return self.low + self.range * self._unit.mean
 
     @property
     def deterministic_sample(self) -> Tensor:
