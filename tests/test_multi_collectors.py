@@ -378,8 +378,8 @@ def test_what_cannot_be_shared_out_is_refused_with_what_fits() -> None:
 
 
 def test_what_a_worker_cannot_collect_is_refused_with_the_remedy(tmp_path: Path) -> None:
-    bonus = "env.transforms.bonus={_target_: torchrl.envs.RewardScaling, loc: 1.0, scale: 1.0}"
-    with pytest.raises(ConfigError, match=r"RewardScaling(.|\n)*collector\.inner=sync"):
+    bonus = "env.transforms.bonus={_target_: torchrl.envs.BinarizeReward}"
+    with pytest.raises(ConfigError, match=r"BinarizeReward(.|\n)*collector\.inner=sync"):
         trainer("multi_sync", tmp_path / "run", bonus)
 
 
