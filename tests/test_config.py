@@ -37,6 +37,10 @@ WRONG: list[tuple[str, str, str]] = [
     ("evaluation.episode=3", "evaluation.episode", "Did you mean evaluation.episodes?"),
     ("checkpoint.keep=3", "checkpoint.keep", "Did you mean checkpoint.keep_last?"),
     ("logger.modes=offline", "logger.modes", "Did you mean logger.mode?"),
+    ("logger=several logger.sinks.wandb.mod=x", "logger.sinks.wandb.mod", "Did you mean logger.sinks.wandb.mode?"),
+    ("logger=several +logger.sinks.cvs.x=1", "logger.sinks.cvs", "Did you mean logger.sinks.csv?"),
+    ("logger=several ~logger.sinks.cvs", "config", "'logger.sinks.cvs' does not exist"),
+    ("env.transforms.observation_nrm.clip=5", "env.transforms.observation_nrm", "Did you mean env.transforms.observ"),
     ("lossy.gamma=0.9", "lossy", "Did you mean loss?"),
     # groups and options
     ("env=hoper", "env=hoper", "Did you mean hopper?"),

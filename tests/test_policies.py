@@ -1,4 +1,4 @@
-"""The policies: that each trains where it fits and is refused where it does not, and that none differs from torchrl's."""
+"""The policies: each trains where it fits, is refused where it does not, and is no other than torchrl's."""
 
 from __future__ import annotations
 
@@ -67,9 +67,8 @@ gymnasium.register("Unbounded-v0", Unbounded, max_episode_steps=12)
 
 
 @pytest.fixture
-def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "images.py").write_text(IMAGES)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+def images(tmp_path: Path) -> Path:
+    (tmp_path / "images.py").write_text(IMAGES)  # the folder that a command runs in is on its path
     return tmp_path
 
 
@@ -84,7 +83,7 @@ PIXELS = ["env=gym", "env.id=images:Images-v0", "env/transforms=none"]
         ["env=pendulum", "policy=beta"],
         ["env=hopper", "policy=beta", "policy.activation_class=ELU", "policy.num_cells=[32]"],
         ["env=cartpole", "policy=categorical", "loss.entropy_coeff=0.01"],
-        ["env=acrobot", "policy=categorical", "policy.shared=true", "collector=sync"],
+        ["env=acrobot", "policy.shared=true", "collector=sync"],
         ["env=cartpole", "policy=gru", "loss.entropy_coeff=0.01"],
         ["env=hopper", "policy=gru", "policy.distribution=normal", "collector=sync"],
         ["env=position_only_cartpole", "policy=lstm", "policy.shared=true"],
@@ -95,7 +94,7 @@ PIXELS = ["env=gym", "env.id=images:Images-v0", "env/transforms=none"]
     ids=lambda arguments: " ".join(arguments),
 )
 def test_policy_trains(arguments: list[str], images: Path) -> None:
-    done = run_command("rlexp-train", *SMALL, *arguments, cwd=images, PYTHONPATH=_path(images))
+    done = run_command("rlexp-train", *SMALL, *arguments, cwd=images)
     assert done.returncode == 0, done.stderr
     rows = rows_of(only_run(images))
     assert [row["frames"] for row in rows] == [256, 512]
@@ -106,20 +105,25 @@ def test_policy_trains(arguments: list[str], images: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["env=cartpole"], "tanh_normal is no distribution over this environment's actions, a choice among 2. "
-         "What fits: policy=categorical, gru or lstm."),
+        (
+            ["env=cartpole", "policy=tanh_normal"],
+            "tanh_normal is no distribution over this environment's actions, a choice among 2. "
+            "What fits: policy=categorical, gru or lstm.",
+        ),
         (["env=cartpole", "policy=gru", "policy.distribution=normal"], "normal is no distribution over"),
-        (["env=hopper", "policy=categorical"], "within bounds of shape [3]. What fits: policy=tanh_normal, normal, beta, "
-         "gru or lstm."),
-        (["env=hopper", "policy=cnn"], "reads images [channels, height, width], and this environment's observation has"),
+        (
+            ["env=hopper", "policy=categorical"],
+            "within bounds of shape [3]. What fits: policy=tanh_normal, normal, beta, gru or lstm.",
+        ),
+        (["env=hopper", "policy=cnn"], "reads images [channels, height, width], and this environment's observation"),
         (PIXELS, "reads vectors, and this environment's observation has shape [2, 36, 36]. What fits: policy=cnn."),
         ([*PIXELS, "policy=lstm"], "What fits: policy=cnn."),
         ([*PIXELS, "policy=cnn", "policy.kernel_sizes=[32,32,32]"], "is too small for kernels of [32, 32, 32]"),
         (["env=gym", "env.id=images:Unbounded-v0", "policy=beta"], "What fits: policy=normal, gru or lstm."),
     ],
-)  # fmt: skip
+)
 def test_policy_that_cannot_act_is_refused_with_what_can(arguments: list[str], reason: str, images: Path) -> None:
-    done = run_command("rlexp-train", *SMALL, *arguments, cwd=images, PYTHONPATH=_path(images))
+    done = run_command("rlexp-train", *SMALL, *arguments, cwd=images)
     assert done.returncode == 2
     assert reason in done.stderr
     assert not list(images.glob("outputs/*/*"))
@@ -139,12 +143,6 @@ def test_settings_that_contradict_each_other_are_refused(arguments: list[str], k
     with pytest.raises(ConfigError) as caught:
         load_config(arguments)
     assert [problem.key for problem in caught.value.problems] == keys
-
-
-def _path(folder: Path) -> str:
-    import os
-
-    return os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
 
 
 def networks(*overrides: str) -> tuple[Any, ActorCritic]:
@@ -344,7 +342,7 @@ def test_values_are_those_of_stepping_through_every_episode(overrides: list[str]
 
 @pytest.mark.parametrize("layer", ["gru", "lstm"])
 def test_memory_forgets_at_the_beginning_of_an_episode_and_nowhere_else(layer: str) -> None:
-    env, built = networks("env=hopper", f"policy={layer}")
+    _, built = networks("env=hopper", f"policy={layer}")
     memory = built.critic.module.memory
     observation, state = torch.randn(3, 8, 11), torch.randn(3, memory.state_size)
     is_init = torch.zeros(3, 8, 1, dtype=torch.bool)
@@ -373,8 +371,11 @@ def test_minibatches_of_a_memory_are_whole_sequences(tmp_path: Path) -> None:
     trainer.close()
 
 
-@pytest.fixture(scope="module", params=[*RECURRENT[:2], ["env=acrobot", "policy=categorical"], ["env=hopper", "policy=normal"]],
-                ids=["gru", "lstm", "categorical", "normal"])  # fmt: skip
+@pytest.fixture(
+    scope="module",
+    params=[*RECURRENT[:2], ["env=acrobot", "policy=categorical"], ["env=hopper", "policy=normal"]],
+    ids=["gru", "lstm", "categorical", "normal"],
+)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     trainer = Trainer(
         load_config([*request.param, *SMALL, "optim.lr=0.01"]), tmp_path_factory.mktemp("trained") / "run"

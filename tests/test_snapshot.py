@@ -30,7 +30,7 @@ def assert_goes_on_exactly(spec: EnvSpec, steps: int = 12) -> None:
         for action in actions:
             stepped, tensordict = env.step_and_maybe_reset(tensordict.set("action", action))
             seen.append(stepped["next"].clone())
-        rows.append(torch.stack(seen))  # type: ignore[arg-type]
+        rows.append(torch.stack(seen))
         env.close()
     assert (rows[0] == rows[1]).all()
     ended = rows[0].get("done").any()

@@ -19,9 +19,13 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from rlexp.agent.evaluation import Evaluation, evaluate, evaluation_seeds
+from rlexp.agent.video import check_filming, filmed
 from rlexp.callbacks import Callback
+from rlexp.checks import check_checkpoint, check_env
+from rlexp.collectors import Source
 from rlexp.config import ConfigError, Problem, build_at, check_targets, load, new_run_path
 from rlexp.experiment import Experiment, read_config
+from rlexp.hardware import pick_device, set_threads, use_compiler
 from rlexp.losses.gradients import gradient_of
 from rlexp.normalization import commit_normalization, copy_normalization, init_normalization, observation_norms
 from rlexp.optim.schedules import KLAdaptive
@@ -97,6 +101,10 @@ class Trainer:
         if start is None and self.run.started:
             message = "holds a run already: continue it with resume=..., or choose another folder."
             raise ConfigError([Problem("hydra.run.dir", message, str(self.run.path))])
+        if experiment.checks:
+            check_env(experiment.env)
+        if experiment.evaluation.video_interval is not None:
+            check_filming(experiment.env, "evaluation.video_interval")
         self.device = pick_device(experiment.device)
         torch.set_num_threads(1)  # the first weights must not depend on how many cores this machine has
         seed_everything(experiment.seed)
@@ -104,7 +112,8 @@ class Trainer:
         spec = experiment.env
         self.env = spec.build(spec.num_envs)
         self.env.base_env.timeout = experiment.collector.timeout
-        self.env.set_seed(experiment.seed if start is None else _seed_after(experiment.seed, start.state.iteration))
+        seed = experiment.seed if start is None else _seed_after(experiment.seed, start.state.iteration)
+        self.env.set_seed(seed)
         init_normalization(self.env, spec.init_random_steps)
         self.eval_env = spec.build(experiment.evaluation.episodes)
         self.eval_env.base_env.timeout = experiment.collector.timeout
@@ -115,12 +124,13 @@ class Trainer:
         actor = list(self.networks.actor.parameters())
         critic = self.networks.parameters()[len(actor) :]
         self.weights = flatten([*actor, *critic])
-        self.gradient = gradient_of(self.objective.loss, self.networks)
+        self.gradient = gradient_of(self.objective.loss, self.networks, lambda: use_compiler(experiment, self.device))
         self.threads = set_threads(experiment, self.weights.numel())
         self.optimizer, self.scheduler = experiment.optim.build(self.weights, actor, critic, experiment.num_batches)
         self._watches_kl = experiment.target_kl is not None or isinstance(self.scheduler, KLAdaptive)
         self._check_loss()
-        self.collector = experiment.collector.build(self.env, self.networks.actor, spec.frame_skip, self.device)
+        source = Source(spec, experiment.policy, seed)
+        self.collector = experiment.collector.build(self.env, self.networks.actor, source, self.device)
 
         self.callbacks: list[Callback] = [
             build_at(f"callbacks.{name}", node.build) for name, node in experiment.callbacks.items()
@@ -133,7 +143,9 @@ class Trainer:
         self.saved: Path | None = None
         self.saved_at = time.monotonic()
         self.seconds = {"collect": 0.0, "update": 0.0, "eval": 0.0}
-        self.run_id = secrets.token_hex(4)
+        # The agent of a W&B sweep has named its run already; W&B would log under no other id.
+        named = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+        self.run_id = named or secrets.token_hex(4)
         if start is not None:
             load_state(self, start.state)
         elif experiment.warm_start is not None:
@@ -178,22 +190,31 @@ class Trainer:
 
         Raises:
             TrainingError: an observation, reward, loss or gradient is not finite.
+            CheckError: ``checks`` is on, and the checkpoint does not hold the agent.
             Stopped: a signal came; the run is saved.
         """
         info = {"seed": self.experiment.seed, "threads": self.threads, "device": str(self.device)}
-        with closing(self), Session(self.run, self.experiment, info, self.frames, self.run_id) as session:
+        with (
+            closing(self),
+            torch.autograd.set_detect_anomaly(self.experiment.checks),
+            Session(self.run, self.experiment, info, self.frames, self.run_id) as session,
+        ):
             batches = iter(self.collector)
             self.save()
             while not self.finished and session.stop is None:
                 metrics = self.iterate(batches)
                 if self.finished or self._due(self.experiment.evaluation.interval):
                     metrics |= self.evaluate().metrics()
+                if self._film_due() and (video := self.film()) is not None:
+                    session.log_video(video, self.frames)
                 session.log({"frames": self.frames} | metrics | self.time_metrics())
                 if self.best_frames == self.frames or self._save_due():
                     session.sync()
                     self.save()
             session.sync()
-            self.save()
+            path = self.save()
+            if self.experiment.checks and self.final is not None and self.finished:
+                check_checkpoint(path, self.final, self.device, self.experiment.to_dict())
             session.summary = self.summary("completed" if self.finished else _status(session.stop))
         if session.stop is not None and not self.finished:
             raise Stopped(session.stop)
@@ -313,6 +334,25 @@ class Trainer:
         self._call("after_evaluation", self.final)
         return self.final
 
+    def film(self) -> Path | None:
+        """Film the first episode of an evaluation of the current policy.
+
+        Returns:
+            The MP4; None where it could not be made, which is announced.
+        """
+        seed = self.experiment.seed
+        path = self.run.videos / f"{self.frames:012d}_seed{seed}.mp4"
+        with self._timed("eval"):
+            try:
+                with filmed(self.experiment.env, path) as env:
+                    copy_normalization(self.env, env)
+                    carry_state(env, self.networks.actor)
+                    evaluate(env, self.networks.actor, evaluation_seeds(seed, 1))
+            except Exception as error:  # whatever a renderer or an encoder raises, training goes on
+                log.warning("No video after %s frames: %s", f"{self.frames:,}", error)
+                return None
+        return path
+
     def save(self) -> Path:
         """Save a checkpoint of this moment, once; it is the best one if the best evaluation is of this moment."""
         path = self.run.checkpoints / f"{self.frames:012d}"
@@ -364,6 +404,10 @@ class Trainer:
             return False
         before = self.frames - self.experiment.collector.frames_per_batch
         return self.frames // interval > before // interval
+
+    def _film_due(self) -> bool:
+        interval = self.experiment.evaluation.video_interval
+        return interval is not None and (self.finished or self._due(interval))
 
     def _save_due(self) -> bool:
         minutes = self.experiment.checkpoint.interval_minutes
@@ -447,41 +491,3 @@ def explained_variance(value: Tensor, target: Tensor) -> float:
     """Share of the targets' variance that the critic explains: 1 is all of it, 0 none, negative worse than none."""
     variance = target.var()
     return float(1 - (target - value).var() / variance) if variance > 0 else 0.0
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that the ``device`` setting means.
-
-    Raises:
-        ConfigError: it is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        available = ", ".join(["auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
-        raise ConfigError([Problem("device", f"there is no such device. Available: {available}.", name)])
-    return device
-
-
-def set_threads(experiment: Experiment, weights: int) -> int:
-    """Set torch's thread count as ``threads`` says, and return it.
-
-    ``auto`` takes one thread for every 32 million multiply-adds of a minibatch's forward: with less to do, waking a
-    thread costs more than it saves, and threads that wait for work spin on the cores that other jobs need. It stays
-    within the cores of this process and within ``OMP_NUM_THREADS``, by which launchers share cores out among jobs. The
-    processes of ``env.num_workers`` need no share of them, since they wait while torch works.
-
-    Args:
-        experiment: its ``threads`` and ``minibatch_size``.
-        weights: of all networks.
-    """
-    if experiment.threads == "auto":
-        cores = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
-        count = max(1, min(cores, weights * experiment.minibatch_size // 2**25))
-        log.info("threads=auto: %d of %d, for %s weights and minibatches of %s steps",
-                 count, cores, f"{weights:,}", f"{experiment.minibatch_size:,}")  # fmt: skip
-    else:
-        count = int(experiment.threads)
-    torch.set_num_threads(count)
-    return count

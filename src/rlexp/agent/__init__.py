@@ -15,8 +15,7 @@ from torchrl.data import Bounded, Categorical
 from torchrl.envs import Compose, ObservationNorm, Transform, TransformedEnv, VecNorm, VecNormV2
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from rlexp.config import ConfigError, Problem
-from rlexp.envs import EnvSpec, SimulatorEnv
+from rlexp.agent.video import rendering
 from rlexp.experiment import Experiment, read_config
 from rlexp.normalization import RunningObservationNorm
 from rlexp.policies import ActorCritic
@@ -44,6 +43,7 @@ class Agent:
     Raises:
         CheckpointError: there is no checkpoint, it is damaged, or it does not fit the environment as it is here.
         ConfigError: the environment it was trained in cannot be built here, or needs code that is not trusted.
+        VideoError: pictures are asked of an environment that has none.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Agent:
         self.path = saved.path
         self.frames = saved.state.frames
         self.experiment: Experiment = read_config(saved.config, trust)
-        spec = _rendering(self.experiment.env) if render else self.experiment.env
+        spec = rendering(self.experiment.env) if render else self.experiment.env
         # As wide as in training, so that every number comes out of the same matrix products.
         self.env: TransformedEnv = spec.build(self.experiment.evaluation.episodes)
         differences: list[str] = []
@@ -125,7 +125,7 @@ class Agent:
 
     @torch.no_grad()
     def rollout(self, steps: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Raw observations, actions, and whether an episode ended there, each ``[steps, num_envs, ...]``; as `steps`."""
+        """Raw observations, actions and ends of episodes, each ``[steps, num_envs, ...]``; else as `steps`."""
         witness = _Witness()
         env = TransformedEnv(self.env.base_env, Compose(witness, *(t.clone() for t in self.env.transform)))
         env.set_seed(seed)
@@ -181,8 +181,9 @@ class _Witness(Transform):
 class Policy(nn.Module):
     """From raw observations to the environment's actions, deterministic; all that the run put between is inside.
 
-    Normalisation is at its saved statistics. A policy with a memory remembers the observations since `reset`. What no function of one observation can be, such as a transform that
-    stacks frames, is refused. One thing stays with the caller: an action lasts ``env.frame_skip`` simulator frames.
+    Normalisation is at its saved statistics. A policy with a memory remembers the observations since `reset`. What no
+    function of one observation can be, such as a transform that stacks frames, is refused. One thing stays with the
+    caller: an action lasts ``env.frame_skip`` simulator frames.
 
     Args:
         agent: where the actor, the statistics and the other transforms come from.
@@ -342,10 +343,3 @@ def _differences(name: str, needed: Mapping[str, Tensor], saved: Mapping[str, Te
         ours, theirs = (list(state[key].shape) if key in state else "nothing" for state in (needed, saved))
         if ours != theirs:
             yield f"{name}.{key} is {theirs}, and {ours} is needed"
-
-
-def _rendering(spec: EnvSpec) -> EnvSpec:
-    if not isinstance(spec, SimulatorEnv):
-        message = f"{type(spec).__name__} gives no pictures; env=gym and env=dm_control do."
-        raise ConfigError([Problem("video", message, "true")])
-    return spec.model_copy(update={"kwargs": spec.kwargs | {"render_mode": "rgb_array"}})

@@ -178,4 +178,6 @@ def _job(config: DictConfig) -> float:
 
 
 def _groups(sources: Sources) -> str:
-    return "\n".join(f"  {group:16} {', '.join(options)}" for group, options in groups(sources).items())
+    return "\n".join(
+        f"  {group:16} {', '.join(options)}" for group, options in groups(sources).items() if group != "search"
+    )

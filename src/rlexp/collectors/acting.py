@@ -41,7 +41,8 @@ def acting(actor: TensorDictModuleBase, num_envs: int, *, deterministic: bool = 
 
 def needs_sync(reason: str) -> ConfigError:
     """The error that sends to torchrl's own collector."""
-    return ConfigError([Problem("collector", f"cannot collect here: {reason}. Use collector=sync.", "rollout")])
+    remedy = "Use collector=sync, or with several processes collector.inner=sync."
+    return ConfigError([Problem("collector", f"cannot collect here: {reason}. {remedy}", "rollout")])
 
 
 class Acting:
@@ -93,7 +94,7 @@ class FamilyActing(Acting):
     def __call__(self, observation: Array) -> Array:
         """Actions ``[num_envs, *action]`` for observations ``[num_envs, *observation]``."""
         parameters = self._parameters(observation)
-        noise = None
+        noise: Array | None = None
         if not self._deterministic:
             noise = next(self._noise, None)
             if noise is None:
@@ -159,7 +160,7 @@ class RecurrentActing(FamilyActing):
 
     def outputs(self, batch: TensorDictBase) -> TensorDictBase:
         """What the actor wrote since `begin`: parameters, log-probabilities, and what was remembered at each step."""
-        network, sampler = self._actor.module
+        _, sampler = self._actor.module
         is_init, before, *parameters, after = (torch.stack(entries, 1) for entries in zip(*self._written, strict=True))
         written = TensorDict(dict(zip(sampler.in_keys, parameters, strict=True)), batch.batch_size, device=batch.device)
         written[sampler.log_prob_key] = sampler.get_dist(written).log_prob(batch["action"])

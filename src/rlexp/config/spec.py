@@ -46,6 +46,13 @@ class Spec(BaseModel):
         """Rules across this spec's own settings; keys are relative to the spec."""
         return iter(())
 
+    def lacking(self) -> Iterator[Problem]:
+        """What training with these settings needs and this machine lacks; keys are relative to the spec.
+
+        Whoever only evaluates what was trained with them elsewhere is not asked.
+        """
+        return iter(())
+
     def imports(self) -> Iterator[tuple[str, str]]:
         """The settings that name a module to import, with its name; keys are relative to the spec."""
         return iter(())

@@ -47,6 +47,17 @@ class SavesState(Protocol):
         """
 
 
+def saving(env: object) -> SavesState:
+    """``env`` itself, if its simulators can be saved.
+
+    Raises:
+        StateUnavailableError: they cannot.
+    """
+    if not isinstance(env, SavesState):
+        raise StateUnavailableError(f"{type(env).__name__} cannot give its simulators' state")
+    return env
+
+
 def get_state(env: gymnasium.Env[Any, Any]) -> State:
     """The state of one environment and its wrappers: attributes, generators, physics.
 

@@ -18,23 +18,34 @@ from rlexp.policies import ActorCritic
 from rlexp.policies.families import Gaussian, Parts, SquashedGaussian
 from rlexp.policies.perceptron import Perceptron, PerceptronGradient
 
-Gradient = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
+def gradient_of(
+    loss: MinibatchLoss, networks: ActorCritic, compiled: Callable[[], bool] = lambda: False
+) -> WrittenOutGradient | AutogradGradient:
+    """What writes the gradient of a minibatch into the networks' ``grad``, in the fastest way that is known.
 
-def gradient_of(loss: MinibatchLoss, networks: ActorCritic) -> Gradient:
-    """The fastest way that is known to write a loss's gradient into the networks' ``grad``.
-
-    Returns:
-        From the entries of a minibatch, each ``[n, ...]``, to what the loss tells of it.
+    Args:
+        loss: the loss.
+        networks: what it trains.
+        compiled: whether to compile the loss; not asked where its gradient is written out, which is faster still, and
+            where it reads sequences, whose lengths are new with each minibatch.
     """
-    return WrittenOutGradient.of(loss, networks) or AutogradGradient(loss, networks.parameters())
+    if (written_out := WrittenOutGradient.of(loss, networks)) is not None:
+        return written_out
+    return AutogradGradient(loss, networks.parameters(), compiled=networks.sequence_length == 1 and compiled())
 
 
 class AutogradGradient:
-    """Any loss's, of any networks."""
+    """Any loss's, of any networks.
 
-    def __init__(self, loss: MinibatchLoss, parameters: Sequence[nn.Parameter]) -> None:
-        self._loss = loss
+    Args:
+        loss: the loss.
+        parameters: what it trains.
+        compiled: by ``torch.compile``, which takes half a minute at the first minibatch.
+    """
+
+    def __init__(self, loss: MinibatchLoss, parameters: Sequence[nn.Parameter], *, compiled: bool = False) -> None:
+        self._losses = torch.compile(loss.losses, dynamic=False) if compiled else loss.losses
         self._parameters = parameters
 
     def __call__(self, minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -42,7 +53,7 @@ class AutogradGradient:
         for parameter in self._parameters:
             if parameter.grad is not None:
                 parameter.grad.zero_()
-        losses = self._loss.losses(minibatch)
+        losses = self._losses(minibatch)
         reduce(torch.add, (value for name, value in losses.items() if name.startswith("loss_"))).backward()
         return {name: value.detach() for name, value in losses.items()}
 

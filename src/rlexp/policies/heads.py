@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from tensordict.nn import AddStateIndependentNormalScale, NormalParamExtractor
@@ -87,7 +87,7 @@ class BoundedBeta(distributions.Distribution):
     """
 
     has_rsample = True
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, alpha: Tensor, beta: Tensor, *, low: Tensor, high: Tensor) -> None:
         self._unit = distributions.Beta(alpha, beta, validate_args=False)
@@ -96,7 +96,7 @@ class BoundedBeta(distributions.Distribution):
 
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         """Actions ``[*sample_shape, ..., actions]``."""
-        return cast("Tensor", self.low + self.range * self._unit.rsample(torch.Size(sample_shape)))
+        return self.low + self.range * self._unit.rsample(torch.Size(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-densities ``[...]`` of actions ``[..., actions]``; one on a bound counts as one just inside it."""
@@ -111,9 +111,9 @@ class BoundedBeta(distributions.Distribution):
     @property
     def mean(self) -> Tensor:
         """Expected actions ``[..., actions]``."""
-        return cast("Tensor", self.low + self.range * self._unit.mean)
+        return self.low + self.range * self._unit.mean
 
     @property
     def deterministic_sample(self) -> Tensor:
-        """What is done where no noise is wanted: the mean, which moves with the parameters even where a mode would not."""
+        """What is done where no noise is wanted: the mean, which moves with the parameters where a mode may not."""
         return self.mean

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from math import prod, sqrt
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
 from pydantic import Field
 
@@ -65,8 +65,8 @@ class NetworkPolicy(PolicySpec):
         body = self.body(env, "actor", head.outputs)
         if self.shared:
             trunk, last = body.children()
-            value = nn.Linear(last.in_features, 1)
-            value_body = nn.Sequential(trunk, value)
+            value: nn.Module = nn.Linear(cast("nn.Linear", last).in_features, 1)
+            value_body: nn.Module = nn.Sequential(trunk, value)
         else:
             value_body = value = self.body(env, "critic", 1)
         if self.orthogonal:
