@@ -77,7 +77,7 @@ def test_preset_takes_every_path_of_a_run(folder: Path) -> None:
     run = only_run(folder)
     assert ["eval/return" in row for row in rows_of(run)] == [False, True, True]
     assert json.loads((run / "summary.json").read_text())["status"] == "completed"
-    assert checkpoint.load(run / "checkpoints" / "best").state.frames in (480, 720)
+    assert checkpoint.load(run / "checkpoints" / "best").state.frames in (960, 1440)
     assert not list(run.glob("wandb"))
 
 
