@@ -31,6 +31,10 @@ class SweepSettings(Spec):
     fail_fast: bool = False
 
 
+class _CommandSettings(Spec):
+    sweep: SweepSettings
+
+
 class EvaluationSettings(Spec):
     """When and how the deterministic policy is evaluated.
 
@@ -154,10 +158,7 @@ def sweep_settings(composed: Composed) -> SweepSettings:
     Raises:
         ConfigError: with every problem found.
     """
-    try:
-        return read(SweepSettings, composed.values.get("sweep", {}))
-    except ConfigError as error:
-        raise ConfigError([problem.under("sweep.") for problem in error.problems]) from error
+    return read(_CommandSettings, {"sweep": composed.values.get("sweep", {})}).sweep
 
 
 def read_config(values: Mapping[str, Any], trust: Sequence[str] | None = None) -> Experiment:

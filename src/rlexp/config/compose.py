@@ -106,18 +106,21 @@ def load_hydra(overrides: Sequence[str], sources: Sources = Sources()) -> tuple[
     """Compose Hydra's own settings for a multirun: what a launcher is made of.
 
     Args:
-        overrides: of Hydra's settings alone (``hydra/launcher=joblib``, ``hydra.launcher.n_jobs=2``).
+        overrides: of Hydra's settings alone (``launcher=joblib``, ``hydra.launcher.n_jobs=2``).
         sources: where configs come from.
 
     Raises:
         ConfigError: they cannot be composed.
     """
     with _hydra(sources):
+        checked, problems = _tolerant(overrides)
+        if problems:
+            raise ConfigError(problems)
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         try:
             config = hydra.compose_config(
-                sources.config_name or CONFIG_NAME, list(overrides), RunMode.MULTIRUN, with_log_configuration=False
+                sources.config_name or CONFIG_NAME, checked, RunMode.MULTIRUN, with_log_configuration=False
             )
         except (OmegaConfBaseException, ConfigCompositionException, HydraException) as error:
             raise ConfigError([Problem("hydra", str(error))]) from error

@@ -41,8 +41,8 @@ class Run:
     Attributes:
         path: the folder.
         status: ``completed``; else why its numbers are in no average: ``stopped`` and ``failed`` as the run itself
-            says, ``unfinished`` (still running, or killed), ``unreadable``, ``not evaluated``, ``superseded`` (a later
-            run has the same settings and seed).
+            says, ``unfinished`` (still running, or killed), ``not started`` (a sweep's job), ``unreadable``,
+            ``not evaluated``, ``superseded`` (a later run has the same settings and seed).
         problem: what more there is to say about the status.
         settings: the resolved config, nested keys joined by dots, lists whole, empty mappings left out.
         started: when, ISO 8601; empty where the run does not say.
@@ -95,7 +95,7 @@ def load_runs(paths: Iterable[Path | str]) -> list[Run]:
 
     Args:
         paths: run folders, or folders with run folders anywhere below them. A run folder has a ``config.yaml`` beside
-            a ``metrics.jsonl`` or ``metadata.json``.
+            a ``metrics.jsonl`` or ``metadata.json``, or is a sweep's.
 
     Returns:
         The runs, those that cannot be read among them with the status ``unreadable``.
@@ -126,8 +126,11 @@ def read_run(path: Path) -> Run:
         return Run(path, "unreadable", str(error))
     try:
         metadata = _json(layout.metadata) if layout.metadata.exists() else {}
-        summary = _json(layout.summary) if layout.summary.exists() else {"status": "unfinished"}
+        unsaid = "unfinished" if metadata else "not started"
+        summary = _json(layout.summary) if layout.summary.exists() else {"status": unsaid}
         status, problem = str(summary.get("status", "unfinished")), str(summary.get("error", ""))
+        if status == "running":  # and if it is, its numbers are not its last
+            status = "unfinished"
         rows = _rows(layout.metrics, torn=status != COMPLETED) if layout.metrics.exists() else []
         evaluations = [row for row in rows if METRIC in row]
         if status == COMPLETED and not evaluations:
@@ -161,7 +164,8 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _run_folders(top: Path) -> Iterator[Path]:
     for folder, below, files in os.walk(top):
-        if "config.yaml" in files and ("metrics.jsonl" in files or "metadata.json" in files):
+        began = "metrics.jsonl" in files or "metadata.json" in files
+        if "config.yaml" in files and (began or (Path(folder).parent / "sweep.json").exists()):
             yield Path(folder)
             # A run's own folders hold checkpoints and copies of its config, no other runs.
             below.clear()
