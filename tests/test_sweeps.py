@@ -10,8 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from rlexp.cli.report import report as report_command
 from rlexp.config import ConfigError, load_hydra
-from rlexp.runs.rundir import RunBusyError
+from rlexp.runs.rundir import RunBusyError, usable_cpus
 from rlexp.sweeps import SweepDir, run_jobs
 from rlexp.sweeps.launchers import Share, share_cores
 
@@ -215,33 +215,24 @@ LONG = [*TINY, "total_frames=2048", "env.max_episode_steps=100", "logger=none"]
 GRID = [*LONG, "env=inverted_pendulum,hopper", "seed=0,1"]
 
 
-def test_stopped_and_killed_at_random_instants_it_is_the_sweep_that_was_never_disturbed(tmp_path: Path) -> None:
-    # Each go by another launcher: what is resumed does not depend on where it ran.
+def test_killed_at_random_instants_it_is_the_sweep_that_was_never_disturbed(tmp_path: Path) -> None:
+    # Each go by another launcher, which is all that each of them is tested by: every process costs its imports.
     rng = random.Random()
     sweep = tmp_path / "sweep"
-    command = ["--multirun", *GRID, f"hydra.sweep.dir={sweep}", "launcher=joblib"]
-    with started(command, tmp_path) as process:
-        wait_for_rows(sweep, rng.randrange(1, 7), process)
-        process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=60)
-        assert process.returncode == 143, output
-        assert f"goes on with: rlexp-train --multirun sweep.resume={sweep}" in output
-        assert not processes_in(tmp_path)
-    statuses = [row["status"] for row in index(sweep)]
-    assert "stopped" in statuses
-    assert set(statuses) <= {"stopped", "waiting", "completed"}
+    cores = usable_cpus()
+    goes = [
+        [*GRID, f"hydra.sweep.dir={sweep}", "launcher=joblib"],
+        [*GRID, f"sweep.resume={sweep}", "launcher=submitit_local", f"hydra.launcher.cpus_per_task={cores}"],
+    ]
+    for overrides in goes:
+        with started(["--multirun", *overrides], tmp_path) as process:
+            wait_for_rows(sweep, count_rows(sweep) + rng.randrange(1, 10), process)
+        assert {row["status"] for row in index(sweep)} <= {"completed", "failed", "unfinished", "waiting"}
+        assert any(row["status"] != "completed" for row in index(sweep))
 
-    for launcher in ("ray", "submitit_local"):
-        command = ["--multirun", *GRID, f"sweep.resume={sweep}", f"launcher={launcher}"]
-        with started(command, tmp_path) as process:
-            wait_for_rows(sweep, count_rows(sweep) + rng.randrange(1, 7), process)
-            kill_all(tmp_path)
-        known = {"completed", "unfinished", "stopped", "waiting", "failed"}
-        assert {row["status"] for row in index(sweep)} <= known
-
-    done = run_command("rlexp-train", "-m", f"sweep.resume={sweep}", "launcher=basic", cwd=tmp_path)
+    last = [f"sweep.resume={sweep}", "launcher=ray", f"hydra.launcher.ray.remote.num_cpus={cores}"]
+    done = run_command("rlexp-train", "--multirun", *last, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-
     for number, job in enumerate(JOBS):
         complete([*LONG, *job, f"hydra.run.dir=alone/{number}"], tmp_path)
         assert rows_of(sweep / str(number)) == rows_of(tmp_path / "alone" / str(number))
@@ -250,32 +241,46 @@ def test_stopped_and_killed_at_random_instants_it_is_the_sweep_that_was_never_di
     assert [row["seeds"] for row in tables[0]] == ["2", "2"]
 
 
-class started:  # noqa: N801 - reads as a sentence
-    """The console command, running, in a folder that no process outlives."""
+def test_a_signal_saves_what_runs_and_says_how_to_go_on(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    command = ["--multirun", *LONG, "total_frames=1_000_000", "seed=0,1", f"hydra.sweep.dir={sweep}"]
+    with started(command, tmp_path) as process:
+        wait_for_rows(sweep, 1, process)
+        process.send_signal(signal.SIGTERM)
+        code, output = process.wait(60), (tmp_path / "output.txt").read_text()
+        assert code == 143, output
+        assert f"goes on with: rlexp-train --multirun sweep.resume={sweep}" in output
+        deadline = time.monotonic() + 10
+        while processes_in(tmp_path):  # those of the launcher and of multiprocessing see it and leave
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert [row["status"] for row in index(sweep)] == ["stopped", "waiting"]
+    last = rows_of(sweep / "0")[-1]
+    assert (sweep / "0" / "checkpoints" / "latest").read_text() == f"{last['frames']:012d}"
 
-    def __init__(self, arguments: Sequence[str], cwd: Path) -> None:
-        self._cwd = cwd
-        command = [str(Path(sys.executable).parent / "rlexp-train"), *arguments]
-        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        self._process: subprocess.Popen[str] = subprocess.Popen(command, cwd=cwd, env=clean_environment(cwd), **output)  # type: ignore[call-overload]
 
-    def __enter__(self) -> subprocess.Popen[str]:
-        return self._process
-
-    def __exit__(self, *error: object) -> None:
-        kill_all(self._cwd)
-        self._process.communicate()
+@contextmanager
+def started(arguments: Sequence[str], cwd: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The console command, running, in a folder that no process outlives; it writes to ``output.txt``."""
+    command = [str(Path(sys.executable).parent / "rlexp-train"), *arguments]
+    with (cwd / "output.txt").open("w") as output:
+        process = subprocess.Popen(command, cwd=cwd, env=clean_environment(cwd), stdout=output, stderr=output)
+    try:
+        yield process
+    finally:
+        kill_all(cwd)
+        process.wait()
 
 
 def count_rows(sweep: Path) -> int:
     return sum(path.read_text().count("\n") for path in sweep.glob("*/metrics.jsonl"))
 
 
-def wait_for_rows(sweep: Path, rows: int, process: subprocess.Popen[str]) -> None:
+def wait_for_rows(sweep: Path, rows: int, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 120
     while count_rows(sweep) < rows:
         assert time.monotonic() < deadline
-        assert process.poll() is None
+        assert process.poll() is None, (sweep.parent / "output.txt").read_text()
         time.sleep(0.01)
 
 

@@ -15,7 +15,8 @@ from typing import Any
 from rlexp.config import Sources
 from rlexp.runs.rundir import RunDir, write_json, write_text
 
-COMPLETED, FAILED, RUNNING, WAITING, UNFINISHED = "completed", "failed", "running", "waiting", "unfinished"
+COMPLETED, FAILED, STOPPED = "completed", "failed", "stopped"
+RUNNING, WAITING, UNFINISHED = "running", "waiting", "unfinished"
 
 _COLUMNS = ("job", "overrides", "status", "result", "seconds", "error")
 

@@ -10,7 +10,8 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -20,7 +21,7 @@ from omegaconf import DictConfig
 from rlexp.config import Sources, load, quoted
 from rlexp.runs.redaction import redact
 from rlexp.runs.rundir import RunBusyError, RunDir, write_json
-from rlexp.sweeps.folder import COMPLETED, FAILED, RUNNING, SweepDir, read_summary
+from rlexp.sweeps.folder import COMPLETED, FAILED, RUNNING, STOPPED, SweepDir, read_summary
 
 _POLL = 0.2  # seconds
 
@@ -95,23 +96,22 @@ def supervise(site: Site, config: DictConfig) -> None:
         process.terminate()
         process.join()
         raise
-    if process.exitcode and not told:
-        _note_death(run, process.exitcode)
+    if process.exitcode:
+        how = f"exit code {process.exitcode}" if process.exitcode > 0 else signal.Signals(-process.exitcode).name
+        failed = {"status": FAILED, "error": f"the job's process was ended by {how}"}
+        _note(run, {"status": STOPPED} if told else failed)
     if site.fail_fast and read_summary(run).get("status") == FAILED:
         sweep.stop()
     sweep.write_index()
 
 
-def _note_death(run: RunDir, exitcode: int) -> None:
-    """Where the job could not say itself how it ended, say it for it."""
-    try:
+def _note(run: RunDir, ending: Mapping[str, str]) -> None:
+    """Say how a job ended where it could not do so itself: while it was being built, or killed."""
+    with suppress(RunBusyError):
         run.lock()
-    except RunBusyError:
-        return
-    if read_summary(run)["status"] == RUNNING:
-        how = signal.Signals(-exitcode).name if exitcode < 0 else f"exit code {exitcode}"
-        write_json(run.summary, {"status": FAILED, "error": f"the job's process was ended by {how}"})
-    run.unlock()
+        if read_summary(run)["status"] == RUNNING:
+            write_json(run.summary, ending)
+        run.unlock()
 
 
 def _train(site: Site, folder: Path, overrides: Sequence[str], sources: Sources) -> None:

@@ -65,7 +65,7 @@ def share_cores(launcher: DictConfig, jobs: int, cores: int) -> Share:
             return Share(None, launcher.cpus_per_task or 1)
         case "RayLauncher":
             each = int(launcher.ray.remote.get("num_cpus", 1))
-            if launcher.ray.init.get("address") is None:
+            if launcher.ray.init.get("address") == "local":
                 _check("hydra.launcher.ray.remote.num_cpus", each, each, cores)
             return Share(None, each)
         case _:
@@ -103,6 +103,8 @@ class JobLauncher:
         self.share = replace(share, cores=min(share.cores, int(os.environ.get("OMP_NUM_THREADS") or share.cores)))
         fixed.append(f"++hydra.job.env_set.OMP_NUM_THREADS='{self.share.cores}'")
         context, config = load_hydra([*plan.hydra, *fixed], plan.sources)
+        # Hydra composes each job's config from its own overrides again, and takes the launcher's group for the job's.
+        self._group = [text for text in plan.hydra if not text.lstrip("+~").startswith("hydra")]
         try:
             self._launcher = Plugins.instance().instantiate_launcher(
                 config=config, hydra_context=context, task_function=task
@@ -116,6 +118,6 @@ class JobLauncher:
         """Run the task for each number, and return when all have run; what a launcher itself cannot do, it raises."""
         size = (self.share.at_once if self.share.rounds else None) or len(numbers)
         for first in range(0, len(numbers), size):
-            jobs = [[f"+job={number}"] for number in numbers[first : first + size]]
+            jobs = [[*self._group, f"+job={number}"] for number in numbers[first : first + size]]
             for returned in self._launcher.launch(jobs, initial_job_idx=first):
                 _ = returned.return_value  # raises what a job's process raised
