@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from rlexp.collectors import CollectorSpec
-from rlexp.config import Composed, Count, Integer, Node, Positive, Problem, Sources, Spec, load, read
+from rlexp.config import Composed, ConfigError, Count, Integer, Node, Positive, Problem, Sources, Spec, load, read
 from rlexp.envs import EnvSpec
 from rlexp.loggers import LoggerSpec
 from rlexp.losses import LossSpec
@@ -16,7 +16,23 @@ from rlexp.optim import OptimSpec
 from rlexp.policies import PolicySpec, RecurrentPolicy
 
 # What rlexp-train reads itself: how a run starts is no part of what it is.
-COMMAND_SETTINGS = ("resume", "trust")
+COMMAND_SETTINGS = ("resume", "trust", "sweep")
+
+
+class SweepSettings(Spec):
+    """How ``rlexp-train --multirun`` runs its jobs.
+
+    Attributes:
+        resume: folder of the sweep to go on with; None begins a new one.
+        fail_fast: whether the first job that fails stops the others, which are saved first.
+    """
+
+    resume: str | None = None
+    fail_fast: bool = False
+
+
+class _CommandSettings(Spec):
+    sweep: SweepSettings
 
 
 class EvaluationSettings(Spec):
@@ -169,8 +185,22 @@ def check_config(composed: Composed) -> Experiment:
     Raises:
         ConfigError: with every problem found.
     """
+    problems = list(composed.problems)
+    try:
+        sweep_settings(composed)
+    except ConfigError as error:
+        problems += error.problems
     values = {key: value for key, value in composed.values.items() if key not in COMMAND_SETTINGS}
-    return read(Experiment, values, composed.problems)
+    return read(Experiment, values, problems)
+
+
+def sweep_settings(composed: Composed) -> SweepSettings:
+    """What a command line says about a sweep.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    return read(_CommandSettings, {"sweep": composed.values.get("sweep", {})}).sweep
 
 
 def read_config(values: Mapping[str, Any], trust: Sequence[str] | None = None) -> Experiment:

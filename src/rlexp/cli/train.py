@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
 
 from hydra._internal.utils import get_args_parser
-from omegaconf import DictConfig, OmegaConf
 
 from rlexp.cli.common import Exit, run_command, said
+from rlexp.cli.sweep import is_sweep_setting, sweep
 from rlexp.config import (
     VERSION_BASE,
     Composed,
@@ -17,14 +16,12 @@ from rlexp.config import (
     Problem,
     Sources,
     conf_dir,
-    expand_sweeps,
     groups,
     load,
     search_path,
     tolerant,
 )
 from rlexp.experiment import check_config
-from rlexp.runs.redaction import redact
 
 _HELP = """\
 rlexp-train: train an agent.
@@ -85,9 +82,14 @@ def train(arguments: list[str]) -> int:
     if flags.help:
         print(_HELP.format(groups=_groups(Sources(flags.config_dir)), conf=conf_dir()))
         return Exit.DONE
-    if flags.multirun or flags.cfg or flags.info or flags.shell_completion or flags.hydra_help:
+    if flags.cfg or flags.info or flags.shell_completion or flags.hydra_help:
         return _hand_to_hydra(flags)
-    composed = load(flags.overrides, Sources(flags.config_dir, flags.config_path, flags.config_name))
+    sources = Sources(flags.config_dir, flags.config_path, flags.config_name)
+    if flags.multirun:
+        return sweep(flags.overrides, sources)
+    if own := [text for text in flags.overrides if is_sweep_setting(text)]:
+        raise ConfigError([Problem(text, "is for many runs: say --multirun.") for text in own])
+    composed = load(flags.overrides, sources)
     if composed.values.get("resume") is None:
         check_config(composed)
     return run(composed, flags.overrides)
@@ -133,48 +135,17 @@ def run(composed: Composed, overrides: list[str]) -> int:
 
 
 def _hand_to_hydra(flags: argparse.Namespace) -> int:
-    """Let Hydra show what it is asked to, or launch a multirun whose every job was checked before the first starts."""
+    """Let Hydra show what it is asked to."""
     import hydra
 
-    sources = Sources(flags.config_dir, flags.config_path, flags.config_name)
-    if flags.multirun:
-        for text in flags.overrides:
-            if redact(text) != text:
-                key = text.split("=", 1)[0]
-                message = (
-                    f"is a secret, and Hydra keeps a multirun's overrides: name a variable, '{key}=${{oc.env:MY_KEY}}'."
-                )
-                raise ConfigError([Problem(key, message)])
-        for overrides in expand_sweeps(flags.overrides):
-            check_config(load(overrides, sources))
     if not flags.shell_completion:
+        sources = Sources(flags.config_dir, flags.config_path, flags.config_name)
         options = [argument for argument in sys.argv if argument not in flags.overrides]
         sys.argv = [*options, *tolerant(flags.overrides, sources)]
         if folders := search_path(sources):
             sys.argv.append(f"hydra.searchpath=[{','.join(folders)}]")
-    hydra.main(config_path=str(conf_dir()), config_name="train", version_base=VERSION_BASE)(_job)()
+    hydra.main(config_path=str(conf_dir()), config_name="train", version_base=VERSION_BASE)(print)()
     return Exit.DONE
-
-
-def _job(config: DictConfig) -> float:
-    """One job of a multirun; its result is what a sweeper maximises."""
-    from hydra.core.hydra_config import HydraConfig
-
-    from rlexp.runs.resume import prepare
-    from rlexp.runs.session import console_logging
-    from rlexp.trainer import Stopped, Trainer
-
-    values: Any = OmegaConf.to_container(config, resolve=True)
-    hydra = HydraConfig.get()
-    with console_logging():
-        start = prepare(Composed(values, hydra.runtime.output_dir, []), [*hydra.overrides.task, "hydra.run.dir=job"])
-        if start.complete:
-            return start.complete_return
-        try:
-            summary = Trainer(start.experiment, start.run, start.checkpoint).fit()
-        except Stopped as stopped:
-            sys.exit(stopped.exit_code)
-    return float(summary["final"]["eval/return"])
 
 
 def _groups(sources: Sources) -> str:

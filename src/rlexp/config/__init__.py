@@ -8,14 +8,16 @@ from rlexp.config.compose import (
     expand_sweeps,
     groups,
     load,
+    load_hydra,
     new_run_path,
     option_file,
     origins,
+    quoted,
     search_path,
     tolerant,
 )
 from rlexp.config.problems import ConfigError, Problem, did_you_mean
-from rlexp.config.reader import check_targets, named_packages, read
+from rlexp.config.reader import check_targets, flat, named_packages, read
 from rlexp.config.spec import TARGET, Count, Fraction, Integer, Node, NonNegative, Positive, Spec, build_at
 
 __all__ = [
@@ -37,12 +39,15 @@ __all__ = [
     "conf_dir",
     "did_you_mean",
     "expand_sweeps",
+    "flat",
     "groups",
     "load",
+    "load_hydra",
     "named_packages",
     "new_run_path",
     "option_file",
     "origins",
+    "quoted",
     "read",
     "search_path",
     "tolerant",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, version
+from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
@@ -22,8 +23,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException
-from hydra.types import RunMode
-from omegaconf import OmegaConf
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlexp.config.problems import ConfigError, Problem, did_you_mean
@@ -99,6 +100,31 @@ def load(overrides: Sequence[str], sources: Sources = Sources()) -> Composed:
             raise ConfigError([*problems, Problem("config", f"{error}")]) from error
     assert isinstance(values, dict)
     return Composed({str(key): value for key, value in values.items()}, run_dir, problems)
+
+
+def load_hydra(overrides: Sequence[str], sources: Sources = Sources()) -> tuple[HydraContext, DictConfig]:
+    """Compose Hydra's own settings for a multirun: what a launcher is made of.
+
+    Args:
+        overrides: of Hydra's settings alone (``launcher=joblib``, ``hydra.launcher.n_jobs=2``).
+        sources: where configs come from.
+
+    Raises:
+        ConfigError: they cannot be composed.
+    """
+    with _hydra(sources):
+        checked, problems = _tolerant(overrides)
+        if problems:
+            raise ConfigError(problems)
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        try:
+            config = hydra.compose_config(
+                sources.config_name or CONFIG_NAME, checked, RunMode.MULTIRUN, with_log_configuration=False
+            )
+        except (OmegaConfBaseException, ConfigCompositionException, HydraException) as error:
+            raise ConfigError([Problem("hydra", str(error))]) from error
+        return HydraContext(hydra.config_loader, Callbacks(config)), config
 
 
 def origins(overrides: Sequence[str], sources: Sources = Sources()) -> dict[str, str]:
@@ -214,6 +240,12 @@ def expand_sweeps(overrides: Sequence[str]) -> Iterator[list[str]]:
         elif not override.is_sweep_override():
             alternatives.append([text])
     return (list(job) for job in itertools.product(*alternatives))
+
+
+def quoted(text: str) -> str:
+    """A text as an override's value, whatever characters it has."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def _parse(text: str) -> Override:

@@ -53,6 +53,15 @@ def named_packages(values: object) -> set[str]:
     return found
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting in nested plain values, under its full path; an empty mapping is a value."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def check_targets(spec: Spec) -> None:
     """Import every target below a spec and bind its arguments; builds nothing.
 

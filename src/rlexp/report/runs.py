@@ -41,8 +41,8 @@ class Run:
     Attributes:
         path: the folder.
         status: ``completed``; else why its numbers are in no average: ``stopped`` and ``failed`` as the run itself
-            says, ``unfinished`` (still running, or killed), ``unreadable``, ``not evaluated``, ``superseded`` (a later
-            run has the same settings and seed).
+            says, ``unfinished`` (still running, or killed), ``not started`` (a sweep's job), ``unreadable``,
+            ``not evaluated``, ``superseded`` (a later run has the same settings and seed).
         problem: what more there is to say about the status.
         settings: the resolved config, nested keys joined by dots, lists whole, empty mappings left out.
         started: when, ISO 8601; empty where the run does not say.
@@ -126,8 +126,11 @@ def read_run(path: Path) -> Run:
         return Run(path, "unreadable", str(error))
     try:
         metadata = _json(layout.metadata) if layout.metadata.exists() else {}
-        summary = _json(layout.summary) if layout.summary.exists() else {"status": "unfinished"}
+        unsaid = "unfinished" if metadata else "not started"
+        summary = _json(layout.summary) if layout.summary.exists() else {"status": unsaid}
         status, problem = str(summary.get("status", "unfinished")), str(summary.get("error", ""))
+        if status == "running":  # and if it is, its numbers are not its last
+            status = "unfinished"
         rows = _rows(layout.metrics, torn=status != COMPLETED) if layout.metrics.exists() else []
         evaluations = [row for row in rows if METRIC in row]
         if status == COMPLETED and not evaluations:
@@ -164,7 +167,7 @@ def run_folders(top: Path) -> Iterator[Path]:
     for folder, below, files in os.walk(top):
         # A sweep gives its jobs a config before their turn; one that failed early has nothing beside its summary.
         begun = {"metrics.jsonl", "metadata.json", "summary.json"} & set(files)
-        if "config.yaml" in files and (begun or Path(folder, "../sweep.csv").is_file()):
+        if "config.yaml" in files and (begun or Path(folder, "../sweep.json").is_file()):
             yield Path(folder)
             # A run's own folders hold checkpoints and copies of its config, no other runs.
             below.clear()

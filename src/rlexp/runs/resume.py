@@ -10,7 +10,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from rlexp.config import Composed, ConfigError, Problem, named_packages, read
+from rlexp.config import Composed, ConfigError, Problem, flat, named_packages, read
 from rlexp.experiment import COMMAND_SETTINGS, Experiment, check_config
 from rlexp.runs import checkpoint
 from rlexp.runs.checkpoint import Checkpoint, CheckpointError
@@ -96,7 +96,7 @@ def changed(saved: Mapping[str, Any], composed: Composed, overrides: Sequence[st
     for path in _paths(overrides):
         _lay(values, composed.values, path)
     problems = [*composed.problems]
-    before, after = dict(_flat(saved)), dict(_flat(values))
+    before, after = dict(flat(saved)), dict(flat(values))
     for key in sorted(before.keys() | after.keys()):
         old, new = before.get(key), after.get(key)
         if new == REDACTED:
@@ -129,14 +129,6 @@ def _lay(values: dict[str, Any], over: Mapping[str, Any], path: Sequence[str]) -
         _lay(values[name], over[name], rest)
     else:
         values[name] = over[name]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _read_json(path: Path) -> dict[str, Any]:

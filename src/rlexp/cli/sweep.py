@@ -1,0 +1,120 @@
+"""``rlexp-train --multirun``: one run for each combination of what the command line lists."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rlexp.cli.common import Exit, said
+from rlexp.config import ConfigError, Problem, Sources, expand_sweeps, load, load_hydra
+from rlexp.experiment import SweepSettings, sweep_settings
+from rlexp.runs.redaction import redact
+from rlexp.runs.rundir import RunBusyError
+from rlexp.sweeps import Job, LauncherError, SweepDir, SweepStopped, run_jobs
+from rlexp.sweeps.folder import COMPLETED, FAILED
+
+_NAME = "rlexp-train"
+_GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+
+
+def is_sweep_setting(text: str) -> bool:
+    """Whether an override is about the sweep itself."""
+    return text.lstrip("+~").startswith(("sweep.", "launcher="))
+
+
+def sweep(overrides: Sequence[str], sources: Sources) -> int:
+    """Run a sweep, or go on with one, and say how its jobs ended.
+
+    Args:
+        overrides: of the command line.
+        sources: where configs come from.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigError: the command line or a job's config is wrong; nothing has started.
+    """
+    _check_secrets(overrides)
+    hydra = [text for text in overrides if text.lstrip("+~").startswith(("hydra.", "hydra/", "launcher="))]
+    own = [text for text in overrides if is_sweep_setting(text) and text not in hydra]
+    task = [text for text in overrides if text not in (*own, *hydra)]
+    settings = _settings(own, task, sources)
+    if settings.resume is None:
+        folder, params = _new_folder(hydra, sources)
+        jobs = list(expand_sweeps([*params, *task]))
+    else:
+        folder = Path(settings.resume)
+        if not SweepDir(folder).planned:
+            raise ConfigError([Problem("sweep.resume", "is no sweep's folder: it has no sweep.json.", settings.resume)])
+        plan = SweepDir(folder).plan()
+        hydra, sources = hydra or plan.hydra, sources if task else plan.sources
+        jobs = list(expand_sweeps(task)) if task else plan.jobs
+    again = f"{_NAME} --multirun sweep.resume={folder}"
+    try:
+        ended = run_jobs(folder, jobs, hydra=hydra, sources=_absolute(sources), fail_fast=settings.fail_fast)
+    except SweepStopped as stopped:
+        print(f"{stopped}; the sweep is saved, and goes on with: {again}")
+        return stopped.exit_code
+    except (RunBusyError, LauncherError, OSError) as error:
+        return said(_NAME, error)
+    return _conclude(ended, folder, again)
+
+
+def _conclude(jobs: Sequence[Job], folder: Path, again: str) -> int:
+    failed = [job for job in jobs if job.status == FAILED]
+    left = [job for job in jobs if job.status not in (COMPLETED, FAILED)]
+    common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    for job in failed:
+        what = " ".join(text for text in job.overrides if text not in common)
+        print(f"{_NAME}: job {job.number} failed ({what}): {job.error}", file=sys.stderr)
+        print(f"Traceback in {job.path / 'train.log'}", file=sys.stderr)
+    print(f"{len(jobs) - len(failed) - len(left)} of {len(jobs)} jobs are complete; index in {folder / 'sweep.csv'}")
+    if failed or left:
+        print(f"what is not goes on with: {again}")
+        return Exit.FAILED
+    print(f"all together: rlexp-report {folder}")
+    return Exit.DONE
+
+
+def _check_secrets(overrides: Sequence[str]) -> None:
+    problems = []
+    for text in overrides:
+        if redact(text) != text:
+            key = text.split("=", 1)[0]
+            message = f"is a secret, and a sweep's folder keeps it: name a variable, '{key}=${{oc.env:MY_KEY}}'."
+            problems.append(Problem(key, message))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _settings(own: Sequence[str], task: Sequence[str], sources: Sources) -> SweepSettings:
+    """The settings of the sweep itself: of the command line, or of the configs that its first job is composed of."""
+    first = next(expand_sweeps(task), [])
+    return sweep_settings(load([*first, *own], sources))
+
+
+def _new_folder(hydra: Sequence[str], sources: Sources) -> tuple[Path, list[str]]:
+    """A new sweep's folder, and what the config itself lists in ``hydra.sweeper.params``."""
+    where = ["hydra.sweep.dir='${rlexp.run_dir:multirun}'"] if sources.config_path is not None else []
+    _, config = load_hydra([*where, *hydra], sources)
+    problems = []
+    if config.hydra.sweeper["_target_"] != _GRID:
+        problems.append(Problem("hydra/sweeper", "is not used: --multirun runs every combination of what is listed."))
+    if any(text.lstrip("+").startswith("hydra.sweep.subdir=") for text in hydra):
+        problems.append(Problem("hydra.sweep.subdir", "is fixed: a job's folder is its number."))
+    if problems:
+        raise ConfigError(problems)
+    params = config.hydra.sweeper.params or {}
+    return Path(config.hydra.sweep.dir), [f"{key}={value}" for key, value in params.items()]
+
+
+def _absolute(sources: Sources) -> Sources:
+    """The same, wherever a later command runs."""
+
+    def absolute(path: str | None) -> str | None:
+        return None if path is None else str(Path(path).resolve())
+
+    return replace(sources, config_dir=absolute(sources.config_dir), config_path=absolute(sources.config_path))

@@ -1,0 +1,12 @@
+"""Many runs in one folder: launched together, counted in an index, stopped and gone on with. Imports no torch.
+
+from rlexp.sweeps import run_jobs
+
+jobs = run_jobs("outputs/multirun/mine", [["seed=0"], ["seed=1"]], hydra=["launcher=joblib"])
+returns = [job.result for job in jobs]
+"""
+
+from rlexp.sweeps.engine import LauncherError, SweepStopped, run_jobs
+from rlexp.sweeps.folder import Job, Plan, SweepDir
+
+__all__ = ["Job", "LauncherError", "Plan", "SweepDir", "SweepStopped", "run_jobs"]

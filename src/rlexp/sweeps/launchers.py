@@ -1,0 +1,123 @@
+"""Hydra's launchers: which jobs run where, how many at once, and with how many cores each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from rlexp.config import ConfigError, Problem, load_hydra, quoted
+from rlexp.runs.rundir import usable_cpus
+from rlexp.sweeps.folder import Plan
+
+_EXTRAS = {"JoblibLauncher": "joblib", "LocalLauncher": "submitit", "SlurmLauncher": "submitit", "RayLauncher": "ray"}
+
+
+@dataclass(frozen=True)
+class Share:
+    """How the cores are shared out.
+
+    Attributes:
+        at_once: jobs that run at once on this machine; None where the launcher's own scheduler decides.
+        cores: of each job.
+        rounds: whether the launcher would start any number at once, and so is given ``at_once`` at a time.
+    """
+
+    at_once: int | None
+    cores: int
+    rounds: bool = False
+
+    def __str__(self) -> str:
+        jobs = "as many at once as there is room for" if self.at_once is None else f"{self.at_once} at once"
+        return f"{jobs}, {self.cores} core{'s' if self.cores > 1 else ''} each"
+
+
+def share_cores(launcher: DictConfig, jobs: int, cores: int) -> Share:
+    """Share this machine's cores out among the jobs that a launcher runs at once, so that none waits for another's.
+
+    Args:
+        launcher: ``hydra.launcher``.
+        jobs: how many there are.
+        cores: that there are.
+
+    Raises:
+        ConfigError: the launcher is asked for more than there is.
+    """
+    match _name(launcher):
+        case "BasicLauncher":
+            return Share(1, cores)
+        case "JoblibLauncher":
+            wanted = launcher.get("n_jobs", -1)
+            at_once = max(1, cores + 1 + wanted) if wanted < 0 else wanted
+            _check("hydra.launcher.n_jobs", wanted, at_once, cores)
+            at_once = min(at_once, jobs)
+            return Share(at_once, cores // at_once)
+        case "LocalLauncher":
+            each = launcher.cpus_per_task or 1
+            _check("hydra.launcher.cpus_per_task", each, each, cores)
+            return Share(min(cores // each, jobs), each, rounds=True)
+        case "SlurmLauncher":
+            return Share(None, launcher.cpus_per_task or 1)
+        case "RayLauncher":
+            each = int(launcher.ray.remote.get("num_cpus", 1))
+            if launcher.ray.init.get("address") == "local":
+                _check("hydra.launcher.ray.remote.num_cpus", each, each, cores)
+            return Share(None, each)
+        case _:
+            return Share(None, 1)
+
+
+def _check(key: str, given: int, needed: int, cores: int) -> None:
+    if not 1 <= needed <= cores:
+        raise ConfigError([Problem(key, f"must be from 1 to {cores}, the cores of this machine.", str(given))])
+
+
+def _name(launcher: DictConfig) -> str:
+    return str(launcher["_target_"]).rpartition(".")[2]
+
+
+class JobLauncher:
+    """One of Hydra's launchers, as a way to call a function for each of some numbers.
+
+    Args:
+        task: called with a config whose ``job`` is the number, in a process of the launcher's.
+        folder: of the sweep.
+        jobs: how many will run.
+        plan: of the sweep.
+
+    Raises:
+        ConfigError: there is no such launcher, it is not installed, or its settings are wrong.
+    """
+
+    def __init__(self, task: Callable[[DictConfig], None], folder: str, jobs: int, plan: Plan) -> None:
+        # The launcher composes the config of Hydra's part alone: a job composes its own, as rlexp-train would.
+        fixed = ["hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null"]
+        fixed += [f"hydra.sweep.dir={quoted(folder)}", "hydra.sweep.subdir=${job}", "hydra.job.chdir=false"]
+        _, config = load_hydra([*plan.hydra, *fixed], plan.sources)
+        share = share_cores(config.hydra.launcher, jobs, usable_cpus())
+        self.share = replace(share, cores=min(share.cores, int(os.environ.get("OMP_NUM_THREADS") or share.cores)))
+        fixed.append(f"++hydra.job.env_set.OMP_NUM_THREADS='{self.share.cores}'")
+        context, config = load_hydra([*plan.hydra, *fixed], plan.sources)
+        # Hydra composes each job's config from its own overrides again, and takes the launcher's group for the job's.
+        self._group = [text for text in plan.hydra if not text.lstrip("+~").startswith("hydra")]
+        try:
+            self._launcher = Plugins.instance().instantiate_launcher(
+                config=config, hydra_context=context, task_function=task
+            )
+        except (HydraException, OmegaConfBaseException, ImportError, RuntimeError) as error:
+            name = _name(config.hydra.launcher)
+            install = f" It needs: pip install 'rlexp[{_EXTRAS[name]}]'" if name in _EXTRAS else ""
+            raise ConfigError([Problem("hydra/launcher", f"{str(error).strip()}.{install}")]) from error
+
+    def launch(self, numbers: Sequence[int]) -> None:
+        """Run the task for each number, and return when all have run; what a launcher itself cannot do, it raises."""
+        size = (self.share.at_once if self.share.rounds else None) or len(numbers)
+        for first in range(0, len(numbers), size):
+            jobs = [[*self._group, f"+job={number}"] for number in numbers[first : first + size]]
+            for returned in self._launcher.launch(jobs, initial_job_idx=first):
+                _ = returned.return_value  # raises what a job's process raised

@@ -1,0 +1,305 @@
+"""Sweeps: the index, failures, stops, ``sweep.resume``, and every launcher."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY, clean_environment, complete, rows_of, run_command
+from omegaconf import OmegaConf
+
+from rlexp.cli.report import report as report_command
+from rlexp.config import ConfigError, load_hydra
+from rlexp.runs.rundir import RunBusyError, usable_cpus
+from rlexp.sweeps import SweepDir, run_jobs
+from rlexp.sweeps.launchers import Share, share_cores
+
+BOOM = """
+from pathlib import Path
+from rlexp.callbacks import Callback
+
+class Boom(Callback):
+    def after_update(self, trainer, metrics):
+        if trainer.experiment.seed == 1 and not Path("mended").exists():
+            raise ValueError("this job is broken")
+"""
+FAILING = [*TINY, "logger=none", "callbacks.boom._target_=boom.Boom"]
+SHORT = [*TINY, "total_frames=256", "logger=none"]
+
+
+def index(sweep: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((sweep / "sweep.csv").open(newline="")))
+
+
+def only_sweep(cwd: Path) -> Path:
+    (found,) = cwd.glob("outputs/multirun/*")
+    return found
+
+
+def report(*dirs: Path, out: Path) -> list[dict[str, str]]:
+    """The table of ``rlexp-report``, without what the clock decides."""
+    assert report_command([*map(str, dirs), f"out={out}"]) == 0
+    rows = csv.DictReader((out / "table.csv").open(newline=""))
+    return [{key: value for key, value in row.items() if "seconds" not in key and "fps" not in key} for row in rows]
+
+
+def test_one_job_that_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "boom.py").write_text(BOOM)
+    done = run_command("rlexp-train", "--multirun", *FAILING, "seed=0,1,2", cwd=tmp_path)
+    sweep = only_sweep(tmp_path)
+    assert done.returncode == 1
+    assert "job 1 failed (seed=1): ValueError: this job is broken" in done.stderr
+    assert f"sweep.resume={sweep.relative_to(tmp_path)}" in done.stdout
+    assert "sweep of 3 jobs, 1 at once" in done.stderr
+    assert "sweep: 2 done, 1 failed, 0 running, 0 left" in done.stderr
+
+    rows = index(sweep)
+    assert list(rows[0]) == ["job", "overrides", "status", "result", "seconds", "error"]
+    assert [row["status"] for row in rows] == ["completed", "failed", "completed"]
+    assert [row["overrides"].split()[-1] for row in rows] == ["seed=0", "seed=1", "seed=2"]
+    tracebacks = [job for job in ("0", "1", "2") if "Traceback" in (sweep / job / "train.log").read_text()]
+    assert tracebacks == ["1"]
+    assert rows[1]["error"].rstrip().endswith("ValueError: this job is broken")
+    assert rows[1]["error"].startswith("Traceback")
+    for row in (rows[0], rows[2]):
+        summary = json.loads((sweep / row["job"] / "summary.json").read_text())
+        assert float(row["result"]) == summary["final"]["eval/return"]
+        assert float(row["seconds"]) == summary["seconds"]
+    (table,) = report(sweep, out=tmp_path / "report")
+    assert (table["seeds"], table["left_out"]) == ("2", "1")
+    assert str(sweep / "1") in (tmp_path / "report" / "table.md").read_text()
+
+    (tmp_path / "mended").touch()
+    monkeypatch.chdir(tmp_path)
+    kept = (sweep / "0" / "metrics.jsonl").stat().st_mtime_ns
+    assert [job.status for job in run_jobs(sweep, SweepDir(sweep).plan().jobs)] == ["completed"] * 3
+    assert [row["error"] for row in index(sweep)] == [""] * 3
+    assert (sweep / "0" / "metrics.jsonl").stat().st_mtime_ns == kept
+
+
+def test_fail_fast_leaves_the_rest_and_the_report_lists_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "boom.py").write_text(BOOM)
+    monkeypatch.chdir(tmp_path)
+    jobs = run_jobs("sweep", [[*FAILING, f"seed={seed}"] for seed in (0, 1, 2)], fail_fast=True)
+    assert [job.status for job in jobs] == ["completed", "failed", "waiting"]
+    report(tmp_path / "sweep", out=tmp_path / "report")
+    listed = (tmp_path / "report" / "table.md").read_text()
+    assert "not started" in listed
+    assert str(tmp_path / "sweep" / "2") in listed
+
+
+def test_a_process_that_dies_is_a_failed_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    die = "import os, signal\nclass Die:\n    def __init__(self):\n        os.kill(os.getpid(), signal.SIGKILL)\n"
+    (tmp_path / "die.py").write_text(die)
+    monkeypatch.chdir(tmp_path)
+    jobs = run_jobs("sweep", [[*SHORT, "callbacks.die._target_=die.Die"], SHORT])
+    assert [job.status for job in jobs] == ["failed", "completed"]
+    assert jobs[0].error == "the job's process was ended by SIGKILL"
+
+
+def test_a_job_that_cannot_be_built_has_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (job,) = run_jobs("sweep", [[*SHORT, "env=gym", "env.id=CartPole-v1"]])
+    assert job.status == "failed"
+    assert job.error is not None
+    assert "ConfigError" in job.error
+    assert "Traceback" in (job.path / "train.log").read_text()
+    assert "Traceback" in index(tmp_path / "sweep")[0]["error"]
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> SweepDir:
+    """A sweep of two jobs that was killed before the first began."""
+    sweep = SweepDir(tmp_path / "sweep")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rlexp.sweeps.engine._run", lambda *_: None)
+        run_jobs(sweep.path, [[*SHORT, "seed=0"], [*SHORT, "seed=1"]])
+    assert [row["status"] for row in index(sweep.path)] == ["waiting"] * 2
+    return sweep
+
+
+def resume(begun: SweepDir, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run_command("rlexp-train", "-m", f"sweep.resume={begun.path}", *arguments, cwd=begun.path.parent)
+
+
+def test_two_sweeps_cannot_share_a_folder(begun: SweepDir) -> None:
+    begun.lock()
+    done = resume(begun)
+    assert done.returncode == 1
+    assert f"is in use by process {os.getpid()} on" in done.stderr
+
+
+def test_a_job_that_still_runs_keeps_a_new_sweep_out(begun: SweepDir) -> None:
+    run = begun.run(1)
+    run.lock()
+    run.summary.write_text('{"status": "running"}')
+    with pytest.raises(RunBusyError, match=r"sweep/1 is in use"):
+        run_jobs(begun.path, begun.plan().jobs)
+    assert not begun.run(0).summary.exists()
+
+
+def test_other_overrides_are_refused_by_name(begun: SweepDir) -> None:
+    done = resume(begun, *SHORT, "seed=0,2")
+    assert done.returncode == 2
+    assert "seed=1\n    is missing" in done.stderr
+    assert "seed=2\n    is none of the sweep's" in done.stderr
+    fewer = resume(begun, *SHORT, "seed=1,0")
+    assert fewer.returncode == 2
+    assert "not in this order" in fewer.stderr
+
+
+def test_a_config_that_was_edited_since_is_refused_by_name(begun: SweepDir) -> None:
+    config: Any = OmegaConf.load(begun.run(1).config)
+    config.loss.gamma = 0.5
+    OmegaConf.save(config, begun.run(1).config)
+    with pytest.raises(ConfigError, match=r"loss\.gamma=0\.99\n.*it was 0\.5; job 1"):
+        run_jobs(begun.path, begun.plan().jobs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--multirun", "seed=0,1", "sweep.fail_fst=true"], "Did you mean sweep.fail_fast?"),
+        (["--multirun", "seed=0,1", "sweep.resume=nowhere"], "it has no sweep.json"),
+        (["--multirun", "seed=0,1", "launcher=jolib"], "Did you mean joblib?"),
+        (["--multirun", "seed=0,1", "launcher=joblib", "hydra.launcher.n_jobs=4096"], "the cores of this machine"),
+        (["--multirun", "seed=0,1", "launcher=joblib", "hydra.launcher.n_job=1"], "n_job"),
+        (["--multirun", "seed=0,1", "hydra.sweep.subdir=x"], "a job's folder is its number"),
+        (["--multirun", "resume=a,b"], "sweep.resume"),
+        (["sweep.fail_fast=true"], "say --multirun"),
+        (["launcher=joblib"], "say --multirun"),
+    ],
+)
+def test_what_is_wrong_with_a_sweep_is_said_before_anything_starts(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    done = run_command("rlexp-train", *arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("launcher", "cores", "share"),
+    [
+        (["launcher=basic"], 8, Share(1, 8)),
+        (["launcher=joblib"], 2, Share(2, 1)),
+        (["launcher=joblib"], 16, Share(12, 1)),
+        (["launcher=joblib", "hydra.launcher.n_jobs=3"], 8, Share(3, 2)),
+        (["launcher=joblib", "hydra.launcher.n_jobs=-3"], 8, Share(6, 1)),
+        (["launcher=submitit_local", "hydra.launcher.cpus_per_task=3"], 8, Share(2, 3, rounds=True)),
+        (["launcher=submitit_slurm"], 1, Share(None, 2)),
+        (["launcher=ray", "hydra.launcher.ray.remote.num_cpus=4"], 8, Share(None, 4)),
+    ],
+)
+def test_cores_are_shared_out(launcher: list[str], cores: int, share: Share) -> None:
+    _, config = load_hydra(launcher)
+    assert share_cores(config.hydra.launcher, 12, cores) == share
+
+
+# Eight batches a job, two environments and two seeds.
+JOBS = [[f"env={env}", f"seed={seed}"] for env in ("inverted_pendulum", "hopper") for seed in (0, 1)]
+LONG = [*TINY, "total_frames=2048", "env.max_episode_steps=100", "logger=none"]
+GRID = [*LONG, "env=inverted_pendulum,hopper", "seed=0,1"]
+
+
+def test_killed_at_random_instants_it_is_the_sweep_that_was_never_disturbed(tmp_path: Path) -> None:
+    # Each go by another launcher, which is all that each of them is tested by: every process costs its imports.
+    rng = random.Random()
+    sweep = tmp_path / "sweep"
+    cores = usable_cpus()
+    goes = [
+        [*GRID, f"hydra.sweep.dir={sweep}", "launcher=joblib"],
+        [*GRID, f"sweep.resume={sweep}", "launcher=submitit_local", f"hydra.launcher.cpus_per_task={cores}"],
+    ]
+    for overrides in goes:
+        with started(["--multirun", *overrides], tmp_path) as process:
+            wait_for_rows(sweep, count_rows(sweep) + rng.randrange(1, 10), process)
+        assert {row["status"] for row in index(sweep)} <= {"completed", "failed", "unfinished", "waiting"}
+        assert any(row["status"] != "completed" for row in index(sweep))
+
+    last = [f"sweep.resume={sweep}", "launcher=ray", f"hydra.launcher.ray.remote.num_cpus={cores}"]
+    done = run_command("rlexp-train", "--multirun", *last, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for number, job in enumerate(JOBS):
+        complete([*LONG, *job, f"hydra.run.dir=alone/{number}"], tmp_path)
+        assert rows_of(sweep / str(number)) == rows_of(tmp_path / "alone" / str(number))
+    tables = [report(runs, out=tmp_path / "report") for runs in (sweep, tmp_path / "alone")]
+    assert tables[0] == tables[1]
+    assert [row["seeds"] for row in tables[0]] == ["2", "2"]
+
+
+def test_a_signal_saves_what_runs_and_says_how_to_go_on(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    command = ["--multirun", *LONG, "total_frames=1_000_000", "seed=0,1", f"hydra.sweep.dir={sweep}"]
+    with started(command, tmp_path) as process:
+        wait_for_rows(sweep, 1, process)
+        process.send_signal(signal.SIGTERM)
+        code, output = process.wait(60), (tmp_path / "output.txt").read_text()
+        assert code == 143, output
+        assert f"goes on with: rlexp-train --multirun sweep.resume={sweep}" in output
+        deadline = time.monotonic() + 10
+        while processes_in(tmp_path):  # those of the launcher and of multiprocessing see it and leave
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert [row["status"] for row in index(sweep)] == ["stopped", "waiting"]
+    last = rows_of(sweep / "0")[-1]
+    assert (sweep / "0" / "checkpoints" / "latest").read_text() == f"{last['frames']:012d}"
+
+
+@contextmanager
+def started(arguments: Sequence[str], cwd: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The console command, running, in a folder that no process outlives; it writes to ``output.txt``."""
+    command = [str(Path(sys.executable).parent / "rlexp-train"), *arguments]
+    with (cwd / "output.txt").open("w") as output:
+        process = subprocess.Popen(command, cwd=cwd, env=clean_environment(cwd), stdout=output, stderr=output)
+    try:
+        yield process
+    finally:
+        kill_all(cwd)
+        process.wait()
+
+
+def count_rows(sweep: Path) -> int:
+    return sum(path.read_text().count("\n") for path in sweep.glob("*/metrics.jsonl"))
+
+
+def wait_for_rows(sweep: Path, rows: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while count_rows(sweep) < rows:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, (sweep.parent / "output.txt").read_text()
+        time.sleep(0.01)
+
+
+def processes_in(cwd: Path) -> list[int]:
+    """Every process that works in a folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and (entry / "cwd").readlink() == cwd:
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def kill_all(cwd: Path) -> None:
+    """``kill -9`` of all processes of a sweep, wherever a launcher has put them."""
+    while found := processes_in(cwd):
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
