@@ -446,7 +446,7 @@ class Trainer:
     def close(self) -> None:
         """Close the simulators and the collector, and let other processes into the run's folder."""
         self.collector.shutdown()
-        self.eval_env.close()
+        self.eval_env.close(raise_if_closed=False)  # torchrl's open when first used
         self.run.unlock()
 
     @contextmanager
