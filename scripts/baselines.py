@@ -1,7 +1,7 @@
 """What rlexp is measured against: one system on one workload in a process of its own.
 
 python scripts/baselines.py SYSTEM WORKLOAD FRAMES SEED   prints one JSON object; see `benchmark.py`, which calls it.
-FRAMES are rounded up to whole batches.
+FRAMES are rounded up to whole batches. Of workload G a system is stopped by its first good evaluation.
 """
 
 from __future__ import annotations
@@ -17,9 +17,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
+
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -53,22 +58,45 @@ class Workload:
 
 
 PENDULUM = "InvertedDoublePendulum-v5"
+GOOD = 9_300  # mean return of ten deterministic episodes; the ceiling is 9,360
 WORKLOADS = {
     "A": Workload("InvertedDoublePendulum-v4", 1, 1000, 64, (256, 256, 256), ["experiment=tutorial"]),
     "B": Workload(PENDULUM, 1, 2048, 64, (64, 64)),
     "C": Workload(PENDULUM, 16, 128, 512, (64, 64)),
     "D": Workload("Humanoid-v5", 16, 128, 512, (64, 64), ["env=gym"]),
     **{f"E{n}": Workload(PENDULUM, n, max(16, 2048 // n), 64, (64, 64)) for n in (1, 16, 64, 256)},
+    "G-tutorial": Workload("InvertedDoublePendulum-v4", 1, 1000, 64, (256, 256, 256)),
+    "G-stable-baselines3": Workload(PENDULUM, 16, 64, 256, (64, 64)),
     "F64": Workload(PENDULUM, 16, 128, 64, (64, 64)),
     "F512": Workload(PENDULUM, 16, 128, 512, (64, 64)),
 }
 
 
 class Clock:
-    """Seconds by kind of work."""
+    """Seconds by kind of work, and when a system was first good; evaluations are not counted.
 
-    def __init__(self) -> None:
+    Args:
+        env_id: where systems are evaluated; None evaluates none.
+    """
+
+    def __init__(self, env_id: str | None = None) -> None:
         self.seconds: dict[str, float] = {}
+        self.solved: float | None = None
+        self.best = 0.0
+        self._env_id = env_id
+        self._evaluating = 0.0
+
+    def solves(self, act: Callable[[Array], Array]) -> bool:
+        """Whether a policy, observations ``[10, ...]`` -> actions, is good: ten whole episodes, side by side."""
+        if self._env_id is None:
+            return False
+        start = time.time()
+        self.best = max(self.best, mean_return(self._env_id, act))
+        good = self.best >= GOOD
+        if good:
+            self.solved = start - self._evaluating
+        self._evaluating += time.time() - start
+        return good
 
     @contextmanager
     def __call__(self, kind: str) -> Iterator[None]:
@@ -76,6 +104,23 @@ class Clock:
         start = time.perf_counter()
         yield
         self.seconds[kind] = self.seconds.get(kind, 0.0) + time.perf_counter() - start
+
+
+def mean_return(env_id: str, act: Callable[[Array], Array], episodes: int = 10) -> float:
+    """Of whole episodes, one a simulator."""
+    import gymnasium
+
+    envs = [gymnasium.make(env_id) for _ in range(episodes)]
+    observations = np.array([env.reset(seed=i)[0] for i, env in enumerate(envs)])
+    total, running = 0.0, set(range(episodes))
+    while running:
+        actions = act(observations)
+        for i in tuple(running):
+            observations[i], reward, terminated, truncated, _ = envs[i].step(actions[i])
+            total += float(reward)
+            if terminated or truncated:
+                running.remove(i)
+    return total / episodes
 
 
 def rlexp(work: Workload, frames: int, seed: int, clock: Clock, *settings: str) -> None:
@@ -109,12 +154,14 @@ def rlexp_workers(work: Workload, frames: int, seed: int, clock: Clock) -> None:
 
 def tutorial(work: Workload, frames: int, seed: int, clock: Clock) -> None:
     """Torchrl's PPO tutorial with the names of torchrl 0.14, evaluation left out."""
+    from tensordict import TensorDict
     from tensordict.nn import TensorDictModule
     from tensordict.nn.distributions import NormalParamExtractor
     from torchrl.collectors import Collector
     from torchrl.data.replay_buffers import LazyTensorStorage, ReplayBuffer, SamplerWithoutReplacement
     from torchrl.envs import Compose, DoubleToFloat, ObservationNorm, StepCounter, TransformedEnv
     from torchrl.envs.libs.gym import GymEnv
+    from torchrl.envs.utils import ExplorationType, set_exploration_type
     from torchrl.modules import ProbabilisticActor, TanhNormal, ValueOperator
     from torchrl.objectives import ClipPPOLoss
     from torchrl.objectives.value import GAE
@@ -146,8 +193,15 @@ def tutorial(work: Workload, frames: int, seed: int, clock: Clock) -> None:
     loss = ClipPPOLoss(policy, value, clip_epsilon=0.2, entropy_bonus=True, entropy_coeff=1e-4, critic_coeff=1.0)
     optim = torch.optim.Adam(loss.parameters(), 3e-4)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optim, frames // work.steps, 0.0)
+
+    def act(observations: Array) -> Array:
+        with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+            normalized = (torch.from_numpy(observations) * env.transform[0].scale + env.transform[0].loc).float()
+            actions: Array = policy(TensorDict({"observation": normalized}))["action"].numpy()
+        return actions
+
     batches = iter(collector)
-    for _ in range(frames // work.steps):
+    for collected in range(frames // work.steps):
         with clock("collect"):
             data = next(batches)
         with clock("update"):
@@ -162,6 +216,8 @@ def tutorial(work: Workload, frames: int, seed: int, clock: Clock) -> None:
                     optim.step()
                     optim.zero_grad()
             scheduler.step()
+        if collected % 10 == 9 and clock.solves(act):
+            break
     collector.shutdown()
 
 
@@ -177,6 +233,30 @@ def stable_baselines3(work: Workload, frames: int, seed: int, clock: Clock) -> N
                 seed=seed, device="cpu")  # fmt: skip
     with clock("all"):
         model.learn(frames)
+
+
+def stable_baselines3_normalized(work: Workload, frames: int, seed: int, clock: Clock) -> None:
+    """The same at its best on workload G: rlexp's own settings, normalisation of observations and rewards included."""
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    class Evaluate(BaseCallback):  # type: ignore[misc]
+        def _on_step(self) -> bool:
+            return self.num_timesteps % 10_240 != 0 or not clock.solves(act)
+
+    def act(observations: Array) -> Array:
+        actions: Array = model.predict(env.normalize_obs(observations), deterministic=True)[0]
+        return actions
+
+    torch.set_num_threads(1)
+    env = VecNormalize(make_vec_env(work.env_id, n_envs=work.num_envs, seed=seed), gamma=0.99)
+    arch = {"net_arch": {"pi": list(work.cells), "vf": list(work.cells)}}
+    model = PPO("MlpPolicy", env, n_steps=work.steps, batch_size=work.minibatch, n_epochs=10, policy_kwargs=arch,
+                learning_rate=lambda left: 7e-4 * left, seed=seed, device="cpu")  # fmt: skip
+    with clock("all"):
+        model.learn(frames, callback=Evaluate())
 
 
 def gymnasium_loop(work: Workload, frames: int, seed: int, clock: Clock) -> None:
@@ -199,7 +279,6 @@ def gymnasium_loop(work: Workload, frames: int, seed: int, clock: Clock) -> None
 def envpool_loop(work: Workload, frames: int, seed: int, clock: Clock) -> None:
     """EnvPool's simulators in a bare loop, a thread a core, random actions."""
     import envpool
-    import numpy as np
 
     threads = min(cores(), work.num_envs)
     env = envpool.make_gymnasium(work.env_id, num_envs=work.num_envs, num_threads=threads, seed=seed)
@@ -254,6 +333,7 @@ SYSTEMS: dict[str, Callable[[Workload, int, int, Clock], None]] = {
     "rlexp-envpool": rlexp_envpool,
     "tutorial": tutorial,
     "stable-baselines3": stable_baselines3,
+    "stable-baselines3-normalized": stable_baselines3_normalized,
     "gymnasium-loop": gymnasium_loop,
     "envpool-loop": envpool_loop,
     "bare-update": bare_update,
@@ -266,10 +346,20 @@ def main() -> None:
     system, work, seed = sys.argv[1], WORKLOADS[sys.argv[2]], int(sys.argv[4])
     batch = work.num_envs * work.steps
     frames = -(-int(sys.argv[3]) // batch) * batch
-    clock = Clock()
+    clock = Clock(work.env_id if sys.argv[2].startswith("G-") else None)
     SYSTEMS[system](work, frames, seed, clock)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"frames": frames, "seconds": clock.seconds, "peak_mib": round(memory)}))
+    print(
+        json.dumps(
+            {
+                "frames": frames,
+                "seconds": clock.seconds,
+                "peak_mib": round(memory),
+                "solved": clock.solved,
+                "best": clock.best,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -60,20 +61,19 @@ processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["rlexp.cli.train", "rlexp.trainer", "rlexp.runs.resume", "gymnasium.envs.mujoco"])
 
 
-def _command(arguments: list[str], cwd: str, environment: dict[str, str]) -> None:
+def _command(command: str, arguments: list[str], cwd: str, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
     os.chdir(cwd)
-    from rlexp.cli.train import main
-
-    sys.argv = ["rlexp-train", *arguments]
+    main = importlib.import_module(f"rlexp.cli.{command}").main
+    sys.argv = [f"rlexp-{command}", *arguments]
     sys.stderr = sys.stdout = Path(cwd, "output.txt").open("a", buffering=1)  # noqa: SIM115 - as long as the process
     main()
 
 
-def launch(arguments: list[str], cwd: Path, **environment: str) -> Any:
+def launch(arguments: list[str], cwd: Path, command: str = "train", **environment: str) -> Any:
     """The command's own function in a fresh process that has its imports behind it."""
-    process = processes.Process(target=_command, args=(arguments, str(cwd), environment))
+    process = processes.Process(target=_command, args=(command, arguments, str(cwd), environment))
     process.start()
     return process
 

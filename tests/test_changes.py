@@ -17,7 +17,9 @@ from gymnasium.envs.classic_control import PendulumEnv
 from rlexp import Trainer, load_config
 from rlexp.cli.train import train
 from rlexp.config import ConfigError, load
-from rlexp.optim import Adam, load_schedule
+from rlexp.optim import Adam
+from rlexp.optim.schedules import load_schedule
+from rlexp.optim.weights import flatten
 from rlexp.runs import checkpoint
 from rlexp.runs.checkpoint import CheckpointError
 from rlexp.runs.resume import changed, prepare
@@ -69,8 +71,9 @@ def test_the_rest_may(run: Path) -> None:
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 def test_an_extended_schedule_is_where_it_would_be_had_it_always_been_so_long(schedule: Any) -> None:
     def rates(batches: int, steps: int, saved: dict[str, Any] | None = None) -> tuple[list[float], dict[str, Any]]:
-        spec = Adam(lr=0.1, schedule=schedule, betas=[0.9, 0.999], eps=1e-8, weight_decay=0.0)
-        optimizer, scheduler = spec.build([torch.nn.Parameter(torch.zeros(1))], batches)
+        spec = Adam(lr=0.1, critic_lr=None, schedule=schedule, betas=[0.9, 0.999], eps=1e-8, weight_decay=0.0)
+        weights = flatten([torch.nn.Parameter(torch.zeros(2))])
+        optimizer, scheduler = spec.build(weights, [], [], batches)
         if saved is not None:
             load_schedule(scheduler, saved)
         used = []

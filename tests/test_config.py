@@ -37,14 +37,18 @@ WRONG: list[tuple[str, str, str]] = [
     ("evaluation.episode=3", "evaluation.episode", "Did you mean evaluation.episodes?"),
     ("checkpoint.keep=3", "checkpoint.keep", "Did you mean checkpoint.keep_last?"),
     ("logger.modes=offline", "logger.modes", "Did you mean logger.mode?"),
+    ("logger=several logger.sinks.wandb.mod=x", "logger.sinks.wandb.mod", "Did you mean logger.sinks.wandb.mode?"),
+    ("logger=several +logger.sinks.cvs.x=1", "logger.sinks.cvs", "Did you mean logger.sinks.csv?"),
+    ("logger=several ~logger.sinks.cvs", "config", "'logger.sinks.cvs' does not exist"),
+    ("env.transforms.observation_nrm.clip=5", "env.transforms.observation_nrm", "Did you mean env.transforms.observ"),
     ("lossy.gamma=0.9", "lossy", "Did you mean loss?"),
     # groups and options
     ("env=hoper", "env=hoper", "Did you mean hopper?"),
-    ("env=xyzzy", "env=xyzzy", "Available: gym,"),
+    ("env=xyzzy", "env=xyzzy", "Available: acrobot, ant,"),
     ("policy=tanhnormal", "policy=tanhnormal", "Did you mean tanh_normal?"),
-    ("loss=ppo", "loss=ppo", "Available: any, clip_ppo"),
-    ("optim=adamw", "optim=adamw", "Did you mean adam?"),
-    ("collector=sink", "collector=sink", "Available: rollout, sync"),
+    ("loss=ppo", "loss=ppo", "Did you mean kl_ppo?"),
+    ("optim=adan", "optim=adan", "Did you mean adam?"),
+    ("collector=sink", "collector=sink", "Available: multi_async, multi_sync, ray, rollout, sync"),
     ("experiment=tutoral", "experiment=tutoral", "Did you mean tutorial?"),
     ("logger=wandbb", "logger=wandbb", "Did you mean wandb?"),
     ("env/transforms=runing", "env/transforms=runing", "Did you mean running?"),
@@ -213,7 +217,7 @@ def test_help_names_groups_and_options(tmp_path: Path) -> None:
 def test_unbuildable_parts_are_config_errors(tmp_path: Path) -> None:
     discrete = run_command("rlexp-train", "env=gym", "env.id=CartPole-v1", "logger=none", cwd=tmp_path)
     assert discrete.returncode == 2
-    assert "Box" in discrete.stderr
+    assert "policy=categorical" in discrete.stderr
     transform = run_command(
         "rlexp-train",
         "logger=none",

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -16,14 +18,15 @@ import torch
 from torchrl.envs.utils import check_env_specs
 
 from rlexp import load_config
-from rlexp.config import ConfigError
+from rlexp.config import ConfigError, conf_dir
 from rlexp.envs.gymnasium import BatchedGymEnv
 from rlexp.envs.simulators import SimulatorError
+from rlexp.normalization import init_normalization
 
 SEEDS = [11, 22, 33]
 
 
-@pytest.mark.parametrize("env_id", ["InvertedDoublePendulum-v5", "Hopper-v5", "Pendulum-v1"])
+@pytest.mark.parametrize("env_id", ["InvertedDoublePendulum-v5", "Hopper-v5", "Pendulum-v1", "CartPole-v1"])
 @pytest.mark.parametrize(("frame_skip", "num_workers"), [(1, 1), (3, 1), (1, 2)])
 def test_transitions_equal_plain_gymnasium_to_the_bit(env_id: str, frame_skip: int, num_workers: int) -> None:
     batched = BatchedGymEnv(env_id, num_envs=3, frame_skip=frame_skip, num_workers=num_workers, max_episode_steps=40)
@@ -32,11 +35,10 @@ def test_transitions_equal_plain_gymnasium_to_the_bit(env_id: str, frame_skip: i
     tensordict = batched.reset()
     observations = [env.reset(seed=seed)[0] for env, seed in zip(plain, SEEDS, strict=True)]
     assert np.array_equal(tensordict["observation"].numpy(), observations)
-    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
     ends = {"terminated": 0, "truncated": 0}
     for _ in range(60):
-        low, high = batched.action_spec.space.low, batched.action_spec.space.high
-        action = low + (high - low) * torch.rand(low.shape, generator=generator)
+        action = batched.action_spec.rand()
         stepped, tensordict = batched.step_and_maybe_reset(tensordict.set("action", action))
         for i, env in enumerate(plain):
             total, terminated, truncated = 0.0, False, False
@@ -60,16 +62,89 @@ def test_transitions_equal_plain_gymnasium_to_the_bit(env_id: str, frame_skip: i
         assert ends["terminated"] == 0
 
 
-@pytest.mark.parametrize("option", ["inverted_double_pendulum", "half_cheetah", "hopper", "inverted_pendulum"])
+# Of those that name no task, one of theirs; of each other option, its own.
+TASKS = {
+    "gym": ["env.id=Pendulum-v1"],
+    "dm_control": ["env.domain=cheetah", "env.task=run"],
+    "torchrl": ["env.make._target_=torchrl.envs.GymEnv", "env.make.env_name=Pendulum-v1", "env.num_envs=2"],
+}
+OPTIONS = sorted(path.stem for path in conf_dir().glob("env/*.yaml"))
+
+
+@pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("transforms", ["none", "frozen", "running"])
 def test_specs_hold(option: str, transforms: str) -> None:
-    from rlexp.normalization import init_normalization
-
-    env = load_config([f"env={option}", f"env/transforms={transforms}"]).env.build(2)
+    overrides = [f"env={option}", f"env/transforms={transforms}", *TASKS.get(option, [])]
+    env = load_config(overrides).env.build(2)
     env.set_seed(0)
     init_normalization(env, 50)
     check_env_specs(env)
     assert env.rollout(5)["observation"].dtype is torch.float32
+
+
+class Odd(gymnasium.Env):  # type: ignore[misc, type-arg, unused-ignore]
+    """An observation of many parts, and choices that are counted from 5."""
+
+    action_space = gymnasium.spaces.Discrete(3, start=5)
+
+    def __init__(self, **parts: gymnasium.spaces.Space[Any]) -> None:
+        flags = gymnasium.spaces.Tuple([gymnasium.spaces.Discrete(3), gymnasium.spaces.MultiBinary(2)])
+        position = gymnasium.spaces.Box(-1, 1, (2,), np.float64)
+        self.observation_space = gymnasium.spaces.Dict({"position": position, "flags": flags, **parts})
+
+    def _observation(self) -> dict[str, Any]:
+        return {"position": np.array([0.25, 0.5]), "flags": (self.last % 3, np.array([1, 0], np.int8))}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.last = 0
+        return self._observation(), {}
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action)
+        self.last = int(action)
+        return self._observation(), float(action), False, False, {}
+
+
+@pytest.fixture
+def odd() -> Iterator[str]:
+    gymnasium.register("Odd-v0", Odd, max_episode_steps=20)
+    yield "Odd-v0"
+    del gymnasium.registry["Odd-v0"]
+
+
+def test_parts_of_an_observation_become_one_vector_and_choices_count_from_zero(odd: str) -> None:
+    env = BatchedGymEnv(odd, num_envs=2)
+    check_env_specs(env)
+    stepped = env.step(env.reset().set("action", torch.tensor([0, 2])))["next"]
+    assert stepped["reward"].flatten().tolist() == [5, 7]
+    # Gymnasium's order: a Dict's entries by name, a Discrete as one of so many flags
+    assert stepped["observation"].tolist() == [[0, 0, 1, 1, 0, 0.25, 0.5], [0, 1, 0, 1, 0, 0.25, 0.5]]
+    env.load_simulator_state(env.simulator_state())
+
+
+def test_flags_alone_become_floats() -> None:
+    env = BatchedGymEnv("FrozenLake-v1", num_envs=1)
+    assert env.reset()["observation"].dtype is torch.float32
+    assert env.reset()["observation"].sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [
+        (gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8), r"'part' is a picture of shape \(8, 8, 3\)(.|\n)*FilterObs"),
+        (gymnasium.spaces.Sequence(gymnasium.spaces.Discrete(2)), "of no fixed size"),
+    ],
+)
+def test_observations_that_are_no_vector_are_refused(part: gymnasium.spaces.Space[Any], told: str, odd: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        BatchedGymEnv(odd, num_envs=1, part=part)
+
+
+def test_actions_of_several_choices_are_refused(odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Odd, "action_space", gymnasium.spaces.MultiDiscrete([2, 2]))
+    with pytest.raises(ConfigError, match=r"env\.id=Odd-v0(.|\n)*Box or Discrete is needed"):
+        BatchedGymEnv(odd, num_envs=1)
 
 
 def test_reset_of_one_leaves_the_others() -> None:
@@ -169,6 +244,20 @@ def test_workers_do_not_outlive_a_killed_main_process(tmp_path: Path) -> None:
     while any(alive(pid) for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_mujocos_warnings_leave_no_file_behind(tmp_path: Path) -> None:
+    script = (
+        "from rlexp.envs.gymnasium import BatchedGymEnv\n"
+        "if __name__ == '__main__':\n"
+        "    BatchedGymEnv('Ant-v5', num_envs=2, num_workers=2).close()\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["script.py"]
 
 
 def test_more_workers_than_simulators_are_refused() -> None:

@@ -86,3 +86,9 @@ class TestWithEnvPool:
             .all(-1)[after["done"][:, :-1, 0]]
             .any()
         )
+
+    def test_choices_are_whole_numbers(self) -> None:
+        env = load_config(["env=cartpole", "env.backend=envpool"]).env.build_base(4)
+        check_env_specs(env)
+        rollout = env.rollout(5)
+        assert (rollout["action"].dtype, rollout["action"].shape) == (torch.int64, (4, 5))

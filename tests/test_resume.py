@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +76,20 @@ def test_killed_at_random_instants_it_is_the_run_that_was_never_killed(task: str
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
 
 
-def trainer(task: str, run_dir: Path, start: checkpoint.Checkpoint | None = None) -> Trainer:
-    experiment = load_config(["env=gym", f"env.id={task}", *SMALL, "total_frames=960"])
+# Every part of the update that has a state of its own.
+OPTIONS = {
+    "penalty": [
+        *("loss=kl_ppo", "loss.dtarg=1e-4", "optim.schedule=kl_adaptive", "optim.critic_lr=1e-3", "target_kl=1e-3"),
+        *("loss.entropy_coeff=0.01", "loss.entropy_schedule=linear", "loss.estimator=vtrace", "loss.clip_value=0.2"),
+    ],
+    "clip": ["loss.clip_schedule=cosine", "recompute_advantage=false", "optim=rmsprop", "optim.schedule=cosine"],
+}
+
+
+def trainer(
+    task: str, run_dir: Path, start: checkpoint.Checkpoint | None = None, overrides: Sequence[str] = ()
+) -> Trainer:
+    experiment = load_config(["env=gym", f"env.id={task}", *SMALL, "total_frames=960", *overrides])
     return Trainer(experiment, RunDir(run_dir), start)
 
 
@@ -89,21 +101,21 @@ def train(subject: Trainer, iterations: int) -> list[dict[str, float]]:
 class Halves:
     """One run whole, and its state in the middle."""
 
-    def __init__(self, task: str, folder: Path) -> None:
-        self.task, self.folder = task, folder
-        whole = trainer(task, folder / "whole")
+    def __init__(self, task: str, folder: Path, *overrides: str) -> None:
+        self.task, self.folder, self.overrides = task, folder, overrides
+        whole = trainer(task, folder / "whole", None, overrides)
         train(whole, 2)
         whole.evaluate()
         saved = checkpoint.save(folder / "middle" / "checkpoints", get_state(whole), {}, keep_last=2)
         self.middle = checkpoint.load(saved)
         self.rows = train(whole, 4)
         self.end = dataclasses.replace(get_state(whole), session={})
-        self.fresh = get_state(trainer(task, folder / "fresh"))
+        self.fresh = get_state(trainer(task, folder / "fresh", None, overrides))
 
     def resumed_equals(self, change: Callable[[TrainState], object]) -> bool:
         middle = checkpoint.load(self.middle.path)  # anew: a trainer trains the very tensors that it is given
         change(middle.state)
-        again = trainer(self.task, self.folder / "middle", middle)
+        again = trainer(self.task, self.folder / "middle", middle, self.overrides)
         try:
             rows = train(again, 4)
             end = dataclasses.replace(get_state(again), session={})
@@ -132,6 +144,16 @@ def test_the_second_half_is_the_same_with_all_of_the_state(halves: Halves) -> No
     assert halves.resumed_equals(lambda state: None)
 
 
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_second_half_is_the_same_with_every_option_of_the_update(name: str, tmp_path: Path) -> None:
+    halves = Halves("Pendulum-v1", tmp_path, *OPTIONS[name])
+    assert halves.resumed_equals(lambda state: None)
+    if name == "penalty":
+        rate, beta = halves.middle.state.optimizer["param_groups"][0]["lr"], halves.middle.state.loss["beta"]
+        assert rate not in (7e-4, halves.end.optimizer["param_groups"][0]["lr"])
+        assert beta not in (1.0, halves.end.loss["beta"])
+
+
 FIELDS = [field.name for field in dataclasses.fields(TrainState) if field.name not in ("inexact", "session")]
 
 
@@ -143,7 +165,7 @@ def test_it_differs_without_any_one_field_of_the_state(field: str, ant: Halves) 
 
 @pytest.fixture(scope="module")
 def ant(tmp_path_factory: pytest.TempPathFactory) -> Halves:
-    return Halves("Ant-v5", tmp_path_factory.mktemp("ant"))
+    return Halves("Ant-v5", tmp_path_factory.mktemp("ant"), "loss=kl_ppo")  # whose loss has a state
 
 
 # Parts of fields that are easily forgotten. A layer is a wrapper of the simulator, TimeLimit first.
@@ -152,6 +174,7 @@ PARTS: dict[str, tuple[Any, ...]] = {
     "variance of the return": ("reward_norm", "moments.var"),
     "observation moments": ("transforms", "transforms.0.moments.mean"),
     "Adam's moments": ("optimizer", "state"),
+    "weight of the KL penalty": ("loss", "beta"),
     "time limit": ("simulators", "simulators", 0, "layers", 0, "values", "_elapsed_steps"),
     "simulator's generator": ("simulators", "simulators", 0, "layers", -1, "generators", "_np_random", "state"),
     "physics": ("simulators", "simulators", 0, "layers", -1, "physics", "data", "integration"),

@@ -12,14 +12,23 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import nn
 from torchrl.collectors import Collector
-from torchrl.envs import Compose, DoubleToFloat, RewardClipping, RewardScaling, TransformedEnv
+from torchrl.envs import (
+    BinarizeReward,
+    Compose,
+    DoubleToFloat,
+    RewardClipping,
+    RewardScaling,
+    RewardSum,
+    StepCounter,
+    TransformedEnv,
+)
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import IndependentNormal, ProbabilisticActor
 
 from rlexp import Trainer, load_config
 from rlexp.agent.evaluation import evaluate
 from rlexp.collectors.acting import acting
-from rlexp.collectors.rollout import RolloutCollector, step_counts
+from rlexp.collectors.rollout import ArrayTransforms, RolloutCollector, step_counts
 from rlexp.config import ConfigError
 from rlexp.envs.gymnasium import BatchedGymEnv
 from rlexp.normalization import commit_normalization, init_normalization, observation_norms
@@ -42,6 +51,10 @@ class Replay(TensorDictModuleBase):  # type: ignore[misc]
         return tensordict
 
 
+CLIPPED = "env.transforms.clip={_target_: torchrl.envs.RewardClipping, clamp_min: 0.9, clamp_max: 1.1}"
+SCALED = "env.transforms.scale={_target_: torchrl.envs.RewardScaling, loc: 0.5, scale: 0.1}"
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -50,8 +63,11 @@ class Replay(TensorDictModuleBase):  # type: ignore[misc]
         ["env=gym", "env.id=Pendulum-v1", "env.num_envs=2", "env.max_episode_steps=15", "policy.num_cells=[200,200]"],
         ["env=half_cheetah", "env.num_envs=2", "env/transforms=none", "policy.state_independent_scale=false"],
         ["env=hopper", "env.num_envs=5", "policy.activation_class=ELU", "env.frame_skip=2"],
+        ["env=cartpole", "env.num_envs=3"],
+        ["env=hopper", "env.num_envs=3", CLIPPED],
+        ["env=hopper", "env.num_envs=3", SCALED, CLIPPED],
     ],
-    ids=["hopper", "one_env", "float32_wide", "no_norm", "elu_frame_skip"],
+    ids=["hopper", "one_env", "float32_wide", "no_norm", "elu_frame_skip", "choices", "clipped", "scaled_clipped"],
 )
 def test_batches_equal_torchrls_entry_by_entry(overrides: list[str]) -> None:
     config = load_config([*overrides, "collector.frames_per_batch=300", "minibatch_size=30"])
@@ -176,9 +192,9 @@ def _without_reset(old: RolloutCollector) -> RolloutCollector:
 
 def test_what_it_does_not_know_is_refused_with_the_remedy() -> None:
     spec = load_config(["env.num_envs=2"]).env
-    unknown = TransformedEnv(spec.build_base(2), Compose(DoubleToFloat(), RewardClipping(-1, 1)))
+    unknown = TransformedEnv(spec.build_base(2), Compose(DoubleToFloat(), BinarizeReward()))
     actor = load_config().policy.build(unknown, CPU).actor
-    with pytest.raises(ConfigError, match=r"RewardClipping(.|\n)*collector=sync"):
+    with pytest.raises(ConfigError, match=r"BinarizeReward(.|\n)*collector=sync"):
         RolloutCollector(unknown, actor, 20, CPU)
     with pytest.raises(ConfigError, match="step_count"):
         acting(TensorDictModule(nn.Identity(), in_keys=["step_count"], out_keys=["action"]), 2)
@@ -219,14 +235,33 @@ def test_simulators_without_arrays_are_sent_to_torchrl() -> None:
     assert not isinstance(env.base_env, BatchedGymEnv)
 
 
+def test_rewards_are_clipped_before_they_are_summed_where_that_is_the_order() -> None:
+    clip, summed = RewardClipping(0, 0.5), RewardSum()
+    returns = {}
+    for name, order in (("clipped", (clip, summed)), ("own", (summed.clone(), clip.clone()))):
+        base = load_config(["env=cartpole"]).env.build_base(1)
+        env = TransformedEnv(base, Compose(DoubleToFloat(), *order, StepCounter()))
+        transforms = ArrayTransforms(env)
+        reward, added = transforms.rewards(np.ones((4, 1)))
+        assert reward.tolist() == [[0.5]] * 4
+        returns[name] = added.sum()
+        env.close()
+    assert returns == {"clipped": 2, "own": 4}
+
+
 def test_evaluation_is_the_same_by_arrays_and_by_torchrl() -> None:
-    """Whole episodes on given seeds; a transform that only torchrl knows makes evaluation go its way."""
+    """Whole episodes on given seeds; a transform that only torchrl knows makes evaluation go its way.
+
+    Either way it is the environment's own rewards that count.
+    """
     config = load_config(["env.num_envs=4"])
     env = config.env.build(3)
     init_normalization(env, 20)
     actor = config.policy.build(env, CPU).actor
     by_arrays = evaluate(env, actor, [1, 2, 3, 4, 5])
-    env.append_transform(RewardScaling(0.0, 1.0))
+    env.append_transform(RewardScaling(0.0, 0.5))
+    assert evaluate(env, actor, [1, 2, 3, 4, 5]) == by_arrays
+    env.append_transform(BinarizeReward())
     by_torchrl = evaluate(env, actor, [1, 2, 3, 4, 5])
     assert by_arrays.lengths == by_torchrl.lengths
     assert by_arrays.returns == pytest.approx(by_torchrl.returns, rel=1e-5)

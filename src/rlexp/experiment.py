@@ -13,7 +13,7 @@ from rlexp.envs import EnvSpec
 from rlexp.loggers import LoggerSpec
 from rlexp.losses import LossSpec
 from rlexp.optim import OptimSpec
-from rlexp.policies import PolicySpec
+from rlexp.policies import PolicySpec, RecurrentPolicy
 
 # What rlexp-train reads itself: how a run starts is no part of what it is.
 COMMAND_SETTINGS = ("resume", "trust", "sweep")
@@ -41,10 +41,22 @@ class EvaluationSettings(Spec):
     Attributes:
         interval: simulator frames between evaluations; there is always one at the end.
         episodes: whole episodes of each evaluation.
+        video_interval: simulator frames between films of an evaluation's first episode, with one at the end; None
+            films none.
     """
 
     interval: Count
     episodes: Count
+    video_interval: Count | None
+
+    def lacking(self) -> Iterator[Problem]:
+        """The encoder of a film."""
+        if self.video_interval is not None:
+            try:
+                import imageio_ffmpeg  # noqa: F401
+            except ImportError:
+                message = "needs an encoder: pip install 'rlexp[video]'."
+                yield Problem("video_interval", message, str(self.video_interval))
 
 
 class CheckpointSettings(Spec):
@@ -67,11 +79,17 @@ class Experiment(Spec):
     Attributes:
         total_frames: budget in simulator frames; training ends with the first batch that reaches it.
         num_epochs: passes over each batch.
+        target_kl: KL from the policy that acted, in nats, beyond which no further pass begins; None makes all of them.
+        recompute_advantage: with each pass, instead of once a batch.
         minibatch_size: agent steps of one gradient step.
         max_grad_norm: bound on the norm of each gradient.
         seed: everything random follows from it.
         device: ``auto`` is cuda where there is one, else cpu.
         threads: torch's threads; ``auto`` decides by the work of a minibatch and the cores there are.
+        compile: compile a loss by ``torch.compile``, unless its gradient is written out, which is faster still, or it
+            reads sequences; ``auto`` does in long runs.
+        checks: assert what costs time: the environment's specs and repeatability before training, what operation makes
+            a gradient NaN, and that the last checkpoint holds the agent.
         callbacks: objects with methods of `rlexp.callbacks.Callback`; names are free.
         warm_start: a checkpoint or run whose weights and statistics the run begins with; None begins with fresh ones.
     """
@@ -86,11 +104,15 @@ class Experiment(Spec):
     checkpoint: CheckpointSettings
     total_frames: Count
     num_epochs: Count
+    target_kl: Positive | None
+    recompute_advantage: bool
     minibatch_size: Count
     max_grad_norm: Positive
     seed: Annotated[Integer, Field(ge=0, lt=2**32)]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
     threads: Count | Literal["auto"]
+    compile: bool | Literal["auto"]
+    checks: bool
     callbacks: dict[str, Node]
     warm_start: str | None
 
@@ -103,6 +125,16 @@ class Experiment(Spec):
     def num_batches(self) -> int:
         """Batches of the whole run: as many as it takes to reach ``total_frames``."""
         return -(-self.total_frames // self.collector.frames_per_batch)
+
+    @property
+    def minibatches_per_epoch(self) -> int:
+        """Gradient steps of one pass over a batch."""
+        return self.steps_per_batch // self.minibatch_size
+
+    def lacking(self) -> Iterator[Problem]:
+        """What the logger and the films lack."""
+        yield from (problem.under("logger.") for problem in self.logger.lacking())
+        yield from (problem.under("evaluation.") for problem in self.evaluation.lacking())
 
     def problems(self) -> Iterator[Problem]:
         """Rules across groups."""
@@ -119,9 +151,19 @@ class Experiment(Spec):
         elif self.minibatch_size > self.steps_per_batch:
             message = f"is larger than a batch: collector.frames_per_batch gives {self.steps_per_batch} agent steps."
             yield Problem("minibatch_size", message, str(self.minibatch_size))
+        elif isinstance(self.policy, RecurrentPolicy):
+            length = self.policy.sequence_length
+            for key, steps, of in (
+                ("collector.frames_per_batch", self.steps_per_batch // envs, "each environment's steps of a batch"),
+                ("minibatch_size", self.minibatch_size, "the steps of a minibatch"),
+            ):
+                if steps % length:
+                    message = f"must let {of}, now {steps}, be a multiple of policy.sequence_length = {length}."
+                    yield Problem(key, message, str(frames if key.startswith("collector") else steps))
         if self.total_frames < frames:
             message = f"is less than one batch: collector.frames_per_batch is {frames}."
             yield Problem("total_frames", message, str(self.total_frames))
+        yield from self.collector.problems_with(self.env)
 
 
 def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) -> Experiment:

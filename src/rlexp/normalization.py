@@ -31,15 +31,23 @@ class Moments(nn.Module):
 
     @torch.no_grad()
     def update(self, samples: Tensor) -> None:
-        """Merge ``samples`` ``[n, *shape]`` (Chan, Golub and LeVeque 1979, eq. 2.1)."""
-        samples = samples.to(self.mean)
-        n = samples.shape[0]
+        """Take in ``samples`` ``[n, *shape]``."""
+        self.merge(*batch_moments(samples.to(self.mean)))
+
+    @torch.no_grad()
+    def merge(self, n: int, mean: Tensor, var: Tensor) -> None:
+        """Take in ``n`` samples of this mean and variance (Chan, Golub and LeVeque 1979, eq. 2.1)."""
         total = self.count + n
-        delta = samples.mean(0) - self.mean
-        var = (self.var * self.count + samples.var(0, correction=0) * n) / total
-        self.var.copy_(var + delta.square() * self.count * n / total.square())
+        delta = mean - self.mean
+        merged = (self.var * self.count + var * n) / total
+        self.var.copy_(merged + delta.square() * self.count * n / total.square())
         self.mean.add_(delta * n / total)
         self.count.copy_(total)
+
+
+def batch_moments(samples: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Count, mean and variance of ``samples`` ``[n, *shape]``."""
+    return len(samples), samples.mean(0), samples.var(0, correction=0)
 
 
 class RunningObservationNorm(ObservationNorm):
@@ -58,6 +66,7 @@ class RunningObservationNorm(ObservationNorm):
         self.clip = clip
         self.collecting = True
         self._pending: list[Tensor] = []
+        self._merged: list[tuple[int, Tensor, Tensor]] = []
 
     def init_stats(self, num_iter: int, *args: object, **kwargs: object) -> None:
         """Take the first statistics from random steps; they weigh like the agent's own."""
@@ -68,17 +77,27 @@ class RunningObservationNorm(ObservationNorm):
         self.moments.mean.copy_(self.loc)
         self.moments.var.copy_(self.scale.square())
 
-    def update(self, observations: Tensor) -> None:
-        """Fold raw observations ``[n, *observation]`` into the statistics."""
-        self.moments.update(observations)
-        self.loc.copy_(self.moments.mean)
-        self.scale.copy_(self.moments.var.sqrt().clamp_min(self.eps))
-
     def commit(self) -> None:
         """Fold in the observations stepped to since the last commit, each once; those of resets do not count."""
-        if self._pending:
-            self.update(torch.cat([o.reshape(-1, *self.loc.shape) for o in self._pending]))
-            self._pending.clear()
+        batch = [*self._merged, *self.take()]
+        self._merged.clear()
+        for moments in batch:
+            self.moments.merge(*moments)
+        if batch:
+            self.loc.copy_(self.moments.mean)
+            self.scale.copy_(self.moments.var.sqrt().clamp_min(self.eps))
+
+    def take(self) -> list[tuple[int, Tensor, Tensor]]:
+        """Count, mean and variance, in float64, of what `observe` put by, if anything, which it then forgets."""
+        if not self._pending:
+            return []
+        samples = torch.cat([o.reshape(-1, *self.loc.shape) for o in self._pending])
+        self._pending.clear()
+        return [batch_moments(samples.to(torch.float64))]
+
+    def merge(self, n: int, mean: Tensor, var: Tensor) -> None:
+        """Put by for the next `commit` what the same transform in another process has taken (`take`)."""
+        self._merged.append((n, mean, var))
 
     def observe(self, observations: Tensor) -> None:
         """Put raw observations ``[..., *observation]`` by for the next `commit`."""

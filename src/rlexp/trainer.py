@@ -10,9 +10,8 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,10 +19,18 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from rlexp.agent.evaluation import Evaluation, evaluate, evaluation_seeds
+from rlexp.agent.video import check_filming, filmed
 from rlexp.callbacks import Callback
+from rlexp.checks import check_checkpoint, check_env
+from rlexp.collectors import Source
 from rlexp.config import ConfigError, Problem, build_at, check_targets, load, new_run_path
 from rlexp.experiment import Experiment, read_config
+from rlexp.hardware import pick_device, set_threads, use_compiler
+from rlexp.losses.gradients import gradient_of
 from rlexp.normalization import commit_normalization, copy_normalization, init_normalization, observation_norms
+from rlexp.optim.schedules import KLAdaptive
+from rlexp.optim.weights import flatten
+from rlexp.policies.recurrent import carry_state
 from rlexp.runs import checkpoint
 from rlexp.runs.checkpoint import Checkpoint
 from rlexp.runs.redaction import redact
@@ -42,6 +49,9 @@ _LOSS_METRICS = {
     "kl_approx": "loss/kl_approx",
     "clip_fraction": "loss/clip_fraction",
     "ESS": "loss/ess",
+    "value_clip_fraction": "loss/value_clip_fraction",
+    "kl": "loss/kl",
+    "beta": "loss/beta",
     "grad_norm": "optim/grad_norm",
 }
 
@@ -91,6 +101,10 @@ class Trainer:
         if start is None and self.run.started:
             message = "holds a run already: continue it with resume=..., or choose another folder."
             raise ConfigError([Problem("hydra.run.dir", message, str(self.run.path))])
+        if experiment.checks:
+            check_env(experiment.env)
+        if experiment.evaluation.video_interval is not None:
+            check_filming(experiment.env, "evaluation.video_interval")
         self.device = pick_device(experiment.device)
         torch.set_num_threads(1)  # the first weights must not depend on how many cores this machine has
         seed_everything(experiment.seed)
@@ -98,17 +112,25 @@ class Trainer:
         spec = experiment.env
         self.env = spec.build(spec.num_envs)
         self.env.base_env.timeout = experiment.collector.timeout
-        self.env.set_seed(experiment.seed if start is None else _seed_after(experiment.seed, start.state.iteration))
+        seed = experiment.seed if start is None else _seed_after(experiment.seed, start.state.iteration)
+        self.env.set_seed(seed)
         init_normalization(self.env, spec.init_random_steps)
         self.eval_env = spec.build(experiment.evaluation.episodes)
         self.eval_env.base_env.timeout = experiment.collector.timeout
         self.networks = experiment.policy.build(self.env, self.device)
+        for env in (self.env, self.eval_env):
+            carry_state(env, self.networks.actor)
         self.objective = experiment.loss.build(self.networks, spec.num_envs, self.device)
-        self.weights = flatten(self.networks.parameters())
+        actor = list(self.networks.actor.parameters())
+        critic = self.networks.parameters()[len(actor) :]
+        self.weights = flatten([*actor, *critic])
+        self.gradient = gradient_of(self.objective.loss, self.networks, lambda: use_compiler(experiment, self.device))
         self.threads = set_threads(experiment, self.weights.numel())
-        trained = [self.weights] if experiment.optim.elementwise else self.networks.parameters()
-        self.optimizer, self.scheduler = experiment.optim.build(trained, experiment.num_batches)
-        self.collector = experiment.collector.build(self.env, self.networks.actor, spec.frame_skip, self.device)
+        self.optimizer, self.scheduler = experiment.optim.build(self.weights, actor, critic, experiment.num_batches)
+        self._watches_kl = experiment.target_kl is not None or isinstance(self.scheduler, KLAdaptive)
+        self._check_loss()
+        source = Source(spec, experiment.policy, seed)
+        self.collector = experiment.collector.build(self.env, self.networks.actor, source, self.device)
 
         self.callbacks: list[Callback] = [
             build_at(f"callbacks.{name}", node.build) for name, node in experiment.callbacks.items()
@@ -121,7 +143,9 @@ class Trainer:
         self.saved: Path | None = None
         self.saved_at = time.monotonic()
         self.seconds = {"collect": 0.0, "update": 0.0, "eval": 0.0}
-        self.run_id = secrets.token_hex(4)
+        # The agent of a W&B sweep has named its run already; W&B would log under no other id.
+        named = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+        self.run_id = named or secrets.token_hex(4)
         if start is not None:
             load_state(self, start.state)
         elif experiment.warm_start is not None:
@@ -166,22 +190,31 @@ class Trainer:
 
         Raises:
             TrainingError: an observation, reward, loss or gradient is not finite.
+            CheckError: ``checks`` is on, and the checkpoint does not hold the agent.
             Stopped: a signal came; the run is saved.
         """
         info = {"seed": self.experiment.seed, "threads": self.threads, "device": str(self.device)}
-        with closing(self), Session(self.run, self.experiment, info, self.frames, self.run_id) as session:
+        with (
+            closing(self),
+            torch.autograd.set_detect_anomaly(self.experiment.checks),
+            Session(self.run, self.experiment, info, self.frames, self.run_id) as session,
+        ):
             batches = iter(self.collector)
             self.save()
             while not self.finished and session.stop is None:
                 metrics = self.iterate(batches)
                 if self.finished or self._due(self.experiment.evaluation.interval):
                     metrics |= self.evaluate().metrics()
+                if self._film_due() and (video := self.film()) is not None:
+                    session.log_video(video, self.frames)
                 session.log({"frames": self.frames} | metrics | self.time_metrics())
                 if self.best_frames == self.frames or self._save_due():
                     session.sync()
                     self.save()
             session.sync()
-            self.save()
+            path = self.save()
+            if self.experiment.checks and self.final is not None and self.finished:
+                check_checkpoint(path, self.final, self.device, self.experiment.to_dict())
             session.summary = self.summary("completed" if self.finished else _status(session.stop))
         if session.stop is not None and not self.finished:
             raise Stopped(session.stop)
@@ -235,32 +268,52 @@ class Trainer:
                 reward = objective.reward_norm(batch["next", "reward"], batch["next", "done"])
                 batch.set(("next", "reward"), reward)
             entropy = -batch["action_log_prob"].mean()
+            objective.anneal((self.iteration - 1) / self.experiment.num_batches)
             objective.loss.prepare(batch)
             for epoch in range(self.experiment.num_epochs):
-                objective.advantage(batch)
+                if epoch == 0 or self.experiment.recompute_advantage:
+                    objective.advantage(batch)
                 if epoch == 0:
                     explained = explained_variance(batch["state_value"], batch["value_target"])
-                for minibatch in self.minibatches(batch):
-                    losses = objective.loss.losses(minibatch)
-                    self.optimizer.zero_grad(set_to_none=False)
-                    total = reduce(torch.add, (loss for name, loss in losses.items() if name.startswith("loss_")))
-                    total.backward()
-                    grad_norm = torch.nn.utils.clip_grad_norm_(self.weights, self.experiment.max_grad_norm)
-                    self.optimizer.step()
-                    records.append({name: value.detach() for name, value in losses.items()} | {"grad_norm": grad_norm})
-            means = objective.loss.means({name: torch.stack([r[name] for r in records]) for name in records[0]})
+                steps = [self.step(minibatch) for minibatch in self.minibatches(batch)]
+                records += steps
+                if self._far(steps):
+                    break
+            means, last = objective.loss.means(stacked(records)), stacked(steps)
+            if objective.loss.tells_kl:
+                means["kl"] = objective.loss.divergence(last)
+            objective.loss.adapt(last)
         # Without a bonus the loss has no use for the entropy: the batch's own actions estimate it.
         means.setdefault("entropy", entropy)
         metrics = {metric: means[key].item() for key, metric in _LOSS_METRICS.items() if key in means}
-        return self._checked(metrics | {"loss/explained_variance": explained})
+        return self._checked(metrics | {"loss/explained_variance": explained, "optim/epochs": epoch + 1})
+
+    def step(self, minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One step of the optimizer; the losses of the minibatch and the norm of its gradient, detached."""
+        record = self.gradient(minibatch)
+        record["grad_norm"] = clip_grad_norm(self.weights, self.experiment.max_grad_norm)
+        self.optimizer.step()
+        return record
+
+    def _far(self, steps: list[dict[str, Tensor]]) -> bool:
+        """Whether an epoch came too far from the policy that acted; a learning rate that follows the KL does so."""
+        if not self._watches_kl:
+            return False
+        kl = self.objective.loss.divergence(stacked(steps)).item()
+        if isinstance(self.scheduler, KLAdaptive):
+            self.scheduler.adapt(kl)
+        return self.experiment.target_kl is not None and kl > self.experiment.target_kl
 
     def minibatches(self, batch: TensorDictBase) -> Iterator[dict[str, Tensor]]:
         """What the loss reads of the batch's steps, in a new random order, ``minibatch_size`` at a time.
 
-        Each step comes at most once. Those that do not fill a minibatch are left out, different ones each time.
+        Each step comes at most once. Those that do not fill a minibatch are left out, different ones each time. For
+        policies with a memory it is sequences that are in random order, the steps of each one after another.
         """
-        size = self.experiment.minibatch_size
-        order = torch.randperm(batch.numel(), device=batch.device)[: batch.numel() // size * size]
+        size, length = self.experiment.minibatch_size, self.networks.sequence_length
+        order = torch.randperm(batch.numel() // length, device=batch.device)[: batch.numel() // size * size // length]
+        if length > 1:
+            order = (order[:, None] * length + torch.arange(length, device=batch.device)).flatten()
         keys = self.objective.loss.step_keys
         columns = (batch[key].flatten(0, 1)[order].split(size) for key in keys)
         for entries in zip(*columns, strict=True):
@@ -280,6 +333,25 @@ class Trainer:
             self.best, self.best_frames = self.final, self.frames
         self._call("after_evaluation", self.final)
         return self.final
+
+    def film(self) -> Path | None:
+        """Film the first episode of an evaluation of the current policy.
+
+        Returns:
+            The MP4; None where it could not be made, which is announced.
+        """
+        seed = self.experiment.seed
+        path = self.run.videos / f"{self.frames:012d}_seed{seed}.mp4"
+        with self._timed("eval"):
+            try:
+                with filmed(self.experiment.env, path) as env:
+                    copy_normalization(self.env, env)
+                    carry_state(env, self.networks.actor)
+                    evaluate(env, self.networks.actor, evaluation_seeds(seed, 1))
+            except Exception as error:  # whatever a renderer or an encoder raises, training goes on
+                log.warning("No video after %s frames: %s", f"{self.frames:,}", error)
+                return None
+        return path
 
     def save(self) -> Path:
         """Save a checkpoint of this moment, once; it is the best one if the best evaluation is of this moment."""
@@ -333,10 +405,25 @@ class Trainer:
         before = self.frames - self.experiment.collector.frames_per_batch
         return self.frames // interval > before // interval
 
+    def _film_due(self) -> bool:
+        interval = self.experiment.evaluation.video_interval
+        return interval is not None and (self.finished or self._due(interval))
+
     def _save_due(self) -> bool:
         minutes = self.experiment.checkpoint.interval_minutes
         by_clock = minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
         return by_clock or self._due(self.experiment.checkpoint.interval)
+
+    def _check_loss(self) -> None:
+        """What the loop asks of the loss."""
+        spec = self.experiment
+        if self._watches_kl and not self.objective.loss.tells_kl:
+            key, value = ("optim.schedule", "kl_adaptive") if spec.target_kl is None else ("target_kl", spec.target_kl)
+            message = "needs a loss that measures the KL: a shipped one, or one of torchrl's variants of PPO."
+            raise ConfigError([Problem(key, message, str(value))])
+        if spec.loss.on_policy and spec.num_epochs > 1:
+            log.warning("num_epochs=%d: this loss has no importance ratio, so that its gradient is right for the "
+                        "policy that acted alone. num_epochs=1 uses each step once.", spec.num_epochs)  # fmt: skip
 
     def _check_batch(self, batch: TensorDictBase) -> None:
         for key, value in batch.items(include_nested=True, leaves_only=True):
@@ -359,7 +446,7 @@ class Trainer:
     def close(self) -> None:
         """Close the simulators and the collector, and let other processes into the run's folder."""
         self.collector.shutdown()
-        self.eval_env.close()
+        self.eval_env.close(raise_if_closed=False)  # torchrl's open when first used
         self.run.unlock()
 
     @contextmanager
@@ -369,17 +456,20 @@ class Trainer:
         self.seconds[kind] += time.perf_counter() - start
 
 
-def flatten(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
-    """One vector that holds all of ``parameters``, and its gradient all of theirs: they become views of it.
+def stacked(records: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Each entry of the records as one tensor, ``[records, ...]``."""
+    return {name: torch.stack([record[name] for record in records]) for name in records[0]}
 
-    What is done to each element alike, as by clipping and Adam, then costs one call instead of one a parameter.
+
+def clip_grad_norm(weights: nn.Parameter, max_norm: float) -> Tensor:
+    """Scale the gradient down to norm ``max_norm`` where it is longer, and return the norm that it had.
+
+    ``torch.nn.utils.clip_grad_norm_`` for one tensor, at a third of its cost.
     """
-    flat = nn.Parameter(torch.cat([parameter.detach().reshape(-1) for parameter in parameters]))
-    flat.grad = torch.zeros_like(flat)
-    sizes = [parameter.numel() for parameter in parameters]
-    for parameter, data, grad in zip(parameters, flat.data.split(sizes), flat.grad.split(sizes), strict=True):
-        parameter.data, parameter.grad = data.view_as(parameter), grad.view_as(parameter)
-    return flat
+    grad = cast("Tensor", weights.grad)
+    norm: Tensor = torch.linalg.vector_norm(grad)
+    grad.mul_((max_norm / (norm + 1e-6)).clamp_max(1))
+    return norm
 
 
 def parameters_hash(weights: Tensor) -> int:
@@ -401,41 +491,3 @@ def explained_variance(value: Tensor, target: Tensor) -> float:
     """Share of the targets' variance that the critic explains: 1 is all of it, 0 none, negative worse than none."""
     variance = target.var()
     return float(1 - (target - value).var() / variance) if variance > 0 else 0.0
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that the ``device`` setting means.
-
-    Raises:
-        ConfigError: it is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        available = ", ".join(["auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
-        raise ConfigError([Problem("device", f"there is no such device. Available: {available}.", name)])
-    return device
-
-
-def set_threads(experiment: Experiment, weights: int) -> int:
-    """Set torch's thread count as ``threads`` says, and return it.
-
-    ``auto`` takes one thread for every 32 million multiply-adds of a minibatch's forward: with less to do, waking a
-    thread costs more than it saves, and threads that wait for work spin on the cores that other jobs need. It stays
-    within the cores of this process and within ``OMP_NUM_THREADS``, by which launchers share cores out among jobs. The
-    processes of ``env.num_workers`` need no share of them, since they wait while torch works.
-
-    Args:
-        experiment: its ``threads`` and ``minibatch_size``.
-        weights: of all networks.
-    """
-    if experiment.threads == "auto":
-        cores = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
-        count = max(1, min(cores, weights * experiment.minibatch_size // 2**25))
-        log.info("threads=auto: %d of %d, for %s weights and minibatches of %s steps",
-                 count, cores, f"{weights:,}", f"{experiment.minibatch_size:,}")  # fmt: skip
-    else:
-        count = int(experiment.threads)
-    torch.set_num_threads(count)
-    return count

@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import TINY, complete, launch, rows_of
 from tensordict import TensorDictBase
+from torch import Tensor
 
 from rlexp import Trainer, load_config
 from rlexp.cli.train import train
@@ -131,14 +132,16 @@ def test_what_is_not_finite_is_named_with_its_frames(
 
 def test_gradients_that_are_not_finite_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make(tmp_path, "checkpoint.interval=256")
-    update = trainer.update
+    gradient = trainer.gradient
 
-    def broken(batch: TensorDictBase) -> dict[str, float]:
+    def broken(minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
+        record = gradient(minibatch)
         if trainer.iteration == 2:
-            trainer.networks.parameters()[0].register_hook(lambda gradient: gradient * float("nan"))
-        return update(batch)
+            assert trainer.weights.grad is not None
+            trainer.weights.grad[0] = float("nan")
+        return record
 
-    monkeypatch.setattr(trainer, "update", broken)
+    monkeypatch.setattr(trainer, "gradient", broken)
     with pytest.raises(TrainingError, match="is nan at 512 frames"):
         trainer.fit()
     check_failed(tmp_path / "run", "at 512 frames")

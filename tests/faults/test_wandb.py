@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pty
@@ -17,7 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, clean_environment, complete, rows_of
+import yaml
+from conftest import TINY, clean_environment, complete, rows_of, run_command
+
+from rlexp import load_config
+from rlexp.loggers.wandb import group_of
 
 KEY = "0123456789" * 4
 ONLINE = [*TINY, "hydra.run.dir=run", "logger.mode=online", "logger.init_timeout=4", "logger.finish_timeout=4"]
@@ -32,6 +37,9 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.runs: list[dict[str, Any]] = []
         self.streams: list[dict[str, Any]] = []
+        self.sweep = ""
+        self.commands: list[dict[str, Any]] = []
+        self.views: list[dict[str, Any]] = []
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that go away are what is tested."""
@@ -71,6 +79,17 @@ class Handler(BaseHTTPRequestHandler):
             return {"data": {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}}
         if "viewer" in query or "Viewer" in query:
             return {"data": {"viewer": {"id": "v", "entity": "me", "flags": "{}", "teams": {"edges": []}}}}
+        if "SweepWithRuns" in query:
+            sweep = {"id": "s", "name": "s", "config": self.server.sweep, "runs": {"edges": []}}
+            return {"data": {"project": {"sweep": sweep}}}
+        if "upsertView" in query:
+            self.server.views.append(variables)
+            return {"data": {"upsertView": {"view": {"id": "v", "name": variables["name"]}, "inserted": True}}}
+        if "CreateAgent" in query:
+            return {"data": {"createAgent": {"agent": {"id": "a"}}}}
+        if "Heartbeat" in query:
+            commands, self.server.commands = self.server.commands, []
+            return {"data": {"agentHeartbeat": {"agent": {"id": "a"}, "commands": json.dumps(commands)}}}
         return {"data": {}}
 
     def _answer(self, values: dict[str, Any]) -> None:
@@ -115,6 +134,71 @@ def test_a_server_gets_every_row_and_a_resumed_run_its_id(tmp_path: Path) -> Non
     assert [json.loads(row)["frames"] for rows in history for row in rows] == [256, 512, 768, 1024, 1280]
     run_id = json.loads((tmp_path / "run" / "metadata.json").read_text())["run_id"]
     assert {run.get("name") for run in server.runs} == {run_id}
+    described = {(run["groupName"].rpartition("-")[0], run["jobType"], *run["tags"])
+                 for run in server.runs if run["groupName"]}  # fmt: skip
+    assert described == {("inverted_double_pendulum", "train", "inverted_double_pendulum")}
+
+
+def test_seeds_share_a_group_and_other_settings_do_not() -> None:
+    def group(*overrides: str) -> str:
+        return group_of(load_config(overrides).to_dict())
+
+    assert group("seed=0") == group("seed=1") == group("threads=1") == group("logger=none")
+    others = [group(change) for change in ("env=hopper", "loss.clip_epsilon=0.1", "env/transforms=none")]
+    assert len({group(), *others}) == 4
+    assert others[0].startswith("hopper-")
+
+
+SWEEP = Path(__file__).parents[2] / "scripts" / "wandb_sweep.yaml"
+
+
+def test_an_agent_of_a_sweep_runs_rlexp_train(tmp_path: Path) -> None:
+    """W&B's own agent with the shipped sweep; it starts processes of its own, which takes a while."""
+    sweep = yaml.safe_load(SWEEP.read_text())
+    for name, parameter in sweep["parameters"].items():
+        sweep["parameters"][name] = {"value": parameter.get("value", parameter.get("values", [None])[0])}
+    tiny = dict(setting.split("=") for setting in [*TINY, "hydra.run.dir=run"])
+    with serving() as server:
+        server.sweep = SWEEP.read_text()
+        server.commands = [
+            {
+                "type": "run",
+                "run_id": "named",
+                "program": sweep["program"],
+                "args": sweep["parameters"] | {k: {"value": v} for k, v in tiny.items()},
+            }
+        ]
+        online = environment(server.server_port, tmp_path)
+        online["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        done = run_command("wandb", "agent", "me/rlexp/s", "--count", "1", cwd=tmp_path, timeout=100, **online)
+    assert done.returncode == 0, done.stderr
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (config["optim"]["lr"], config["policy"]["num_cells"]) == (3e-4, [64, 64])
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "completed"
+    assert json.loads((tmp_path / "run" / "metadata.json").read_text())["run_id"] == "named"
+    assert {run["name"] for run in server.runs} == {"named"}
+    assert server.runs[0]["sweep"] == "s"
+
+
+def test_a_workspace_is_saved_in_the_runs_project(tiny_run: Path, tmp_path: Path) -> None:
+    with serving() as server:
+        online = environment(server.server_port, tmp_path)
+        done = run_command(
+            "rlexp-report", str(tiny_run), "--wandb-workspace=online", cwd=tmp_path, timeout=100, **online
+        )
+    assert done.returncode == 0, done.stderr
+    (view,) = server.views
+    assert (view["entityName"], view["projectName"]) == ("me", "rlexp")
+    written = json.loads((tmp_path / "report" / "wandb_workspace.json").read_text())
+    assert json.loads(view["spec"]) == written["spec"]
+    assert f"127.0.0.1:{server.server_port}/me/rlexp?nw=" in done.stdout
+
+
+def test_every_parameter_of_the_shipped_sweep_is_a_setting() -> None:
+    parameters = yaml.safe_load(SWEEP.read_text())["parameters"]
+    choices = [[f"{name}={value}" for value in p.get("values", [p.get("value")])] for name, p in parameters.items()]
+    for overrides in itertools.product(*choices):
+        load_config(overrides)
 
 
 def test_refused(tmp_path: Path) -> None:

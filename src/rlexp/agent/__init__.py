@@ -11,14 +11,15 @@ import numpy.typing as npt
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
+from torchrl.data import Bounded, Categorical
 from torchrl.envs import Compose, ObservationNorm, Transform, TransformedEnv, VecNorm, VecNormV2
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from rlexp.config import ConfigError, Problem
-from rlexp.envs import EnvSpec, GymEnv
+from rlexp.agent.video import rendering
 from rlexp.experiment import Experiment, read_config
 from rlexp.normalization import RunningObservationNorm
 from rlexp.policies import ActorCritic
+from rlexp.policies.recurrent import STATE, RecurrentActor, carry_state, recurrent_network
 from rlexp.runs import checkpoint
 from rlexp.runs.checkpoint import Checkpoint, CheckpointError
 
@@ -42,6 +43,7 @@ class Agent:
     Raises:
         CheckpointError: there is no checkpoint, it is damaged, or it does not fit the environment as it is here.
         ConfigError: the environment it was trained in cannot be built here, or needs code that is not trusted.
+        VideoError: pictures are asked of an environment that has none.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class Agent:
         self.path = saved.path
         self.frames = saved.state.frames
         self.experiment: Experiment = read_config(saved.config, trust)
-        spec = _rendering(self.experiment.env) if render else self.experiment.env
+        spec = rendering(self.experiment.env) if render else self.experiment.env
         # As wide as in training, so that every number comes out of the same matrix products.
         self.env: TransformedEnv = spec.build(self.experiment.evaluation.episodes)
         differences: list[str] = []
@@ -70,6 +72,7 @@ class Agent:
             network, state = getattr(self.networks, name), getattr(saved.state, name)
             differences += _differences(name, network.state_dict(), state)
         self._refuse(differences)
+        carry_state(self.env, self.networks.actor)
         self.networks.actor.load_state_dict(saved.state.actor)
         self.networks.critic.load_state_dict(saved.state.critic)
 
@@ -108,7 +111,7 @@ class Agent:
 
     @torch.no_grad()
     def steps(self, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """What the simulators gave and what they were given, while the agent acts as in evaluation.
+        """What the simulators gave and what they did, while the agent acts as in evaluation.
 
         Args:
             count: steps, of all simulators together.
@@ -117,24 +120,37 @@ class Agent:
         Returns:
             Raw observations ``[count, *observation]`` and the actions taken on them, ``[count, *action]``.
         """
+        observations, actions, _ = self.rollout(-(-count // self.env.batch_size[0]), seed)
+        return observations.flatten(0, 1)[:count], actions.flatten(0, 1)[:count]
+
+    @torch.no_grad()
+    def rollout(self, steps: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Raw observations, actions and ends of episodes, each ``[steps, num_envs, ...]``; else as `steps`."""
         witness = _Witness()
         env = TransformedEnv(self.env.base_env, Compose(witness, *(t.clone() for t in self.env.transform)))
         env.set_seed(seed)
         device = next(self.networks.actor.parameters()).device
-        observations: list[Tensor] = []
-        actions: list[Tensor] = []
+        rows: list[tuple[Tensor, ...]] = []
         tensordict = env.reset()
         with set_exploration_type(ExplorationType.DETERMINISTIC):
-            for _ in range(-(-count // env.batch_size[0])):
-                observations.append(witness.observation)
-                _, tensordict = env.step_and_maybe_reset(self.networks.actor(tensordict.to(device)).to(env.device))
-                actions.append(witness.action)
-        return torch.cat(observations)[:count], torch.cat(actions)[:count]
+            for _ in range(steps):
+                observation = witness.observation
+                stepped, tensordict = env.step_and_maybe_reset(
+                    self.networks.actor(tensordict.to(device)).to(env.device)
+                )
+                action = self.env.base_env.action_spec.project(witness.action)  # as the simulators clip it
+                rows.append((observation, action, stepped["next", "done"][:, 0]))
+        observations, actions, ends = (torch.stack(entries) for entries in zip(*rows, strict=True))
+        return observations, actions, ends
 
     def unlike(self, actions: Tensor, expected: Tensor) -> str | None:
         """How far actions ``[count, *action]`` are from those expected, in words; None where rounding explains it."""
-        space = self.env.base_env.action_spec_unbatched.space
-        span = space.high.double() - space.low.double()
+        spec = self.env.base_env.action_spec_unbatched
+        if isinstance(spec, Categorical):
+            different = (actions.cpu() != expected.cpu()).sum().item()
+            return f"of {expected.numel():,} actions {different:,} are others" if different else None
+        bounds = (spec.space.low, spec.space.high) if isinstance(spec, Bounded) else (-0.5, 0.5)
+        span = torch.as_tensor(bounds[1]).double() - torch.as_tensor(bounds[0]).double()
         largest = ((actions.cpu().double() - expected.cpu().double()) / span).abs().max().item()
         if largest <= ROUNDING:  # false for NaN
             return None
@@ -165,8 +181,9 @@ class _Witness(Transform):
 class Policy(nn.Module):
     """From raw observations to the environment's actions, deterministic; all that the run put between is inside.
 
-    Normalisation is at its saved statistics. What no function of one observation can be, such as a transform that
-    stacks frames, is refused. One thing stays with the caller: an action lasts ``env.frame_skip`` simulator frames.
+    Normalisation is at its saved statistics. A policy with a memory remembers the observations since `reset`. What no
+    function of one observation can be, such as a transform that stacks frames, is refused. One thing stays with the
+    caller: an action lasts ``env.frame_skip`` simulator frames.
 
     Args:
         agent: where the actor, the statistics and the other transforms come from.
@@ -176,12 +193,16 @@ class Policy(nn.Module):
             that the agent chooses in its environment.
     """
 
+    _remembered: Tensor | None = None
+
     def __init__(self, agent: Agent) -> None:
         super().__init__()
         self.actor = agent.networks.actor
         spec = agent.env.base_env.observation_spec_unbatched["observation"]
         self.observation_shape, self.observation_dtype = spec.shape, spec.dtype
-        before, needed = _feeding(agent.env.transform, set(self.actor.in_keys))
+        self.action_spec = agent.env.base_env.action_spec_unbatched
+        self.recurrent = recurrent_network(self.actor) is not None
+        before, needed = _feeding(agent.env.transform, set(self.actor.in_keys) - {"is_init", STATE})
         if needed != {"observation"}:
             reason = f"its transforms read {', '.join(sorted(needed - {'observation'}))} besides the observation"
             raise UnfaithfulPolicyError(f"{agent.path} cannot act on observations alone: {reason}.")
@@ -189,16 +210,34 @@ class Policy(nn.Module):
         self.before, self.after = nn.ModuleList(map(_fixed, before)), nn.ModuleList(map(_fixed, after))
         self.eval().requires_grad_(False)
         self.to(next(self.actor.parameters()).device)
-        observations, actions = agent.steps(8 * agent.env.batch_size[0])
+        observations, actions, ends = agent.rollout(8)
         try:
-            difference = agent.unlike(self(observations), actions)
+            chosen = []
+            for observation, end in zip(observations, ends, strict=True):
+                chosen.append(self(observation))
+                self.reset(end)
+            difference = agent.unlike(torch.stack(chosen), actions)
         except Exception as error:
             difference = f"{type(error).__name__}: {error}"
+        self.reset()
         if difference is not None:
             raise UnfaithfulPolicyError(
                 f"{agent.path} does not act on observations alone as it does in its environment: {difference}. "
                 "One of env.transforms remembers earlier steps, or is no function of the observation."
             )
+
+    def reset(self, ended: Tensor | npt.NDArray[np.bool_] | None = None) -> None:
+        """Forget what was seen; to be called where an episode ends. Policies without a memory have nothing to forget.
+
+        Args:
+            ended: which of the observations' leading entries begin a new episode ``[...]``; None means all, and that
+                the next observations may have others.
+        """
+        if ended is None or self._remembered is None:
+            self._remembered = None
+        else:
+            forget = torch.as_tensor(ended).to(self._remembered.device)[..., None]
+            self._remembered = self._remembered.masked_fill(forget, 0)
 
     def forward(self, observation: Array) -> Array:
         """Act.
@@ -211,7 +250,8 @@ class Policy(nn.Module):
             tensor on the policy's device.
 
         Raises:
-            ValueError: the observation has another environment's shape.
+            ValueError: the observation has another environment's shape, or, of a policy with a memory, leading
+                dimensions other than the one before it.
         """
         if isinstance(observation, np.ndarray):
             return cast("Array", self(torch.from_numpy(observation)).numpy(force=True))
@@ -222,12 +262,40 @@ class Policy(nn.Module):
         tensordict: TensorDictBase = TensorDict({"observation": observation.to(weights.device, self.observation_dtype)})
         for transform in self.before:
             tensordict = cast("Transform", transform)._call(tensordict)
-        tensordict["observation"] = tensordict["observation"].to(weights.dtype)
+        if tensordict["observation"].is_floating_point():
+            tensordict["observation"] = tensordict["observation"].to(weights.dtype)
         with set_exploration_type(ExplorationType.DETERMINISTIC):
-            tensordict = self.actor(tensordict)
+            tensordict = self._remembering(tensordict) if self.recurrent else self.actor(tensordict)
         for transform in self.after:
             tensordict = cast("Transform", transform)._inv_call(tensordict)
-        return cast("Array", tensordict["action"])
+        action = tensordict["action"]
+        if isinstance(self.action_spec, Bounded):
+            low, high = (bound.to(action) for bound in (self.action_spec.space.low, self.action_spec.space.high))
+            action = action.clamp(low, high)  # as the environment does
+        return cast("Array", action)
+
+    def _remembering(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Act on steps ``[...]`` and what was seen before them."""
+        observation = tensordict["observation"]
+        batch = observation.shape[: observation.dim() - len(self.observation_shape)]
+        if self._remembered is None:
+            size = cast("RecurrentActor", recurrent_network(self.actor)).state_size
+            self._remembered = observation.new_zeros(*batch, size)
+        if self._remembered.shape[:-1] != batch:
+            found, before = list(batch), list(self._remembered.shape[:-1])
+            raise ValueError(f"{found} observations follow {before} that are remembered; reset() forgets them.")
+        rows = batch.numel()
+        steps = TensorDict(
+            {
+                "observation": observation.reshape(rows, *self.observation_shape),
+                "is_init": torch.zeros(rows, 1, dtype=torch.bool, device=observation.device),
+                STATE: self._remembered.reshape(rows, -1),
+            },
+            [rows],
+        )
+        acted = self.actor(steps)
+        self._remembered = acted["next", STATE].unflatten(0, batch) if batch else acted["next", STATE][0]
+        return TensorDict({"action": acted["action"].unflatten(0, batch) if batch else acted["action"][0]})
 
 
 def load_policy(path: Path | str, device: torch.device | str = "cpu", trust: Sequence[str] = ()) -> Policy:
@@ -275,9 +343,3 @@ def _differences(name: str, needed: Mapping[str, Tensor], saved: Mapping[str, Te
         ours, theirs = (list(state[key].shape) if key in state else "nothing" for state in (needed, saved))
         if ours != theirs:
             yield f"{name}.{key} is {theirs}, and {ours} is needed"
-
-
-def _rendering(spec: EnvSpec) -> EnvSpec:
-    if not isinstance(spec, GymEnv):
-        raise ConfigError([Problem("video", f"{type(spec).__name__} gives no pictures; GymEnv does.", "true")])
-    return spec.model_copy(update={"kwargs": spec.kwargs | {"render_mode": "rgb_array"}})

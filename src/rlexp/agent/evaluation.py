@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torchrl.envs import TransformedEnv
+from torch import Tensor
+from torchrl.envs import Compose, Transform, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rlexp.collectors.acting import Array, acting
@@ -112,12 +114,14 @@ def evaluate(
     if deterministic:
         with suppress(ConfigError):  # a transform or an actor that only torchrl's own loop knows
             steps = _array_steps(env, actor)
-    simulators: ArrayEnv = env.base_env
     (width,) = env.batch_size
     returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
     for start in range(0, len(seeds), width):
         chunk = seeds[start : start + width]
-        simulators.set_seeds(chunk)
+        if isinstance(env.base_env, ArrayEnv):
+            env.base_env.set_seeds(chunk)
+        else:
+            env.set_seed(chunk[0])  # torchrl's own derive the seeds of all copies from one
         running = np.ones(len(chunk), np.bool_)
         for reward, ended in steps():
             returns[start : start + width] += np.where(running, reward[: len(chunk)], 0)
@@ -141,12 +145,15 @@ def _array_steps(env: TransformedEnv, actor: TensorDictModuleBase) -> Steps:
     def steps() -> Iterator[tuple[Array, Array]]:
         act.begin(0)
         simulators.reset_arrays(range(width))
+        act.restart(np.arange(width))
         while True:
-            arrays.action[...] = act(transform(arrays.observation))
+            simulators.set_actions(act(transform(arrays.observation)))
             simulators.step_arrays()
             ended = arrays.terminated | arrays.truncated
             yield arrays.reward, ended
-            simulators.reset_arrays(np.flatnonzero(ended).tolist())
+            finished = np.flatnonzero(ended)
+            simulators.reset_arrays(finished.tolist())
+            act.restart(finished)
 
     return steps
 
@@ -155,6 +162,8 @@ def _tensordict_steps(env: TransformedEnv, actor: TensorDictModuleBase, determin
     """The same by torchrl's own step, with any transforms, of the distribution's mode or of samples."""
     device = next(actor.parameters()).device
     exploration = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
+    rewards = _Rewards()
+    env = TransformedEnv(env.base_env, Compose(rewards, *(t.clone() for t in env.transform)), auto_unwrap=False)
 
     def steps() -> Iterator[tuple[Array, Array]]:
         tensordict = env.reset()
@@ -162,6 +171,19 @@ def _tensordict_steps(env: TransformedEnv, actor: TensorDictModuleBase, determin
             with set_exploration_type(exploration):
                 acted = actor(tensordict.to(device)).to(env.device)
             stepped, tensordict = env.step_and_maybe_reset(acted)
-            yield stepped["next", "reward"][:, 0].numpy(), stepped["next", "done"][:, 0].numpy()
+            yield rewards.newest[:, 0].numpy(force=True), stepped["next", "done"][:, 0].numpy(force=True)
 
     return steps
+
+
+class _Rewards(Transform):
+    """Keeps the environment's own rewards, which transforms may clip or scale."""
+
+    newest: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(in_keys=[], out_keys=[])
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        self.newest = next_tensordict["reward"].clone()
+        return next_tensordict

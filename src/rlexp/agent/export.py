@@ -41,6 +41,10 @@ def export_policy(agent: Agent, kind: Literal["onnx", "torch"], path: Path) -> P
         ExportError: the export fails, or differs from the agent by more than rounding explains.
     """
     policy = Policy(agent)
+    if policy.recurrent:
+        raise ExportError(
+            f"{agent.path} has a policy with a memory, and a graph of one observation has none; load_policy gives it."
+        )
     observations, actions = agent.steps(CHECKED)
     write, read = {"onnx": (_write_onnx, _read_onnx), "torch": (_write_torch, _read_torch)}[kind]
     path.parent.mkdir(parents=True, exist_ok=True)

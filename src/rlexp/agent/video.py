@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, SupportsFloat
 
 import gymnasium
 import numpy as np
 import numpy.typing as npt
+from torchrl.envs import TransformedEnv
+
+from rlexp.config import ConfigError, Problem
+from rlexp.envs import EnvSpec, SimulatorEnv
+from rlexp.envs.making import HEADLESS
+from rlexp.runs.seeding import unmoved_generators
 
 
 class VideoError(Exception):
@@ -70,10 +82,7 @@ class EpisodeRecorder(gymnasium.Wrapper[Any, Any, Any, Any]):
         try:
             return np.ascontiguousarray(self.env.render(), dtype=np.uint8)
         except Exception as error:
-            raise VideoError(
-                f"this environment cannot be rendered here: {error}. Without a display MuJoCo renders with EGL: "
-                "set MUJOCO_GL=egl, and install libegl1 (Debian, Ubuntu) or the graphics driver's own EGL."
-            ) from error
+            raise VideoError(f"this environment cannot be rendered here: {error}. {HEADLESS}") from error
 
     def _finish(self) -> None:
         self._writer.close()
@@ -86,3 +95,46 @@ class EpisodeRecorder(gymnasium.Wrapper[Any, Any, Any, Any]):
             self._writer.close()
             self._aside.unlink(missing_ok=True)
         super().close()
+
+
+def rendering(spec: EnvSpec) -> EnvSpec:
+    """The same environment, of simulators that can render; without a display MuJoCo renders with EGL.
+
+    Raises:
+        VideoError: it has no pictures.
+    """
+    if not isinstance(spec, SimulatorEnv):
+        raise VideoError(f"{type(spec).__name__} gives no pictures; env=gym and env=dm_control do.")
+    if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+        os.environ.setdefault("MUJOCO_GL", "egl")  # read when the first picture is made
+    return spec.model_copy(update={"kwargs": spec.kwargs | {"render_mode": "rgb_array"}})
+
+
+@contextmanager
+def filmed(spec: EnvSpec, path: Path) -> Iterator[TransformedEnv]:
+    """One simulator whose first episode becomes an MP4; training's random generators are as before afterwards.
+
+    Raises:
+        VideoError: the environment, rendering or the encoder gives no pictures.
+    """
+    with unmoved_generators(), closing(rendering(spec).build(1)) as env:
+        env.base_env.wrap(partial(EpisodeRecorder, path=path))
+        yield env
+
+
+def check_filming(spec: EnvSpec, setting: str) -> None:
+    """Film one picture, for nothing.
+
+    Args:
+        spec: the environment.
+        setting: what asks for it.
+
+    Raises:
+        ConfigError: it cannot be filmed here; the message names the remedy.
+    """
+    try:
+        with TemporaryDirectory() as folder, filmed(spec, Path(folder, "first.mp4")) as env:
+            env.base_env.reset()
+    except (VideoError, ConfigError) as error:
+        reason = error.problems[0].message if isinstance(error, ConfigError) else error
+        raise ConfigError([Problem(setting, f"films an environment that cannot be filmed here: {reason}")]) from error

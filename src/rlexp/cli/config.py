@@ -42,7 +42,7 @@ def config(arguments: list[str]) -> int:
         case "list":
             print(_listing(groups(sources), flags.group))
         case "show":
-            _show(flags.overrides, sources)
+            (_specs if flags.specs else _show)(flags.overrides, sources)
         case "copy":
             print(f"Copied to {_copy(flags.option, flags.destination, sources)}")
         case "check":
@@ -70,7 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("group", nargs="?", help="only this group")
     overrides = argparse.ArgumentParser(add_help=False, parents=[common])
     overrides.add_argument("overrides", nargs="*", metavar="key=value", help="as after rlexp-train")
-    commands.add_parser("show", parents=[overrides], help="the composed config, and what set each value")
+    show = commands.add_parser("show", parents=[overrides], help="the composed config, and what set each value")
+    show.add_argument(
+        "--specs", action="store_true", help="build the environment and show its specs, checked, and three random steps"
+    )
     commands.add_parser("check", parents=[overrides], help="say what is wrong with a command line, without running it")
     copy = commands.add_parser("copy", parents=[common], help="a commented copy of an option, to edit")
     copy.add_argument("option", metavar="GROUP/OPTION", help="for example loss/clip_ppo")
@@ -99,6 +102,38 @@ def _show(overrides: list[str], sources: Sources) -> None:
     width = min(60, max(len(text) for text, _ in lines))
     for text, origin in lines:
         print(f"{text:{width}}  # {origin}" if origin else text)
+
+
+def _specs(overrides: list[str], sources: Sources) -> None:
+    """What torchrl's tutorial prints of its environment, of the one that a command line describes."""
+    experiment = check_config(load(overrides, sources))
+    check_targets(experiment)
+
+    from torchrl.envs.utils import check_env_specs
+
+    from rlexp.normalization import init_normalization, observation_norms
+    from rlexp.runs.seeding import seed_everything
+
+    seed_everything(experiment.seed)
+    spec = experiment.env
+    env = spec.build(spec.num_envs)
+    try:
+        env.set_seed(experiment.seed)
+        init_normalization(env, spec.init_random_steps)
+        for norm in observation_norms(env):
+            print("normalization constant shape:", norm.loc.shape)
+        for name in ("observation_spec", "reward_spec", "input_spec", "action_spec"):
+            print(f"{name}:", getattr(env, name))
+        try:
+            check_env_specs(env)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ConfigError([Problem("env", f"its specs do not hold: {error}")]) from error
+        print("check_env_specs: the specs hold")
+        rollout = env.rollout(3)
+        print("rollout of three steps:", rollout)
+        print("Shape of the rollout TensorDict:", rollout.batch_size)
+    finally:
+        env.close()
 
 
 def _lines(values: Mapping[str, object], path: str, found: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -63,16 +62,14 @@ def evaluate(arguments: list[str]) -> int:
         print(_HELP)
         return Exit.DONE
     settings = read_settings(EvalSettings, arguments)
-    if settings.video and sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
-        os.environ.setdefault("MUJOCO_GL", "egl")  # read when the first simulator is imported
 
     import torch
 
     from rlexp.agent import Agent, evaluation
     from rlexp.agent.video import EpisodeRecorder, VideoError
     from rlexp.experiment import read_config
+    from rlexp.hardware import pick_device, set_threads
     from rlexp.runs import checkpoint
-    from rlexp.trainer import pick_device, set_threads
 
     try:
         saved = checkpoint.load(Path(settings.checkpoint))

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from rlexp.cli.common import Exit, read_settings, run_command
-from rlexp.config import ConfigError, Problem, Spec
+from rlexp.config import ConfigError, Positive, Problem, Spec
+
+if TYPE_CHECKING:
+    from rlexp.report import Report
 
 _HELP = """\
 rlexp-report: what many runs say together.
 
-usage: rlexp-report DIR... [out=report] [threshold=RETURN] [ignore=[SETTING,...]]
+usage: rlexp-report DIR... [out=report] [threshold=RETURN] [ignore=[SETTING,...]] [--wandb-workspace[=online]]
+       rlexp-report DIR... --watch [interval=2]
 
   DIR         a run's folder, or a folder with runs anywhere below it, such as outputs/ or a multirun's
   out         folder for the page (index.html), the tables (Markdown, LaTeX, CSV) and the pictures
@@ -22,8 +26,16 @@ usage: rlexp-report DIR... [out=report] [threshold=RETURN] [ignore=[SETTING,...]
               threshold.hopper=3000; default: Gymnasium's registered reward threshold
   ignore      settings that do not tell configurations apart, besides seed, logger, checkpoint, resume, threads
 
+  --wandb-workspace   also write a W&B dashboard for these runs, OUT/wandb_workspace.json; =online saves it in their
+                      project as well (pip install 'rlexp[wandb-workspaces]')
+  --watch             show the runs as they go on, until all have ended or Ctrl-C; writes nothing
+  interval            seconds between two looks
+
 Prints the table as Markdown and where the files are.
 """
+
+# What a flag without a value means, where that is not true.
+_ALONE = {"wandb_workspace": "offline"}
 
 
 class ReportSettings(Spec):
@@ -33,6 +45,9 @@ class ReportSettings(Spec):
     out: Annotated[str, Field(min_length=1)] = "report"
     threshold: float | dict[str, float] | None = None
     ignore: list[str] = Field(default=[])
+    wandb_workspace: Literal["offline", "online"] | None = None
+    watch: bool = False
+    interval: Positive = 2.0
 
 
 def main() -> None:
@@ -44,7 +59,7 @@ def report(arguments: list[str]) -> int:
     """Report on the runs in some folders.
 
     Returns:
-        The exit code.
+        The exit code; 130 where Ctrl-C ended ``--watch``.
 
     Raises:
         ConfigError: the command line is wrong.
@@ -53,6 +68,10 @@ def report(arguments: list[str]) -> int:
         print(_HELP)
         return Exit.DONE
     settings = _settings(arguments)
+    if settings.watch:
+        from rlexp.report.watch import watch
+
+        return watch([Path(path) for path in settings.dirs], settings.interval)
 
     from rlexp.report import ReportError, load_runs, make_report, markdown, write_report
 
@@ -73,12 +92,33 @@ def report(arguments: list[str]) -> int:
         files = write_report(made, Path(settings.out))
     except OSError as error:
         raise ConfigError([Problem("out", f"cannot be written to: {error}.", settings.out)]) from error
+    if settings.wandb_workspace is not None:
+        try:
+            files.append(_workspace(made, Path(settings.out), online=settings.wandb_workspace == "online"))
+        except ReportError as error:
+            print(f"rlexp-report: {error}", file=sys.stderr)
+            return Exit.FAILED
     print(markdown(made))
     print("\n".join(str(file) for file in files))
     return Exit.DONE
 
 
+def _workspace(made: Report, out: Path, *, online: bool) -> Path:
+    try:
+        from rlexp.report import workspace
+    except ModuleNotFoundError as error:
+        message = "needs wandb-workspaces: pip install 'rlexp[wandb-workspaces]'."
+        raise ConfigError([Problem("wandb_workspace", message)]) from error
+    dashboard = workspace.workspace(made)
+    file = out / "wandb_workspace.json"
+    file.write_text(workspace.to_json(dashboard), encoding="utf-8")
+    if online:
+        print(f"Saved at {workspace.save(dashboard)}")
+    return file
+
+
 def _settings(arguments: list[str]) -> ReportSettings:
+    arguments = [_setting(argument) if argument.startswith("--") else argument for argument in arguments]
     # A multirun may name its folders by what was set, so that a folder's name can hold an equals sign.
     dirs = [argument for argument in arguments if "=" not in argument or Path(argument).exists()]
     if not dirs:
@@ -87,3 +127,9 @@ def _settings(arguments: list[str]) -> ReportSettings:
                for path in dirs if not Path(path).is_dir()]  # fmt: skip
     pairs = [argument for argument in arguments if argument not in dirs]
     return read_settings(ReportSettings, pairs, missing, dirs=dirs)
+
+
+def _setting(flag: str) -> str:
+    """The setting that a flag stands for: ``watch=true`` for ``--watch``."""
+    name, given, value = flag.removeprefix("--").replace("-", "_", 1).partition("=")
+    return f"{name}={value if given else _ALONE.get(name, 'true')}"

@@ -151,4 +151,6 @@ def _hand_to_hydra(flags: argparse.Namespace) -> int:
 
 
 def _groups(sources: Sources) -> str:
-    return "\n".join(f"  {group:16} {', '.join(options)}" for group, options in groups(sources).items())
+    return "\n".join(
+        f"  {group:16} {', '.join(options)}" for group, options in groups(sources).items() if group != "search"
+    )

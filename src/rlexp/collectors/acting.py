@@ -15,8 +15,9 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import ProbabilisticActor
 
 from rlexp.config import ConfigError, Problem
-from rlexp.policies import SquashedGaussian
+from rlexp.policies.families import Parts
 from rlexp.policies.perceptron import Perceptron
+from rlexp.policies.recurrent import STATE, RecurrentActor
 
 Array = npt.NDArray[Any]
 
@@ -24,14 +25,15 @@ Array = npt.NDArray[Any]
 _SMALL_WEIGHT, _SMALL_PRODUCT = 9_000, 2**18
 
 
-def acting(actor: TensorDictModuleBase, num_envs: int, *, deterministic: bool = False) -> GaussianActing | ActorActing:
+def acting(actor: TensorDictModuleBase, num_envs: int, *, deterministic: bool = False) -> Acting:
     """The fastest way to act by ``actor`` that is known.
 
     Raises:
         ConfigError: it reads more than observations.
     """
-    if (policy := SquashedGaussian.of(actor)) is not None:
-        return GaussianActing(cast("ProbabilisticActor", actor), policy, num_envs, deterministic=deterministic)
+    if (parts := Parts.of(actor)) is not None:
+        kind = RecurrentActing if isinstance(parts.network, RecurrentActor) else FamilyActing
+        return kind(cast("ProbabilisticActor", actor), parts, num_envs, deterministic=deterministic)
     if list(actor.in_keys) != ["observation"]:
         raise needs_sync(f"the policy reads {actor.in_keys} and not observation alone")
     return ActorActing(actor, deterministic=deterministic)
@@ -39,44 +41,66 @@ def acting(actor: TensorDictModuleBase, num_envs: int, *, deterministic: bool = 
 
 def needs_sync(reason: str) -> ConfigError:
     """The error that sends to torchrl's own collector."""
-    return ConfigError([Problem("collector", f"cannot collect here: {reason}. Use collector=sync.", "rollout")])
+    remedy = "Use collector=sync, or with several processes collector.inner=sync."
+    return ConfigError([Problem("collector", f"cannot collect here: {reason}. {remedy}", "rollout")])
 
 
-class GaussianActing:
-    """Acts by a `SquashedGaussian`: one network forward and a few array operations a step.
+class Acting:
+    """Acts for many simulators, step by step."""
+
+    def begin(self, steps: int) -> None:
+        """Prepare for ``steps`` steps of networks that stay as they are."""
+
+    def __call__(self, observation: Array) -> Array:
+        """Actions ``[num_envs, *action]`` for observations ``[num_envs, *observation]``."""
+        raise NotImplementedError
+
+    def restart(self, chosen: Array) -> None:
+        """The chosen simulators stand at the beginning of an episode; what has a memory forgets."""
+
+    def outputs(self, batch: TensorDictBase) -> TensorDictBase:
+        """What the actor writes beside its actions, for the batch ``[num_envs, steps]`` since `begin`."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Tensor]:
+        """What is remembered from one batch to the next."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Remember what `state` gave."""
+
+
+class FamilyActing(Acting):
+    """Acts by the parts of an actor: one network forward and a few array operations a step.
 
     A small network runs in NumPy: eager torch spends three times as long on its calls as on the arithmetic.
 
     Args:
         actor: the actor, whose network is read afresh at every `begin`.
-        policy: its parts.
+        parts: its parts.
         num_envs: rows of every observation.
-        deterministic: act by loc, without noise.
+        deterministic: act without noise.
     """
 
-    def __init__(
-        self, actor: ProbabilisticActor, policy: SquashedGaussian, num_envs: int, *, deterministic: bool = False
-    ) -> None:
-        self._actor = actor
-        self._policy = policy
+    def __init__(self, actor: ProbabilisticActor, parts: Parts, num_envs: int, *, deterministic: bool = False) -> None:
+        self._actor, self._network, self._family = actor, parts.network, parts.family
         self._num_envs = num_envs
         self._deterministic = deterministic
-        self._middle, self._half_range = policy.middle.numpy(force=True), policy.half_range.numpy(force=True)
-        self._limit = np.float32(1 - torch.finfo(torch.float32).resolution)
 
     def begin(self, steps: int) -> None:
-        """Prepare for ``steps`` steps of a network that stays as it is: draws the noise of all of them."""
-        self._parameters, self._noise = self._forward(), iter(())
-        if not self._deterministic:
-            shape = (steps, self._num_envs, *self._policy.middle.shape)
-            self._noise = iter(torch.randn(shape).numpy())
+        """Prepare for ``steps`` steps of a network that stays as it is; the noise of all is drawn with the first."""
+        self._parameters, self._steps, self._noise = self._forward(), steps, iter(())
 
     def __call__(self, observation: Array) -> Array:
         """Actions ``[num_envs, *action]`` for observations ``[num_envs, *observation]``."""
-        loc, scale = self._parameters(observation)
-        u = loc if self._deterministic else loc + scale * next(self._noise)
-        squashed = np.tanh(u).clip(-self._limit, self._limit)
-        return cast("Array", self._middle + self._half_range * squashed)
+        parameters = self._parameters(observation)
+        noise: Array | None = None
+        if not self._deterministic:
+            noise = next(self._noise, None)
+            if noise is None:
+                self._noise = iter(self._family.noise((self._steps, *parameters[0].shape)).numpy())
+                noise = next(self._noise)
+        return self._family.act(parameters, noise)
 
     def outputs(self, batch: TensorDictBase) -> TensorDictBase:
         """What the actor writes beside its actions, for a batch of observations and actions; in one call of it."""
@@ -85,27 +109,84 @@ class GaussianActing:
         log_prob = sampler.get_dist(written).log_prob(batch["action"])
         return written.exclude("observation").set(sampler.log_prob_key, log_prob)
 
-    def _forward(self) -> Callable[[Array], tuple[Array, Array]]:
+    def _forward(self) -> Callable[[Array], tuple[Array, ...]]:
         """The network from array to arrays, by NumPy as far as it is plain and small."""
-        network = self._policy.network
+        network = self._network
         body = numpy_forward(network[:-1], self._num_envs) if isinstance(network, nn.Sequential) else None
         if body is None:
             return torch_forward(network)
         head = cast("nn.Sequential", network)[-1]
+        if isinstance(head, nn.Identity):
+            return lambda observation: (body(observation),)
         if isinstance(head, AddStateIndependentNormalScale):
-            scale = head(torch.zeros_like(self._policy.middle))[1].numpy(force=True)
+            scale = head(torch.zeros_like(head.state_independent_scale))[1].numpy(force=True)
             return lambda observation: (body(observation), scale)
         mapped = torch_forward(head)
         return lambda observation: mapped(body(observation))
 
 
-def torch_forward(network: nn.Module) -> Callable[[Array], Any]:
-    """``network`` from array to array, or to as many as it returns."""
+class RecurrentActing(FamilyActing):
+    """Acts by the parts of an actor with a memory, and remembers for each simulator.
+
+    Args:
+        actor, parts, num_envs, deterministic: as in `FamilyActing`.
+    """
+
+    def __init__(self, actor: ProbabilisticActor, parts: Parts, num_envs: int, *, deterministic: bool = False) -> None:
+        super().__init__(actor, parts, num_envs, deterministic=deterministic)
+        network = cast("RecurrentActor", parts.network)
+        self._device = next(network.parameters()).device
+        self._remembered = torch.zeros(num_envs, network.state_size, device=self._device)
+        self._is_init = torch.ones(num_envs, 1, dtype=torch.bool, device=self._device)
+
+    def begin(self, steps: int) -> None:
+        """Prepare for ``steps`` steps; what is remembered stays."""
+        super().begin(steps)
+        self._written: list[tuple[Tensor, ...]] = []
+
+    def restart(self, chosen: Array) -> None:
+        """Forget what the chosen simulators showed."""
+        rows = torch.from_numpy(chosen).to(self._device)
+        self._remembered = self._remembered.index_fill(0, rows, 0)  # a copy: the batch holds what was remembered
+        self._is_init[rows] = True
+
+    def state(self) -> dict[str, Tensor]:
+        """What is remembered ``[num_envs, state_size]``, and which episodes begin ``[num_envs, 1]``."""
+        return {STATE: self._remembered.clone(), "is_init": self._is_init.clone()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Remember what `state` gave."""
+        self._remembered, self._is_init = (state[key].to(self._device, copy=True) for key in (STATE, "is_init"))
+
+    def outputs(self, batch: TensorDictBase) -> TensorDictBase:
+        """What the actor wrote since `begin`: parameters, log-probabilities, and what was remembered at each step."""
+        _, sampler = self._actor.module
+        is_init, before, *parameters, after = (torch.stack(entries, 1) for entries in zip(*self._written, strict=True))
+        written = TensorDict(dict(zip(sampler.in_keys, parameters, strict=True)), batch.batch_size, device=batch.device)
+        written[sampler.log_prob_key] = sampler.get_dist(written).log_prob(batch["action"])
+        written["is_init"], written[STATE] = is_init, before
+        written["next"] = {"is_init": torch.zeros_like(is_init), STATE: after}
+        return written
+
+    def _forward(self) -> Callable[[Array], tuple[Array, ...]]:
+        def forward(observation: Array) -> tuple[Array, ...]:
+            before, is_init = self._remembered, self._is_init
+            given = torch.from_numpy(observation).to(self._device)
+            *parameters, self._remembered = self._network(given, is_init, before)
+            self._is_init = torch.zeros_like(is_init)
+            self._written.append((is_init, before, *parameters, self._remembered))
+            return tuple(parameter.numpy(force=True) for parameter in parameters)
+
+        return forward
+
+
+def torch_forward(network: nn.Module) -> Callable[[Array], tuple[Array, ...]]:
+    """``network`` from array to as many as it returns."""
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
 
-    def forward(x: Array) -> Any:
+    def forward(x: Array) -> tuple[Array, ...]:
         out = network(torch.from_numpy(x).to(device))
-        return out.numpy(force=True) if isinstance(out, Tensor) else tuple(o.numpy(force=True) for o in out)
+        return tuple(o.numpy(force=True) for o in ((out,) if isinstance(out, Tensor) else out))
 
     return forward
 
@@ -142,7 +223,7 @@ def _relu(x: Array, out: Array) -> Array:
     return np.maximum(x, 0, out=out)
 
 
-class ActorActing:
+class ActorActing(Acting):
     """Acts by any torchrl actor that reads ``observation``, one call a step.
 
     Args:

@@ -12,11 +12,24 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.collectors import BaseCollector
-from torchrl.envs import DoubleToFloat, ObservationNorm, RewardSum, StepCounter, TransformedEnv
+from torchrl.envs import (
+    DoubleToFloat,
+    InitTracker,
+    ObservationNorm,
+    RewardClipping,
+    RewardScaling,
+    RewardSum,
+    SignTransform,
+    StepCounter,
+    TensorDictPrimer,
+    Transform,
+    TransformedEnv,
+)
 
 from rlexp.collectors.acting import Array, acting, needs_sync
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.normalization import RunningObservationNorm
+from rlexp.policies.recurrent import carries_state
 
 
 class RolloutCollector(BaseCollector):
@@ -71,24 +84,27 @@ class RolloutCollector(BaseCollector):
         observation = np.empty((self._steps, *self._observation.shape), self._observation.dtype)
         after = np.empty_like(observation)
         action = np.empty((self._steps, *arrays.action.shape), self._transforms.action_dtype)
-        reward = np.empty(shape, self._transforms.reward_dtype)
+        raw_reward = np.empty(shape, arrays.reward.dtype)
         terminated, truncated, done = (np.empty(shape, np.bool_) for _ in range(3))
 
         act.begin(self._steps)
         current = self._observation
         for t in range(self._steps):
             observation[t] = current
-            arrays.action[...] = action[t] = act(current)
+            action[t] = act(current)
+            simulators.set_actions(action[t])
             simulators.step_arrays()
-            raw[t], reward[t] = arrays.observation, arrays.reward
+            raw[t], raw_reward[t] = arrays.observation, arrays.reward
             terminated[t], truncated[t] = arrays.terminated, arrays.truncated
             after[t] = current = transform(arrays.observation)
             ended = np.flatnonzero(np.logical_or(terminated[t], truncated[t], out=done[t]))
             if len(ended):
                 simulators.reset_arrays(ended.tolist())
                 current[ended] = transform(arrays.observation[ended])
+                act.restart(ended)
         self._observation = current
         self._transforms.observe(raw)
+        reward, summed = self._transforms.rewards(raw_reward)
 
         # No simulator stands at an end when the policy acts: those that do are reset first.
         before = dict.fromkeys(("done", "terminated", "truncated"), np.zeros(shape, np.bool_))
@@ -98,7 +114,7 @@ class RolloutCollector(BaseCollector):
             following["step_count"] = before["step_count"] + 1
         if self._transforms.sums_rewards:
             before["episode_reward"], following["episode_reward"], self._episode_reward = episode_returns(
-                reward, done, self._episode_reward
+                summed, done, self._episode_reward
             )
         traj_ids, self._traj_id, self._next_traj_id = trajectory_ids(done, self._traj_id, self._next_traj_id)
         batch = TensorDict(
@@ -139,6 +155,7 @@ class RolloutCollector(BaseCollector):
             episode_reward=torch.from_numpy(self._episode_reward.copy()),
             traj_id=torch.from_numpy(self._traj_id.copy()),
             next_traj_id=self._next_traj_id,
+            memory=self._act.state(),
         )
 
     def load_state_dict(self, state_dict: OrderedDict[str, Any]) -> None:
@@ -148,6 +165,7 @@ class RolloutCollector(BaseCollector):
         self._episode_reward = state_dict["episode_reward"].numpy().copy()
         self._traj_id = state_dict["traj_id"].numpy().copy()
         self._next_traj_id = state_dict["next_traj_id"]
+        self._act.load_state(state_dict["memory"])
 
 
 class ArrayTransforms:
@@ -169,6 +187,7 @@ class ArrayTransforms:
         if not isinstance(env.base_env, ArrayEnv):
             raise needs_sync(f"{type(env.base_env).__name__} has no array interface")
         self._chain: list[ObservationNorm | DoubleToFloat] = []
+        self._rewards: list[Transform] = []
         self.counts_steps = self.sums_rewards = False
         for transform in env.transform:
             match transform:
@@ -180,10 +199,20 @@ class ArrayTransforms:
                     self._chain.append(transform)
                 case DoubleToFloat() if type(transform) is DoubleToFloat:
                     self._chain.append(transform)
+                    self._rewards.append(transform)
                 case StepCounter() if transform.max_steps is None and transform.step_count_key == "step_count":
                     self.counts_steps = True
                 case RewardSum() if (transform.in_keys, transform.out_keys) == (["reward"], ["episode_reward"]):
                     self.sums_rewards = True
+                    self._rewards.append(transform)
+                case RewardClipping() | RewardScaling() | SignTransform() if type(transform) in (
+                    RewardClipping,
+                    RewardScaling,
+                    SignTransform,
+                ) and transform.in_keys == transform.out_keys == ["reward"]:
+                    self._rewards.append(transform)
+                case InitTracker() | TensorDictPrimer() if carries_state(env):
+                    pass  # an actor with a memory writes their entries itself
                 case _:
                     raise needs_sync(
                         f"the transform {type(transform).__name__}, with these settings, is not known to it"
@@ -210,6 +239,18 @@ class ArrayTransforms:
             return out.copy() if out is raw else out
 
         return apply
+
+    def rewards(self, raw: Array) -> tuple[Array, Array]:
+        """Rewards ``[steps, num_envs]`` behind the transforms, and as they are where ``RewardSum`` adds them up."""
+        reward = summed = torch.from_numpy(raw)[..., None]
+        for transform in self._rewards:
+            if isinstance(transform, RewardSum):
+                summed = reward
+            elif not isinstance(transform, DoubleToFloat):
+                reward = transform._apply_transform(reward.clone())
+            elif "reward" in transform.out_keys:
+                reward = reward.float()
+        return reward[..., 0].numpy(), summed[..., 0].numpy().astype(self.reward_dtype, copy=False)
 
     def observe(self, raw: Array) -> None:
         """Let the running statistics know what was stepped to: raw observations ``[steps, num_envs, *observation]``."""

@@ -18,9 +18,10 @@ from rlexp.config.compose import (
 )
 from rlexp.config.problems import ConfigError, Problem, did_you_mean
 from rlexp.config.reader import check_targets, flat, named_packages, read
-from rlexp.config.spec import Count, Fraction, Integer, Node, NonNegative, Positive, Spec, build_at
+from rlexp.config.spec import TARGET, Count, Fraction, Integer, Node, NonNegative, Positive, Spec, build_at
 
 __all__ = [
+    "TARGET",
     "VERSION_BASE",
     "Composed",
     "ConfigError",

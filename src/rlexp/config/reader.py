@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -66,9 +66,11 @@ def check_targets(spec: Spec) -> None:
     """Import every target below a spec and bind its arguments; builds nothing.
 
     Raises:
-        ConfigError: with every target that does not exist and every argument that its target would not read.
+        ConfigError: with every target that does not exist, every argument that its target would not read, and all that
+            training needs and this machine lacks.
     """
     problems = [p.under(f"{path}.") for path, node in spec.nodes() for p in node.problems()]
+    problems += spec.lacking()
     if problems:
         raise ConfigError(problems)
 
@@ -108,7 +110,11 @@ class _Reader:
         if TARGET not in value:
             if expected is not None:
                 return self.read(expected, value, prefix)
-            return {key: self._value(None, item, f"{prefix}{key}.") for key, item in value.items()}
+            named = get_args(annotation)[1] if get_origin(annotation) is dict else None
+            if inspect.isclass(named) and issubclass(named, Spec | Node) and (unbuilt := list(_unbuilt(value, prefix))):
+                self.problems += unbuilt
+                return value
+            return {key: self._value(named, item, f"{prefix}{key}.") for key, item in value.items()}
         target, arguments = str(value[TARGET]), {key: item for key, item in value.items() if key != TARGET}
         if not self._may_import(target, f"{prefix}{TARGET}", target):
             return value
@@ -138,6 +144,14 @@ class _Reader:
         message = f"is blocked: this config is not your own and {package!r} is none of {', '.join(self._trusted)}."
         self.problems.append(Problem(key, f"{message} If you trust it, say trust=[{package}].", value))
         return False
+
+
+def _unbuilt(parts: Mapping[str, Any], prefix: str) -> Iterator[Problem]:
+    """Parts that no ``_target_`` builds: their names are misspelt, or stand for nothing yet."""
+    built = [name for name, part in parts.items() if isinstance(part, Mapping) and TARGET in part]
+    for name in parts:
+        if name not in built:
+            yield Problem(f"{prefix}{name}", f"has no {TARGET}. {did_you_mean(name, built, prefix)}")
 
 
 def _problems(schema: type[BaseModel], details: Iterable[ErrorDetails], prefix: str) -> Iterator[Problem]:

@@ -46,6 +46,13 @@ class Spec(BaseModel):
         """Rules across this spec's own settings; keys are relative to the spec."""
         return iter(())
 
+    def lacking(self) -> Iterator[Problem]:
+        """What training with these settings needs and this machine lacks; keys are relative to the spec.
+
+        Whoever only evaluates what was trained with them elsewhere is not asked.
+        """
+        return iter(())
+
     def imports(self) -> Iterator[tuple[str, str]]:
         """The settings that name a module to import, with its name; keys are relative to the spec."""
         return iter(())
@@ -57,8 +64,15 @@ class Spec(BaseModel):
 
     def to_dict(self) -> dict[str, Any]:
         """The config node that this spec was read from: plain values, ``_target_`` first."""
-        target = {} if type(self).__module__ == "rlexp.experiment" else {TARGET: path_of(type(self))}
-        return target | {name: _plain(getattr(self, name)) for name in type(self).model_fields}
+        values: dict[str, Any] = {}
+        if type(self).__module__ != "rlexp.experiment":
+            values[TARGET] = path_of(type(self))
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            values[name] = _plain(value)
+            if isinstance(value, Spec) and type(value) is field.annotation:
+                values[name].pop(TARGET, None)  # it can be nothing else, and no config says it
+        return values
 
 
 class Node(BaseModel):

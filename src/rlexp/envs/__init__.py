@@ -46,27 +46,87 @@ class EnvSpec(Spec):
             if not any(isinstance(transform, needed) for transform in transforms):
                 message = f"must hold a torchrl.envs.{needed.__name__}: the metrics read what it counts."
                 raise ConfigError([Problem("env.transforms", message)])
-        return TransformedEnv(self.build_base(num_envs), Compose(*transforms))
+        return TransformedEnv(self.build_base(num_envs), Compose(*transforms), auto_unwrap=False)
 
 
-class GymEnv(EnvSpec):
-    """Any Gymnasium environment with a Box action space.
+class Pixels(Spec):
+    """What is seen of a rendered simulator: the newest gray pictures, uint8 ``[stack, size, size]``.
+
+    Attributes:
+        size: width and height of a picture.
+        stack: pictures seen together.
+    """
+
+    size: Count
+    stack: Count
+
+
+class SimulatorEnv(EnvSpec):
+    """Simulators with Gymnasium's interface, stepped together by `rlexp.envs.gymnasium.BatchedGymEnv`.
+
+    Attributes:
+        num_workers: processes (the training's own is one) or EnvPool's threads that share the simulators out.
+        max_episode_steps: time limit in Gymnasium steps; None keeps the task's own.
+        from_pixels: observe rendered pictures, not what the simulator gives.
+        pixels: what is seen of them.
+        kwargs: further keyword arguments of ``gymnasium.make``.
+    """
+
+    num_workers: Count
+    max_episode_steps: Count | None
+    from_pixels: bool
+    pixels: Pixels
+    kwargs: dict[str, Any]
+
+    @property
+    def gymnasium_id(self) -> str:
+        """Gymnasium's id of one simulator."""
+        raise NotImplementedError
+
+    def problems(self) -> Iterator[Problem]:
+        """No idle workers, and no statistics of pictures."""
+        if self.num_workers > self.num_envs:
+            message = f"is more than there are simulators: env.num_envs is {self.num_envs}."
+            yield Problem("num_workers", message, str(self.num_workers))
+        if self.from_pixels:
+            for name, node in self.transforms.items():
+                seen = node.arguments.get("in_keys", ["observation"])
+                if "Norm" in node.target.rpartition(".")[2] and "observation" in seen:
+                    message = "normalises by statistics, and pixels are not to be: give env/transforms=none."
+                    yield Problem(f"transforms.{name}", message, node.target)
+
+    def _options(self, num_envs: int) -> dict[str, Any]:
+        limit = {} if self.max_episode_steps is None else {"max_episode_steps": int(self.max_episode_steps)}
+        return {"num_envs": num_envs, **limit, **self.kwargs}
+
+    def build_base(self, num_envs: int) -> EnvBase:
+        """The simulators, shared out over no more processes than there are simulators."""
+        from rlexp.envs.gymnasium import BatchedGymEnv
+
+        # Repeated behind the camera: pictures between two actions are neither drawn nor stacked.
+        seen = {"pixels": (int(self.pixels.size), int(self.pixels.stack)), "repeat": int(self.frame_skip)}
+        options = seen if self.from_pixels else {"frame_skip": self.frame_skip}
+        workers = min(self.num_workers, num_envs)
+        return BatchedGymEnv(self.gymnasium_id, num_workers=workers, **options, **self._options(num_envs))
+
+
+class GymEnv(SimulatorEnv):
+    """Any Gymnasium environment with a Box or Discrete action space.
 
     Builds `rlexp.envs.gymnasium.BatchedGymEnv` or, with ``backend: envpool``, `rlexp.envs.envpool.BatchedEnvPool`.
 
     Attributes:
         id: Gymnasium's id; ``module:id`` imports the module that registers it first.
         backend: what steps the simulators: ``gymnasium``, or EnvPool's C++ threads for the tasks that it has.
-        num_workers: processes (gymnasium; the training's own is one) or threads (envpool) that share them out.
-        max_episode_steps: time limit in Gymnasium steps; None keeps the registered one.
-        kwargs: further keyword arguments of ``gymnasium.make``.
     """
 
     id: str
     backend: Literal["gymnasium", "envpool"]
-    num_workers: Count
-    max_episode_steps: Count | None
-    kwargs: dict[str, Any]
+
+    @property
+    def gymnasium_id(self) -> str:
+        """Gymnasium's id of one simulator."""
+        return self.id
 
     def imports(self) -> Iterator[tuple[str, str]]:
         """The module that registers the id."""
@@ -76,9 +136,7 @@ class GymEnv(EnvSpec):
 
     def problems(self) -> Iterator[Problem]:
         """The id must be registered, with a time limit: evaluation runs whole episodes."""
-        if self.num_workers > self.num_envs:
-            message = f"is more than there are simulators: env.num_envs is {self.num_envs}."
-            yield Problem("num_workers", message, str(self.num_workers))
+        yield from super().problems()
         yield from self._envpool_problems() if self.backend == "envpool" else self._gymnasium_problems()
 
     def _gymnasium_problems(self) -> Iterator[Problem]:
@@ -99,6 +157,8 @@ class GymEnv(EnvSpec):
                 yield Problem("max_episode_steps", f"is needed: {self.id} is registered without a time limit.", "null")
 
     def _envpool_problems(self) -> Iterator[Problem]:
+        if self.from_pixels:
+            yield Problem("backend", "gives no pictures: use env.backend=gymnasium.", "envpool")
         try:
             import envpool
         except ImportError:
@@ -109,17 +169,67 @@ class GymEnv(EnvSpec):
             yield Problem("id", f"EnvPool has no environment of this id; env.backend=gymnasium may. {hint}", self.id)
 
     def build_base(self, num_envs: int) -> EnvBase:
-        """The simulators, shared out over no more processes than there are simulators."""
-        limit = {} if self.max_episode_steps is None else {"max_episode_steps": int(self.max_episode_steps)}
-        workers = min(self.num_workers, num_envs)
-        options = {"num_envs": num_envs, "frame_skip": self.frame_skip, **limit, **self.kwargs}
-        if self.backend == "envpool":
-            from rlexp.envs.envpool import BatchedEnvPool
+        """The simulators, shared out over no more processes or threads than there are simulators."""
+        if self.backend == "gymnasium":
+            return super().build_base(num_envs)
+        from rlexp.envs.envpool import BatchedEnvPool
 
-            return BatchedEnvPool(self.id, num_threads=workers, **options)
-        from rlexp.envs.gymnasium import BatchedGymEnv
-
-        return BatchedGymEnv(self.id, num_workers=workers, **options)
+        threads = min(self.num_workers, num_envs)
+        return BatchedEnvPool(self.id, num_threads=threads, frame_skip=self.frame_skip, **self._options(num_envs))
 
 
-__all__ = ["EnvSpec", "GymEnv"]
+class DmControlEnv(SimulatorEnv):
+    """A task of dm_control's suite, by Shimmy's Gymnasium interface.
+
+    Attributes:
+        domain: the body, such as ``cartpole``.
+        task: what it is to do, such as ``swingup``.
+    """
+
+    domain: str
+    task: str
+
+    @property
+    def gymnasium_id(self) -> str:
+        """Gymnasium's id of one simulator."""
+        from rlexp.envs.dm_control import env_id
+
+        return env_id(self.domain, self.task)
+
+    def problems(self) -> Iterator[Problem]:
+        """The suite must have the task, with a time limit: evaluation runs whole episodes."""
+        yield from super().problems()
+        try:
+            from rlexp.envs.dm_control import tasks
+        except ImportError as error:
+            yield Problem("domain", f"needs more packages: pip install 'rlexp[dm_control]' ({error}).", self.domain)
+            return
+        if self.domain not in (found := tasks()):
+            yield Problem("domain", f"dm_control has no such domain. {did_you_mean(self.domain, found)}", self.domain)
+        elif self.task not in found[self.domain]:
+            hint = did_you_mean(self.task, found[self.domain])
+            yield Problem("task", f"dm_control's {self.domain} has no such task. {hint}", self.task)
+        elif self.domain == "lqr" and self.max_episode_steps is None:
+            yield Problem("max_episode_steps", "is needed: dm_control's lqr has no time limit.", "null")
+
+
+class TorchrlEnv(EnvSpec):
+    """Any torchrl environment, as `rlexp.envs.torchrl.batched` brings it into form.
+
+    Attributes:
+        make: one environment; ``frame_skip`` is handed to it where it is not 1.
+    """
+
+    make: Node
+
+    def build_base(self, num_envs: int) -> EnvBase:
+        """As many copies in a row, or the environment itself where it is a batch already."""
+        from rlexp.envs.torchrl import batched
+
+        if "dm_control" in self.make.target.split("."):
+            import rlexp.envs.dm_control  # noqa: F401 - makes dm_control work with MuJoCo 4
+        skip = {} if self.frame_skip == 1 else {"frame_skip": int(self.frame_skip)}
+        return batched(lambda: build_at("env.make", lambda: self.make.build(**skip)), num_envs, self.num_envs)
+
+
+__all__ = ["DmControlEnv", "EnvSpec", "GymEnv", "Pixels", "SimulatorEnv", "TorchrlEnv"]

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from gymnasium import spaces
 from tensordict import TensorDict, TensorDictBase
-from torchrl.data import Binary, Bounded, Composite, Unbounded
+from torchrl.data import Binary, Bounded, Categorical, Composite, TensorSpec, Unbounded
 from torchrl.envs import EnvBase
 
 from rlexp.config import ConfigError, Problem
@@ -19,8 +20,8 @@ from rlexp.envs.simulators import Arrays, allocate
 class ArrayEnv(EnvBase):
     """``num_envs`` simulators with batch size ``[num_envs]`` whose transitions are rows of NumPy arrays.
 
-    A loop that wants no tensordict per step fills ``arrays.action``, calls `step_arrays`, reads ``arrays`` and resets
-    the simulators that are done with `reset_arrays`; torchrl's ``step`` and ``reset`` do just that.
+    A loop that wants no tensordict per step gives its actions to `set_actions`, calls `step_arrays`, reads ``arrays``
+    and resets the simulators that are done with `reset_arrays`; torchrl's ``step`` and ``reset`` do just that.
 
     Args:
         env_id: names the environment in errors.
@@ -33,10 +34,11 @@ class ArrayEnv(EnvBase):
 
     Shapes:
         observation ``[num_envs, *observation]`` in the simulator's own type and reward ``[num_envs, 1]`` in float64;
-        action ``[num_envs, *action]``; done, terminated, truncated ``[num_envs, 1]``.
+        action ``[num_envs, *action]``, or ``[num_envs]`` in int64 for a choice among n, counted from 0; done,
+        terminated, truncated ``[num_envs, 1]``.
 
     Raises:
-        ConfigError: a space is not a Box.
+        ConfigError: the observation space is not a Box, or the action space neither a Box nor a Discrete.
     """
 
     arrays: Arrays
@@ -46,30 +48,39 @@ class ArrayEnv(EnvBase):
         self, env_id: str, num_envs: int, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
     ) -> None:
         super().__init__(device=torch.device("cpu"), batch_size=torch.Size([num_envs]))
-        for key, found in (("observation", observation_space), ("action", action_space)):
-            if not isinstance(found, spaces.Box):
-                message = f"its {key} space is {found}; this environment group takes Box spaces."
+        for key, found, kinds in (
+            ("observation", observation_space, (spaces.Box,)),
+            ("action", action_space, (spaces.Box, spaces.Discrete)),
+        ):
+            if not isinstance(found, kinds):
+                names = " or ".join(kind.__name__ for kind in kinds)
+                message = f"its {key} space is {found}, and {names} is needed."
                 raise ConfigError([Problem("env.id", message, env_id)])
         assert isinstance(observation_space, spaces.Box)
-        assert isinstance(action_space, spaces.Box)
+        assert isinstance(action_space, spaces.Box | spaces.Discrete)
         self.arrays = allocate(num_envs, observation_space, action_space)
         self._make_specs(observation_space, action_space)
+        box = isinstance(action_space, spaces.Box)
+        self._bounds = (action_space.low, action_space.high) if box else None
 
-    def _make_specs(self, space: spaces.Box, action_space: spaces.Box) -> None:
+    def _make_specs(self, space: spaces.Box, action_space: spaces.Box | spaces.Discrete) -> None:
         batch = self.batch_size
         dtype = torch.from_numpy(self.arrays.observation).dtype
         self.observation_spec = Composite(observation=Unbounded(shape=(*batch, *space.shape), dtype=dtype), shape=batch)
-        low, high = (torch.as_tensor(bound).expand(*batch, *action_space.shape) for bound in
-                     (action_space.low, action_space.high))  # fmt: skip
-        bounded = bool(np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all())
-        self.action_spec = (
-            Bounded(low.clone(), high.clone(), shape=low.shape, dtype=low.dtype)
-            if bounded
-            else Unbounded(shape=low.shape, dtype=low.dtype)
-        )
+        self.action_spec = _action_spec(action_space, batch)
         self.reward_spec = Unbounded(shape=(*batch, 1), dtype=torch.float64)
         flag = Binary(1, shape=(*batch, 1), dtype=torch.bool)
         self.done_spec = Composite(done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=batch)
+
+    def set_actions(self, action: npt.NDArray[Any]) -> None:
+        """What the next step does: actions ``[num_envs, *action]``, moved onto the bounds where they lie beyond them.
+
+        This is the one place where actions are clipped. A batch, and log-probabilities with it, keep them as they were.
+        """
+        np.copyto(self.arrays.action, action, casting="same_kind")
+        if self._bounds is not None:
+            np.maximum(self.arrays.action, self._bounds[0], out=self.arrays.action)
+            np.minimum(self.arrays.action, self._bounds[1], out=self.arrays.action)
 
     def step_arrays(self) -> None:
         """Step every simulator by ``arrays.action``; a final observation stays until the reset."""
@@ -95,7 +106,7 @@ class ArrayEnv(EnvBase):
         return self._tensordict()
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        self.arrays.action[...] = tensordict.get("action").numpy(force=True)
+        self.set_actions(tensordict.get("action").numpy(force=True))
         self.step_arrays()
         return self._tensordict().set("reward", torch.from_numpy(self.arrays.reward[:, None].copy()))
 
@@ -111,3 +122,12 @@ class ArrayEnv(EnvBase):
             },
             batch_size=self.batch_size,
         )
+
+
+def _action_spec(space: spaces.Box | spaces.Discrete, batch: torch.Size) -> TensorSpec:
+    if isinstance(space, spaces.Discrete):
+        return Categorical(int(space.n), shape=batch)
+    low, high = (torch.as_tensor(bound).expand(*batch, *space.shape) for bound in (space.low, space.high))
+    if np.isfinite(space.low).all() and np.isfinite(space.high).all():
+        return Bounded(low.clone(), high.clone(), shape=low.shape, dtype=low.dtype)
+    return Unbounded(shape=low.shape, dtype=low.dtype)

@@ -30,10 +30,11 @@ class BatchedEnvPool(ArrayEnv):
 
     Shapes:
         observation ``[num_envs, *observation]`` in the simulator's own type, reward ``[num_envs, 1]`` in float64;
-        action ``[num_envs, *action]`` in float32; done, terminated, truncated ``[num_envs, 1]``.
+        action ``[num_envs, *action]`` in float32, or ``[num_envs]`` in int64 for a choice among n; done, terminated,
+        truncated ``[num_envs, 1]``.
 
     Raises:
-        ConfigError: the environment cannot be made, or a space is not a Box.
+        ConfigError: the environment cannot be made, or a space is of another kind.
     """
 
     def __init__(self, env_id: str, *, num_envs: int, frame_skip: int = 1, num_threads: int = 1, **kwargs: Any) -> None:
@@ -49,8 +50,8 @@ class BatchedEnvPool(ArrayEnv):
         except (AssertionError, TypeError, ValueError) as error:
             raise ConfigError([Problem("env.id", f"EnvPool cannot make it: {error}", env_id)]) from error
         action = self._pool.action_space
+        self._action_dtype = action.dtype
         if isinstance(action, spaces.Box):  # float64 there for some tasks, where Gymnasium's are float32
-            self._action_dtype = action.dtype
             action = spaces.Box(action.low.astype(np.float32), action.high.astype(np.float32), dtype=np.float32)
         super().__init__(env_id, num_envs, self._pool.observation_space, action)
         self._all = np.arange(num_envs, dtype=np.int32)

@@ -20,18 +20,19 @@ class BatchedGymEnv(ArrayEnv):
     simulator is reset (alone) by the reset that follows, and truncation is told from termination.
 
     Args:
-        env_id: Gymnasium's id of an environment with Box observations and actions.
+        env_id: Gymnasium's id of an environment with Box or Discrete actions.
         num_envs: number of copies.
         frame_skip: times each action is repeated; rewards are summed, and the end of an episode ends the repetition.
         num_workers: processes that step them, this one included; how many changes no transition.
-        kwargs: passed to ``gymnasium.make``.
+        kwargs: passed to `rlexp.envs.making.make`.
 
     Shapes:
         observation ``[num_envs, *observation]`` and reward ``[num_envs, 1]`` in float64 or the simulator's own type;
-        action ``[num_envs, *action]``; done, terminated, truncated ``[num_envs, 1]``.
+        action ``[num_envs, *action]``, or ``[num_envs]`` in int64 for a choice among n; done, terminated, truncated
+        ``[num_envs, 1]``.
 
     Raises:
-        ConfigError: the environment cannot be made, or a space is not a Box.
+        ConfigError: the environment cannot be made, or a space is of another kind.
         SimulatorError: from ``step`` and ``reset``, a simulator in another process failed, or that process did.
     """
 

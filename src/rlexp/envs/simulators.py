@@ -6,8 +6,11 @@ A worker process imports only this module and the simulators, so it starts in ab
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
+import select
 import signal
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -15,10 +18,11 @@ from itertools import pairwise
 from multiprocessing.connection import Connection
 from typing import Any
 
-import gymnasium
 import numpy as np
 import numpy.typing as npt
+from gymnasium import spaces
 
+from rlexp.envs.making import make
 from rlexp.envs.snapshot import State, StateUnavailableError, check_state, get_state, set_state
 
 
@@ -35,7 +39,7 @@ class Arrays:
         reward: ``[num_envs]`` float64.
         terminated: ``[num_envs]`` bool.
         truncated: ``[num_envs]`` bool.
-        action: ``[num_envs, *action]``, what the next step does.
+        action: ``[num_envs, *action]``, what the next step does; ``[num_envs]`` int64 where it is a choice.
     """
 
     observation: npt.NDArray[Any]
@@ -56,11 +60,11 @@ class Simulators:
         env_id: Gymnasium's id.
         num_envs: number of copies.
         frame_skip: times each action is repeated; rewards are summed, and the end of an episode ends the repetition.
-        kwargs: passed to ``gymnasium.make``.
+        kwargs: passed to `rlexp.envs.making.make`.
     """
 
     def __init__(self, env_id: str, num_envs: int, frame_skip: int, kwargs: Mapping[str, Any]) -> None:
-        self.envs = [gymnasium.make(env_id, **kwargs) for _ in range(num_envs)]
+        self.envs = [make(env_id, **kwargs) for _ in range(num_envs)]
         self.arrays: Arrays
         self._repeat = frame_skip
 
@@ -131,6 +135,24 @@ class SharedArrays:
         )
 
 
+class Watch:
+    """Waits for a message without falling asleep at once: to wake a process can take longer than a simulator's step.
+
+    Args:
+        pipe: where the message comes.
+    """
+
+    def __init__(self, pipe: Connection) -> None:
+        self._poll = select.poll()
+        self._poll.register(pipe, select.POLLIN)
+
+    def wait_awake(self) -> None:
+        """Return when there is a message, or when it takes so long that sleep costs little."""
+        give_up = time.perf_counter() + _AWAKE
+        while not self._poll.poll(0) and time.perf_counter() < give_up:
+            os.sched_yield()
+
+
 class Worker:
     """A process that steps its share of the simulators, in the same arrays as everybody else's.
 
@@ -147,6 +169,7 @@ class Worker:
         # Spawned, not forked: torch's threads do not survive a fork, and a forked sibling would hold this pipe open.
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
+        self._watch = Watch(self._pipe)
         arguments = (theirs, env_id, frame_skip, dict(kwargs), shared, slice(first, stop))
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
@@ -186,6 +209,7 @@ class Worker:
         Raises:
             SimulatorError: it raised, or the process died or hangs.
         """
+        self._watch.wait_awake()
         try:
             if timeout is not None and not self._pipe.poll(timeout):
                 self._process.kill()
@@ -212,6 +236,7 @@ class Worker:
 
 
 STEP = pickle.dumps(("step", ()))
+_AWAKE = 1e-3  # seconds
 
 
 def shares(num_envs: int, num_workers: int) -> list[slice]:
@@ -229,7 +254,9 @@ def _serve(
     try:
         simulators = Simulators(env_id, rows.stop - rows.start, frame_skip, kwargs)
         simulators.arrays = shared.open().rows(rows)
+        watch = Watch(pipe)
         while True:
+            watch.wait_awake()
             method, arguments = pipe.recv()
             pipe.send((True, getattr(simulators, method)(*arguments)))
     except (EOFError, ConnectionError):
@@ -241,14 +268,14 @@ def _serve(
             simulators.close()
 
 
-def allocate(num_envs: int, observation: gymnasium.spaces.Box, action: gymnasium.spaces.Box) -> Arrays:
+def allocate(num_envs: int, observation: spaces.Box, action: spaces.Box | spaces.Discrete) -> Arrays:
     """Arrays for ``num_envs`` simulators with these spaces."""
     return Arrays(
         np.zeros((num_envs, *observation.shape), dtype=observation.dtype),
         np.zeros(num_envs),
         np.zeros(num_envs, dtype=np.bool_),
         np.zeros(num_envs, dtype=np.bool_),
-        np.zeros((num_envs, *action.shape), dtype=action.dtype),
+        np.zeros((num_envs, *action.shape), dtype=np.int64 if isinstance(action, spaces.Discrete) else action.dtype),
     )
 
 

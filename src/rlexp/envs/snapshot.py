@@ -1,14 +1,18 @@
 """A Gymnasium simulator's whole state, taken out in the middle of an episode and put into another process's copy.
 
-Exact for MuJoCo environments and for those whose attributes are numbers, arrays, containers of these and NumPy
-generators (all of Gymnasium's classic control). Anything else an attribute may hold is refused, not guessed.
+Exact for MuJoCo environments, dm_control's suite among them, and for those whose attributes are numbers, arrays,
+containers of these and NumPy generators (all of Gymnasium's classic control). Anything else an attribute may hold is
+refused, not guessed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import threading
 import types
+from collections import deque
 from collections.abc import Iterator, Mapping
+from enum import Enum
 from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
@@ -43,13 +47,25 @@ class SavesState(Protocol):
         """
 
 
+def saving(env: object) -> SavesState:
+    """``env`` itself, if its simulators can be saved.
+
+    Raises:
+        StateUnavailableError: they cannot.
+    """
+    if not isinstance(env, SavesState):
+        raise StateUnavailableError(f"{type(env).__name__} cannot give its simulators' state")
+    return env
+
+
 def get_state(env: gymnasium.Env[Any, Any]) -> State:
     """The state of one environment and its wrappers: attributes, generators, physics.
 
     Raises:
         StateUnavailableError: an attribute is of a kind that is not known to be saved whole.
     """
-    return {"layers": [_attributes(layer) for layer in _layers(env)]}
+    layers = list(_layers(env))
+    return {"layers": [_attributes(layer, layers) for layer in layers]}
 
 
 def check_state(env: gymnasium.Env[Any, Any], state: State) -> None:
@@ -64,7 +80,8 @@ def check_state(env: gymnasium.Env[Any, Any], state: State) -> None:
         raise StateUnavailableError(f"the state is that of {found}, not of {env}")
     for layer, attributes in zip(layers, saved, strict=True):
         for name, value in attributes["physics"].items():
-            if _digest(getattr(layer, name).model) != value["model"]:
+            data = _data(getattr(layer, name))
+            if data is None or _digest(data.model) != value["model"]:
                 raise StateUnavailableError(f"{env}: the MuJoCo model is another, or was changed as the simulator ran")
 
 
@@ -74,44 +91,63 @@ def set_state(env: gymnasium.Env[Any, Any], state: State) -> None:
         for name, value in attributes["values"].items():
             _restore(layer, name, value)
         for name, value in attributes["generators"].items():
-            _generator(layer, name, value["kind"]).bit_generator.state = value["state"]
+            _set_generator(layer, name, value)
         # Last: attributes may be views into the physics.
         for name, value in attributes["physics"].items():
-            _set_physics(getattr(layer, name), value)
+            _set_physics(_data(getattr(layer, name)), value)
 
 
-def _layers(env: gymnasium.Env[Any, Any]) -> Iterator[gymnasium.Env[Any, Any]]:
+def _layers(env: gymnasium.Env[Any, Any]) -> Iterator[object]:
+    """The wrappers from the outside in, the environment, and what one of dm_control consists of."""
     while isinstance(env, gymnasium.Wrapper):
         yield env
         env = env.env
     yield env
+    inner = vars(env).get("_env")
+    if type(inner).__module__ == "dm_control.rl.control":
+        yield from (inner, inner.task, inner.physics)
 
 
-def _attributes(layer: gymnasium.Env[Any, Any]) -> State:
+def _data(value: Any) -> mujoco.MjData | None:
+    """MuJoCo's data, bare or as dm_control wraps it."""
+    inner = value.ptr if type(value).__module__ == "dm_control.mujoco.wrapper.core" else value
+    return inner if isinstance(inner, mujoco.MjData) else None
+
+
+def _attributes(layer: object, layers: list[object]) -> State:
     values, generators, physics = {}, {}, {}
     for name, value in vars(layer).items():
-        if _is_structure(value):
+        if name in _BESIDES or any(value is other for other in layers) or _is_structure(value):
             continue
         if isinstance(value, np.random.Generator):
             bits = value.bit_generator
             generators[name] = {"kind": type(bits).__name__, "state": bits.state}
-        elif isinstance(value, mujoco.MjData):
-            physics[name] = _get_physics(value)
+        elif isinstance(value, np.random.RandomState):
+            generators[name] = {"kind": "RandomState", "state": value.get_state(legacy=False)}
+        elif (data := _data(value)) is not None:
+            physics[name] = _get_physics(data)
         elif _is_plain(value):
             values[name] = value
+        elif isinstance(value, deque) and all(map(_is_plain, value)):
+            values[name] = list(value)
         else:
             owner = type(layer).__qualname__
             raise StateUnavailableError(f"{owner}.{name} is a {type(value).__qualname__}, which cannot be saved")
     return {"class": type(layer).__qualname__, "values": values, "generators": generators, "physics": physics}
 
 
+# Constructors' arguments, functions among them; what Gymnasium keeps to compare the first two steps by.
+_BESIDES = ("_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs", "_previous_data")
+
+
 def _is_structure(value: object) -> bool:
     """Whether the constructor alone decides it, so that a copy made in the same way has it already."""
-    built = (gymnasium.Env, gymnasium.Space, EnvSpec, mujoco.MjModel, type, types.ModuleType)
-    return (
-        isinstance(value, (*built, types.FunctionType, types.MethodType, types.BuiltinFunctionType))
-        or type(value).__name__ == "MujocoRenderer"
-    )
+    built = (gymnasium.Env, gymnasium.Space, EnvSpec, mujoco.MjModel, Enum, type, types.ModuleType)
+    functions = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, type(threading.Lock()))
+    # What draws the simulator, or names its parts; a picture is drawn from its state alone.
+    drawn = ("MujocoRenderer", "NamedIndexStructs", "Contexts")
+    kind = type(value)
+    return isinstance(value, (*built, *functions)) or kind.__name__ in drawn or kind.__module__.startswith("pygame")
 
 
 def _is_plain(value: object) -> bool:
@@ -124,9 +160,12 @@ def _is_plain(value: object) -> bool:
     return value is None or type(value) in (bool, int, float, str)
 
 
-def _restore(layer: gymnasium.Env[Any, Any], name: str, value: Any) -> None:
+def _restore(layer: object, name: str, value: Any) -> None:
     present = vars(layer).get(name)
-    if isinstance(present, np.ndarray) and not present.flags.owndata and _alike(present, value):
+    if isinstance(present, deque):
+        present.clear()
+        present.extend(value)
+    elif isinstance(present, np.ndarray) and not present.flags.owndata and _alike(present, value):
         present[...] = value  # a view: what it looks into must see the value too
     else:
         setattr(layer, name, value)
@@ -136,14 +175,18 @@ def _alike(present: npt.NDArray[Any], value: Any) -> bool:
     return isinstance(value, np.ndarray) and (present.shape, present.dtype) == (value.shape, value.dtype)
 
 
-def _generator(layer: gymnasium.Env[Any, Any], name: str, kind: str) -> np.random.Generator:
-    present = vars(layer).get(name)
-    if isinstance(present, np.random.Generator) and type(present.bit_generator).__name__ == kind:
-        return present  # the simulator's own parts may share it
-    kinds = (np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64)
-    fresh = np.random.Generator({k.__name__: k for k in kinds}[kind]())
-    setattr(layer, name, fresh)
-    return fresh
+def _set_generator(layer: object, name: str, value: State) -> None:
+    kind, present = value["kind"], vars(layer).get(name)
+    # The simulator's own parts may share the one that is there.
+    if kind == "RandomState":
+        if not isinstance(present, np.random.RandomState):
+            setattr(layer, name, present := np.random.RandomState())
+        present.set_state(value["state"])
+        return
+    if not isinstance(present, np.random.Generator) or type(present.bit_generator).__name__ != kind:
+        kinds = (np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64)
+        setattr(layer, name, present := np.random.Generator({k.__name__: k for k in kinds}[kind]()))
+    present.bit_generator.state = value["state"]
 
 
 _INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION

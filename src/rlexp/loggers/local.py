@@ -1,7 +1,9 @@
-"""The sinks that every run has: its metrics file and, on a terminal, a progress bar."""
+"""What a run writes by itself: its metrics file, a table of it and, on a terminal, a progress bar."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -10,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rlexp.loggers import Row
+from rlexp.loggers import Row, Sink
 from rlexp.runs.rundir import write_text
 
 
@@ -41,6 +43,41 @@ class MetricsFile:
     def close(self, summary: Mapping[str, Any]) -> None:
         """Close the file."""
         self._file.close()
+
+
+class CsvFile(Sink):
+    """``metrics.csv``: a row for each of ``metrics.jsonl``, a column for each metric that any row has.
+
+    Args:
+        run_dir: the run's folder, which holds both; the rows so far are copied.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._path = run_dir / "metrics.csv"
+        self._columns: list[str] = []
+        self._copy()
+
+    def _copy(self) -> None:
+        rows = read_metrics(self._run_dir)
+        self._columns = list(dict.fromkeys(key for row in rows for key in row))
+        write_text(self._path, self._lines(*rows, header=True))
+
+    def log(self, row: Row) -> None:
+        """Append one row; a metric's first time makes the table anew, with one more column."""
+        if row.keys() <= set(self._columns):
+            with self._path.open("a", encoding="utf-8", newline="") as file:
+                file.write(self._lines(row))
+        else:
+            self._copy()
+
+    def _lines(self, *rows: Row, header: bool = False) -> str:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
+        if header:
+            writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
 
 
 class ProgressBar:

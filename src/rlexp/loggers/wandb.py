@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +13,7 @@ import wandb
 
 from rlexp.loggers import Row, Sink
 from rlexp.runs.redaction import redact
+from rlexp.runs.rundir import NO_RESULTS
 
 if TYPE_CHECKING:
     from rlexp.loggers import Wandb
@@ -47,7 +50,8 @@ def _start(
     run = wandb.init(
         project=spec.project,
         entity=spec.entity,
-        group=redact(spec.group),
+        group=group_of(config) if spec.group == "auto" else redact(spec.group),
+        job_type=redact(spec.job_type),
         tags=redact(list(spec.tags)),
         name=run_dir.name,
         id=run_id,
@@ -74,7 +78,14 @@ def _start(
     return run
 
 
-class WandbSink:
+def group_of(config: Mapping[str, Any]) -> str:
+    """The W&B group of a run: the same for all seeds of one configuration, so that W&B's averages are over seeds."""
+    # Unsorted, unlike `config_hash`: the order of transforms is part of what they do.
+    kept = json.dumps({key: value for key, value in config.items() if key not in NO_RESULTS})
+    return f"{config['env']['name']}-{hashlib.sha256(kept.encode()).hexdigest()[:8]}"
+
+
+class WandbSink(Sink):
     """One W&B run; the first failure ends the copy, never the training."""
 
     def __init__(self, run: wandb.Run) -> None:
@@ -86,6 +97,15 @@ class WandbSink:
             return
         try:
             self._run.log(dict(row))
+        except Exception as error:
+            self._fail(error)
+
+    def log_video(self, path: Path, frames: int) -> None:
+        """Copy a film into the row that comes next."""
+        if self._run is None:
+            return
+        try:
+            self._run.log({"eval/video": wandb.Video(str(path), format="mp4")}, commit=False)
         except Exception as error:
             self._fail(error)
 

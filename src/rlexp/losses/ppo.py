@@ -1,181 +1,93 @@
-"""Proximal policy optimisation's advantages and loss: torchrl's numbers, without its cost per call.
-
-At minibatches of some hundred steps and networks of some thousand weights, neither products nor sums take the time but
-the calls around them. Both modules compute what torchrl's do, and are tested to give the same numbers and gradients.
-"""
+"""Proximal policy optimisation, with the clipped and with the penalised objective (Schulman et al. 2017)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
-from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from tensordict import TensorDictBase
+from torch import Tensor
 from torchrl.modules import ProbabilisticActor, ValueOperator
-from torchrl.objectives import ClipPPOLoss
+from torchrl.objectives import ClipPPOLoss, KLPENPPOLoss
 
-from rlexp.losses.returns import discounted_sums
-from rlexp.policies import SquashedGaussian
-from rlexp.policies.perceptron import Perceptron
-
-
-class GeneralizedAdvantage(nn.Module):
-    """Generalised advantage estimation (Schulman et al. 2016, eq. 16), the numbers of ``torchrl.objectives.value.GAE``.
-
-    Args:
-        critic: reads ``observation``, writes ``state_value``.
-        gamma: discount.
-        lmbda: GAE's lambda.
-        average: normalise the advantage over the batch.
-    """
-
-    def __init__(self, critic: ValueOperator, gamma: float, lmbda: float, *, average: bool) -> None:
-        super().__init__()
-        self.critic, self.gamma, self.lmbda, self.average = critic, gamma, lmbda, average
-        self._value_of = value_function(critic)
-
-    @torch.no_grad()
-    def forward(self, batch: TensorDictBase) -> TensorDictBase:
-        """Write ``advantage``, ``value_target`` and ``state_value``, each ``[num_envs, steps, 1]``."""
-        after = batch["next"]
-        reward, done, terminated = (after[key][..., 0] for key in ("reward", "done", "terminated"))
-        value = self._value_of({key: batch[key].flatten(0, 1) for key in self.critic.in_keys}).view(batch.shape)
-        # The value of where a step led is that of where the next one starts, unless the episode or the batch ends.
-        ends = done.clone()
-        ends[..., -1] = True
-        next_value = value.roll(-1, -1)
-        next_value[ends] = self._value_of({key: after[key][ends] for key in self.critic.in_keys})[:, 0]
-        error = reward + self.gamma * next_value * ~terminated - value
-        advantage = discounted_sums(error, self.gamma * self.lmbda * ~done)
-        target = advantage + value
-        if self.average:
-            advantage = (advantage - advantage.mean()) / advantage.std().clamp_min(1e-4)
-        for key, entry in (("advantage", advantage), ("value_target", target), ("state_value", value)):
-            batch.set(key, entry[..., None])
-        return batch
+from rlexp.losses.lean import LeanLoss
+from rlexp.losses.terms import Terms
 
 
-class LeanClipPPOLoss(ClipPPOLoss):
-    """``torchrl.objectives.ClipPPOLoss`` (Schulman et al. 2017, eq. 7 and 9) computed on plain tensors.
-
-    A ``TanhNormal`` actor's log-probability needs no distribution object: its squashing depends on the action alone, so
-    `prepare` undoes it once for all the epochs. Any other actor is asked for its distribution. The diagnostics that
-    torchrl computes with every minibatch are computed once, by `diagnostics`.
-
-    Args:
-        actor, critic: the networks, which stay plain modules.
-        options: torchrl's own.
-    """
+class LeanClipPPOLoss(LeanLoss, ClipPPOLoss):
+    """``torchrl.objectives.ClipPPOLoss`` (Schulman et al. 2017, eq. 7 and 9), see `LeanLoss`."""
 
     def __init__(self, actor: ProbabilisticActor, critic: ValueOperator, **options: Any) -> None:
-        # Functional copies of the networks would double the time of a step.
-        super().__init__(actor, critic, functional=False, log_explained_variance=False, **options)
-        self._gaussian = SquashedGaussian.of(actor)
-        self._parameters_of = None if self._gaussian is None else gaussian_parameters(self._gaussian)
-        self._value_of = value_function(critic)
-        self._bounds = (1 - self.clip_epsilon.item(), 1 + self.clip_epsilon.item())
-
-    @property
-    def step_keys(self) -> list[str]:
-        """The entries of a prepared batch that `losses` reads."""
-        own = ["action", "action_log_prob"] if self._gaussian is None else ["latent", "latent_log_prob"]
-        keys = [*self.actor_network.in_keys, *self.critic_network.in_keys, *own, "advantage", "value_target"]
-        return list(dict.fromkeys(keys))
+        super().__init__(actor, critic, log_explained_variance=False, **options)
+        self._bind()
 
     @torch.no_grad()
     def prepare(self, batch: TensorDictBase) -> None:
-        """Write what `losses` needs of each step and the update does not change, once for a batch."""
-        if self._gaussian is not None:
-            latent, log_slope = self._gaussian.latent(batch["action"])
-            batch.set("latent", latent)
-            batch.set("latent_log_prob", batch["action_log_prob"] + log_slope)
+        """See `LeanLoss`; the bounds may have changed since the last batch."""
+        super().prepare(batch)
+        self._bind()
 
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """The losses of a batch as torchrl returns them, diagnostics included."""
-        prepared = tensordict.copy()
-        self.prepare(prepared)
-        losses = self.losses({key: prepared[key] for key in self.step_keys})
-        diagnostics = self.diagnostics(losses.pop("log_weight")[None])
-        return TensorDict({**losses, **diagnostics})
+    def _bind(self) -> None:
+        self.bounds = (1 - self.clip_epsilon.item(), 1 + self.clip_epsilon.item())
 
-    def losses(self, minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The losses of a minibatch.
-
-        Args:
-            minibatch: the entries `step_keys` of a prepared batch, ``[n, ...]``.
-
-        Returns:
-            Scalars ``loss_objective``, ``loss_critic`` and, with an entropy bonus, ``loss_entropy``, to be summed;
-            besides them ``entropy`` and the log of the importance ratios, ``log_weight`` ``[n]``, both detached.
-        """
-        advantage = minibatch["advantage"][..., 0]
-        if self.normalize_advantage:
-            advantage = (advantage - advantage.mean()) / advantage.std().clamp_min(1e-4)
-        log_prob, old_log_prob, entropy = self._policy_terms(minibatch)
-        objective, log_weight = _ClippedSurrogate.apply(log_prob, old_log_prob, advantage, *self._bounds)  # type: ignore[no-untyped-call]
-        error = _DISTANCES[self.loss_critic_type](self._value_of(minibatch), minibatch["value_target"])
-        losses = {"loss_objective": objective, "loss_critic": self.critic_coeff * error}
-        if entropy is not None:
-            losses |= {"loss_entropy": -self.entropy_coeff * entropy, "entropy": entropy.detach()}
-        return losses | {"log_weight": log_weight}
-
-    def _policy_terms(self, minibatch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Log-probabilities ``[n]`` of what was done, now and then; the mean entropy where there is a bonus.
-
-        Those of a squashed Gaussian are of the latent action: the squashing's share cancels in the ratio.
-        """
-        if self._gaussian is None or self._parameters_of is None:
-            dist = self.actor_network.get_dist(TensorDict({key: minibatch[key] for key in self.actor_network.in_keys}))
-            entropy = self._get_entropy(dist, minibatch["action"].shape[:1]).mean() if self.entropy_bonus else None
-            return dist.log_prob(minibatch["action"]), minibatch["action_log_prob"], entropy
-        loc, scale = self._parameters_of(minibatch["observation"])
-        log_prob: Tensor = _NormalLogProb.apply(minibatch["latent"], loc, scale)  # type: ignore[no-untyped-call]
-        if not self.entropy_bonus:
-            return log_prob, minibatch["latent_log_prob"], None
-        # TanhNormal's entropy has no closed form; one reparameterised sample a step estimates it, as in torchrl.
-        latent = loc + scale * torch.randn_like(loc)
-        sampled = _NormalLogProb.apply(latent, loc, scale)  # type: ignore[no-untyped-call]
-        return log_prob, minibatch["latent_log_prob"], (self._gaussian.log_slope(latent) - sampled).mean()
-
-    def means(self, records: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Means over minibatches, the diagnostics of the ratios among them."""
-        plain = {name: record.mean() for name, record in records.items() if name != "log_weight"}
-        return plain | self.diagnostics(records["log_weight"])
+    def objective(self, terms: Terms, advantage: Tensor, minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Eq. 7, as minimised."""
+        return _surrogate(terms, advantage, *self.bounds)
 
     @torch.no_grad()
     def diagnostics(self, log_weights: Tensor) -> dict[str, Tensor]:
-        """Means over minibatches of what torchrl logs about the importance ratios.
-
-        Args:
-            log_weights: ``[minibatches, n]``.
-        """
-        ess = (2 * log_weights.logsumexp(-1) - (2 * log_weights).logsumexp(-1)).exp() / log_weights.shape[-1]
-        ratio, (low, high) = log_weights.exp(), self._bounds
-        return {
-            "kl_approx": -log_weights.mean(),
-            "clip_fraction": ((ratio < low) | (ratio > high)).to(ratio.dtype).mean(),
-            "ESS": ess.mean(),
-        }
+        """See `LeanLoss`."""
+        ratio, (low, high) = log_weights.exp(), self.bounds
+        clipped = ((ratio < low) | (ratio > high)).to(ratio.dtype).mean()
+        return super().diagnostics(log_weights) | {"clip_fraction": clipped}
 
 
-class _NormalLogProb(torch.autograd.Function):
-    """Log-density of a diagonal Gaussian, one node of the graph: ``latent`` and ``loc`` ``[n, actions]`` -> ``[n]``."""
+class LeanKLPENPPOLoss(LeanLoss, KLPENPPOLoss):
+    """``torchrl.objectives.KLPENPPOLoss`` (Schulman et al. 2017, eq. 8), see `LeanLoss`.
 
-    @staticmethod
-    def forward(ctx: Any, latent: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-        z = (latent - loc) / scale
-        ctx.save_for_backward(z, scale)
-        return (z.square() * -0.5 - scale.log()).sum(-1) - 0.5 * math.log(2 * math.pi) * loc.shape[-1]
+    The penalty's weight adapts once an update, as the paper has it; torchrl adapts it with every minibatch.
+    """
 
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        z, scale = ctx.saved_tensors
-        by_z = grad_outputs[0][:, None] * z / scale
-        by_scale = by_z * z - grad_outputs[0][:, None] / scale
-        return -by_z if ctx.needs_input_grad[0] else None, by_z, by_scale.sum_to_size(scale.shape)
+    def __init__(self, actor: ProbabilisticActor, critic: ValueOperator, **options: Any) -> None:
+        super().__init__(actor, critic, kl=True, log_explained_variance=False, **options)
+
+    def objective(self, terms: Terms, advantage: Tensor, minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Eq. 8, as minimised."""
+        assert terms.kl is not None
+        parts = _surrogate(terms, advantage, -math.inf, math.inf)
+        return parts | {"loss_objective": parts["loss_objective"] + self.beta * terms.kl, "kl": terms.kl.detach()}
+
+    def means(self, records: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See `LeanLoss`, and the weight of the penalty."""
+        return super().means(records) | {"beta": self.beta.clone()}
+
+    def divergence(self, records: dict[str, Tensor]) -> Tensor:
+        """Mean of KL(old, new) over the minibatches."""
+        return records["kl"].mean()
+
+    def adapt(self, records: dict[str, Tensor]) -> None:
+        """Section 4: a larger penalty after a KL of 1.5 times its target, a smaller one below the target by as much."""
+        kl = self.divergence(records)
+        if kl > 1.5 * self.dtarg:
+            self.beta *= self.increment
+        elif kl < self.dtarg / 1.5:
+            self.beta *= self.decrement
+
+
+def _surrogate(terms: Terms, advantage: Tensor, low: float, high: float) -> dict[str, Tensor]:
+    objective, log_weight = _ClippedSurrogate.apply(terms.log_prob, terms.old_log_prob, advantage, low, high)  # type: ignore[no-untyped-call]
+    return {"loss_objective": objective, "log_weight": log_weight}
+
+
+def clipped_surrogate(
+    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, low: float, high: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The negative of eq. 7's mean, the log of the ratios, and the derivative by ``log_prob``, both ``[n]``."""
+    log_weight = log_prob - old_log_prob
+    ratio = log_weight.exp()
+    gain, clipped = ratio * advantage, ratio.clamp(low, high) * advantage
+    return -torch.minimum(gain, clipped).mean(), log_weight, gain.mul_(gain <= clipped).div_(-len(gain))
 
 
 class _ClippedSurrogate(torch.autograd.Function):
@@ -185,11 +97,8 @@ class _ClippedSurrogate(torch.autograd.Function):
     def forward(
         ctx: Any, log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, low: float, high: float
     ) -> tuple[Tensor, Tensor]:
-        log_weight = log_prob - old_log_prob
-        ratio = log_weight.exp()
-        gain, clipped = ratio * advantage, ratio.clamp(low, high) * advantage
-        objective = -torch.minimum(gain, clipped).mean()
-        ctx.save_for_backward(gain.mul_(gain <= clipped).div_(-len(gain)))
+        objective, log_weight, slope = clipped_surrogate(log_prob, old_log_prob, advantage, low, high)
+        ctx.save_for_backward(slope)
         ctx.mark_non_differentiable(log_weight)
         return objective, log_weight
 
@@ -197,32 +106,3 @@ class _ClippedSurrogate(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (slope,) = ctx.saved_tensors
         return grad_outputs[0] * slope, None, None, None, None
-
-
-_DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "l1": F.l1_loss,
-    "l2": F.mse_loss,
-    "smooth_l1": F.smooth_l1_loss,
-}
-
-
-def gaussian_parameters(gaussian: SquashedGaussian) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """From observations ``[n, observation]`` to loc ``[n, actions]`` and scale, which broadcasts with it."""
-    from tensordict.nn import AddStateIndependentNormalScale
-
-    network = gaussian.network
-    if not isinstance(network, nn.Sequential) or (body := Perceptron.of(network[:-1])) is None:
-        return network
-    head = network[-1]
-    if isinstance(head, AddStateIndependentNormalScale):
-        like = torch.zeros_like(gaussian.middle)
-        return lambda observation: (body(observation), head(like)[1])
-    return lambda observation: head(body(observation))
-
-
-def value_function(critic: ValueOperator) -> Callable[[dict[str, Tensor]], Tensor]:
-    """From the entries of steps ``[n, ...]`` to their values ``[n, 1]``."""
-    body = Perceptron.of(critic.module) if list(critic.in_keys) == ["observation"] else None
-    if body is None:
-        return lambda steps: critic(TensorDict({key: steps[key] for key in critic.in_keys}))["state_value"]
-    return lambda steps: body(steps["observation"])

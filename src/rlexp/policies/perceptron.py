@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
 _ACTIVATIONS: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {nn.Tanh: torch.tanh_, nn.ReLU: torch.relu_}
+# From the derivative by a nonlinearity's output, and that output, to the derivative by its input.
+_SLOPES: dict[type[nn.Module], Callable[[Tensor, Tensor], Tensor]] = {
+    nn.Tanh: torch.ops.aten.tanh_backward,
+    nn.ReLU: lambda by_output, output: torch.ops.aten.threshold_backward(by_output, output, 0),
+}
 
 
 @dataclass(frozen=True)
@@ -42,33 +46,66 @@ class Perceptron:
         One node of the graph instead of two a layer: at this size autograd's bookkeeping costs more than the products.
         """
         parameters = [p for layer in self.layers for p in (layer.weight, layer.bias)]
-        out: Tensor = _Forward.apply(x, self.activation, *parameters)  # type: ignore[no-untyped-call]
+        out: Tensor = _Function.apply(x, self.activation, *parameters)  # type: ignore[no-untyped-call]
         return out
 
 
-class _Forward(torch.autograd.Function):
+class PerceptronGradient:
+    """A perceptron and its gradient outside of autograd, at the cost of the products.
+
+    Args:
+        perceptron: its weights must stay where they are in memory, and so must their ``grad``.
+    """
+
+    def __init__(self, perceptron: Perceptron) -> None:
+        parameters = [p for layer in perceptron.layers for p in (layer.weight, layer.bias)]
+        self._parameters = [p.detach() for p in parameters]
+        self._grads = [cast("Tensor", p.grad) for p in parameters]
+        self._activation = perceptron.activation
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The output ``[n, out]`` for ``x`` ``[n, in]``, and what `backward` needs: the input of every layer."""
+        return _forward(x, self._activation, self._parameters)
+
+    def backward(self, inputs: list[Tensor], by_output: Tensor) -> None:
+        """Overwrite the gradient of every weight, from the derivative by the output ``[n, out]``."""
+        _backward(inputs, by_output, self._activation, self._parameters, self._grads)
+
+
+def _forward(x: Tensor, activation: type[nn.Module], parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    inputs, activate = [x], _ACTIVATIONS[activation]
+    for i in range(0, len(parameters) - 2, 2):
+        inputs.append(activate(torch.addmm(parameters[i + 1], inputs[-1], parameters[i].t())))
+    return torch.addmm(parameters[-1], inputs[-1], parameters[-2].t()), inputs
+
+
+def _backward(
+    inputs: Sequence[Tensor],
+    by_output: Tensor,
+    activation: type[nn.Module],
+    parameters: Sequence[Tensor],
+    grads: Sequence[Tensor],
+) -> None:
+    """Write the derivatives by ``parameters``, a weight and a bias a layer, into ``grads``."""
+    for i in reversed(range(len(inputs))):
+        torch.mm(by_output.t(), inputs[i], out=grads[2 * i])
+        torch.sum(by_output, 0, out=grads[2 * i + 1])
+        if i:
+            by_output = _SLOPES[activation](by_output @ parameters[2 * i], inputs[i])
+
+
+class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, activation: type[nn.Module], *parameters: Tensor) -> Tensor:
-        weights, biases = parameters[::2], parameters[1::2]
-        hidden = [x]
-        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-            hidden.append(_ACTIVATIONS[activation](torch.addmm(bias, hidden[-1], weight.t())))
-        ctx.save_for_backward(*hidden, *weights)
+        out, inputs = _forward(x, activation, parameters)
+        ctx.save_for_backward(*inputs, *parameters)
         ctx.activation = activation
-        return torch.addmm(biases[-1], hidden[-1], weights[-1].t())
+        return out
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors  # type: ignore[attr-defined]
-        hidden, weights = saved[: len(saved) // 2], saved[len(saved) // 2 :]
-        (grad,) = grad_outputs
-        grads: list[Tensor] = []
-        for h, weight in zip(reversed(hidden), reversed(weights), strict=True):
-            grads += [grad.sum(0), grad.t() @ h]
-            if h is not hidden[0]:
-                grad = grad @ weight
-                if ctx.activation is nn.Tanh:  # type: ignore[attr-defined]
-                    grad = torch.ops.aten.tanh_backward(grad, h)
-                else:
-                    grad = torch.ops.aten.threshold_backward(grad, h, 0)
-        return None, None, *reversed(grads)
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        layers = len(ctx.saved_tensors) // 3
+        inputs, parameters = ctx.saved_tensors[:layers], ctx.saved_tensors[layers:]
+        grads = [torch.empty_like(parameter) for parameter in parameters]
+        _backward(inputs, grad_outputs[0], ctx.activation, parameters, grads)
+        return None, None, *grads

@@ -9,9 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rlexp.report.runs import Run
-
-IGNORED = ("seed", "logger", "checkpoint", "resume", "threads")
-"""Settings that do not tell groups apart: where a run's results go, on how many threads, and the seed."""
+from rlexp.runs.rundir import NO_RESULTS
 
 _UNSET = "unset"
 _TRANSFORMS = "env.transforms"
@@ -54,7 +52,7 @@ def group_runs(runs: Iterable[Run], ignore: Sequence[str] = ()) -> list[Group]:
     Returns:
         The groups, in order of environment and variant.
     """
-    ignored = (*IGNORED, *ignore)
+    ignored = (*NO_RESULTS, *ignore)
     members: dict[str, list[Run]] = defaultdict(list)
     configs: dict[str, dict[str, str]] = {}
     for run in sorted((run for run in runs if run.settings), key=lambda run: (run.started, run.path)):

@@ -29,7 +29,7 @@ SHOWN = 6
 # Okabe and Ito's colours, which the colour-blind tell apart too, without the yellow that white paper swallows.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
 _LINES = ("-", "--", "-.", ":")
-_SHADES = colormaps["viridis_r"]
+SHADES = colormaps["viridis_r"]
 
 Style = Mapping[str, Any]
 
@@ -44,7 +44,7 @@ def styles(variants: Iterable[str]) -> dict[str, Style]:
 
 def learning_curves(environment: str, results: Sequence[Result], look: Mapping[str, Style]) -> bytes:
     """Interquartile mean of ``eval/return`` over frames with its pointwise 95% interval, one line a group."""
-    figure, axes = _canvas(f"Learning curves: {environment}", "simulator frames", "evaluation return")
+    figure, axes = canvas(f"Learning curves: {environment}", "simulator frames", "evaluation return")
     for result in best_first(results)[:SHOWN]:
         runs = result.group.runs
         frames, values = statistics.on_common_frames([run.frames for run in runs], [run.returns for run in runs])
@@ -59,13 +59,13 @@ def learning_curves(environment: str, results: Sequence[Result], look: Mapping[s
         axes.axhline(threshold, color="0.45", linewidth=1, linestyle=(0, (4, 3)), label=f"threshold {threshold:,.10g}")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.yaxis.set_major_formatter("{x:,.10g}")
-    return _png(figure)
+    return png(figure)
 
 
 def performance_profile(comparison: Comparison, look: Mapping[str, Style]) -> bytes:
     """Fraction of runs that score above each value, with its pointwise 95% interval (Agarwal et al. 2021)."""
     unit = "normalized score" if comparison.normalized else "final evaluation return"
-    figure, axes = _canvas(f"Performance profile: {comparison.name}", f"{unit} (τ)", "fraction of runs above τ")
+    figure, axes = canvas(f"Performance profile: {comparison.name}", f"{unit} (τ)", "fraction of runs above τ")
     shown = list(comparison.scores.items())[:SHOWN]
     pooled = np.concatenate([scores for _, sample in shown for scores in sample])
     margin = 0.03 * (np.ptp(pooled) or 1.0)
@@ -77,7 +77,7 @@ def performance_profile(comparison: Comparison, look: Mapping[str, Style]) -> by
     axes.set_ylim(-0.02, 1.04)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.xaxis.set_major_formatter("{x:,.10g}")
-    return _png(figure)
+    return png(figure)
 
 
 def probability_of_improvement(comparison: Comparison, look: Mapping[str, Style]) -> bytes:
@@ -89,7 +89,7 @@ def probability_of_improvement(comparison: Comparison, look: Mapping[str, Style]
     ]
     lines = sum(label.count("\n") + 2 for label in labels)
     axis = f"P(X > Y), where X is {pairs[0].x}" if against_one else "P(X > Y)"
-    figure, axes = _canvas(f"Probability of improvement: {comparison.name}", _wrapped(axis, 60), "", 1.3 + 0.17 * lines)
+    figure, axes = canvas(f"Probability of improvement: {comparison.name}", _wrapped(axis, 60), "", 1.3 + 0.17 * lines)
     for row, pair in enumerate(pairs):
         estimate, colour = pair.probability, look[pair.y if against_one else pair.x]["color"]
         if estimate.low is not None and estimate.high is not None:
@@ -101,13 +101,13 @@ def probability_of_improvement(comparison: Comparison, look: Mapping[str, Style]
     axes.set_xlim(-0.01, 1.01)
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    return _png(figure)
+    return png(figure)
 
 
 def parallel_coordinates(environment: str, results: Sequence[Result]) -> bytes:
     """One line a group through its settings to its interquartile mean, which colours it; the best on top."""
     keys = list(results[0].group.settings)
-    figure, axes = _canvas(f"Settings and result: {environment}", "", "", 4.6)
+    figure, axes = canvas(f"Settings and result: {environment}", "", "", 4.6)
     scores = [result.iqm.value for result in results]
     low, span = min(scores), (max(scores) - min(scores)) or 1.0
     scales = [_places([result.group.settings[key] for result in results]) for key in keys]
@@ -116,8 +116,8 @@ def parallel_coordinates(environment: str, results: Sequence[Result]) -> bytes:
         aside = 0.09 * (rank / max(len(results) - 1, 1) - 0.5)
         heights = [scale[str(result.group.settings[key])] + aside for key, scale in zip(keys, scales, strict=True)]
         share = (result.iqm.value - low) / span
-        outline = _smooth([*heights, share])
-        axes.add_patch(PathPatch(outline, facecolor="none", edgecolor=_SHADES(share), linewidth=1.7, alpha=0.9))
+        outline = smooth([*heights, share])
+        axes.add_patch(PathPatch(outline, facecolor="none", edgecolor=SHADES(share), linewidth=1.7, alpha=0.9))
     box = {"facecolor": "white", "edgecolor": "0.8", "linewidth": 0.6, "boxstyle": "round,pad=0.25"}
     for place, scale in enumerate(scales):
         axes.axvline(place, color="0.25", linewidth=1)
@@ -136,7 +136,7 @@ def parallel_coordinates(environment: str, results: Sequence[Result]) -> bytes:
     axes.grid(visible=False)
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.tick_params(axis="x", length=0)
-    return _png(figure)
+    return png(figure)
 
 
 def best_first(results: Iterable[Result]) -> list[Result]:
@@ -144,7 +144,8 @@ def best_first(results: Iterable[Result]) -> list[Result]:
     return sorted(results, key=lambda result: (-result.iqm.value, result.group.name))
 
 
-def _canvas(title: str, x: str, y: str, height: float = 4.2) -> tuple[Figure, Axes]:
+def canvas(title: str, x: str, y: str, height: float = 4.2) -> tuple[Figure, Axes]:
+    """An empty picture in the look that all have; ``height`` in inches."""
     # The object interface: pyplot would keep every figure, and may look for a display.
     figure = Figure(figsize=(7.2, height), dpi=150, layout="constrained")
     axes = figure.add_subplot()
@@ -157,7 +158,8 @@ def _canvas(title: str, x: str, y: str, height: float = 4.2) -> tuple[Figure, Ax
     return figure, axes
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The picture's bytes, with a legend below it where its lines have labels."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if handles:
         longest = max(map(len, labels))
@@ -181,7 +183,7 @@ def _places(values: Sequence[object]) -> dict[str, float]:
     return {text: 0.5 if len(ordered) == 1 else i / (len(ordered) - 1) for i, text in enumerate(ordered)}
 
 
-def _smooth(heights: Sequence[float]) -> Outline:
+def smooth(heights: Sequence[float]) -> Outline:
     """A curve through the points ``(i, heights[i])``, level at each."""
     points, codes = [(0.0, heights[0])], [Outline.MOVETO]
     for i, (here, there) in enumerate(pairwise(heights)):

@@ -95,7 +95,7 @@ def load_runs(paths: Iterable[Path | str]) -> list[Run]:
 
     Args:
         paths: run folders, or folders with run folders anywhere below them. A run folder has a ``config.yaml`` beside
-            a ``metrics.jsonl`` or ``metadata.json``, or is a sweep's.
+            a ``metrics.jsonl``, ``metadata.json`` or ``summary.json``, or is a job's in a sweep.
 
     Returns:
         The runs, those that cannot be read among them with the status ``unreadable``.
@@ -107,7 +107,7 @@ def load_runs(paths: Iterable[Path | str]) -> list[Run]:
     for path in map(Path, paths):
         if not path.is_dir():
             raise ReportError(f"{path} is not a folder; name a run's folder, or one with runs below it.")
-        below = set(_run_folders(path.resolve()))
+        below = set(run_folders(path.resolve()))
         if not below:
             raise ReportError(
                 f"{path}: no run found in or below it. A run's folder has config.yaml and metrics.jsonl; "
@@ -162,10 +162,12 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def _run_folders(top: Path) -> Iterator[Path]:
+def run_folders(top: Path) -> Iterator[Path]:
+    """Every run's folder in or below a folder."""
     for folder, below, files in os.walk(top):
-        began = "metrics.jsonl" in files or "metadata.json" in files
-        if "config.yaml" in files and (began or (Path(folder).parent / "sweep.json").exists()):
+        # A sweep gives its jobs a config before their turn; one that failed early has nothing beside its summary.
+        begun = {"metrics.jsonl", "metadata.json", "summary.json"} & set(files)
+        if "config.yaml" in files and (begun or Path(folder, "../sweep.json").is_file()):
             yield Path(folder)
             # A run's own folders hold checkpoints and copies of its config, no other runs.
             below.clear()

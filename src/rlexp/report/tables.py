@@ -140,16 +140,15 @@ def settings_table(groups: Sequence[Group]) -> Table:
 def to_markdown(table: Table) -> str:
     """A table of GitHub's Markdown, padded so that it also reads well as plain text."""
     cells = [[cell.replace("|", r"\|").replace("\n", " ") for cell in row] for row in (table.columns, *table.rows)]
-    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(table.columns))]
-    aligned = [
-        [
-            cell.ljust(width) if i < table.names else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in cells
-    ]
+    widths, aligned = _aligned(cells, table.names, narrowest=3)
     rule = ["-" * width if i < table.names else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (aligned[0], rule, *aligned[1:]))
+
+
+def to_text(table: Table) -> list[str]:
+    """Lines for a terminal."""
+    _, aligned = _aligned([table.columns, *table.rows], table.names)
+    return ["  ".join(row).rstrip() for row in aligned]
 
 
 def to_latex(table: Table) -> str:
@@ -244,6 +243,18 @@ def _plain(value: object) -> object:
 
 def _seed(run: Run) -> str:
     return NONE if run.seed is None else str(run.seed)
+
+
+def _aligned(cells: Sequence[Sequence[str]], names: int, narrowest: int = 0) -> tuple[list[int], list[list[str]]]:
+    """The width of each column, and the cells padded to it: names to the left, numbers to the right."""
+    widths = [max(narrowest, *(len(row[i]) for row in cells)) for i in range(len(cells[0]))]
+    return widths, [
+        [
+            cell.ljust(width) if i < names else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in cells
+    ]
 
 
 def _latex_row(cells: Sequence[str]) -> str:

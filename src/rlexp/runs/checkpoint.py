@@ -30,7 +30,7 @@ from rlexp.runs.rundir import versions
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST, TENSORS, STATE, SESSION = "manifest.json", "tensors.safetensors", "state.json", "session.json"
 _PAYLOAD = {TENSORS, STATE, SESSION}
 
@@ -53,6 +53,7 @@ class TrainState:
         critic: the critic's parameters.
         transforms: the environment's transforms, normalisation statistics among them.
         reward_norm: statistics of the reward scaling; empty without it.
+        loss: the coefficients that its objective weighs its parts by.
         optimizer: moments and step counts.
         scheduler: position in the learning-rate schedule.
         simulators: each simulator in the middle of its episode; None where it cannot be had.
@@ -72,6 +73,7 @@ class TrainState:
     critic: dict[str, Tensor]
     transforms: dict[str, Tensor]
     reward_norm: dict[str, Tensor]
+    loss: dict[str, Tensor]
     optimizer: dict[str, Any]
     scheduler: dict[str, Any]
     simulators: dict[str, Any] | None

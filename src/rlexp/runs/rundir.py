@@ -24,6 +24,10 @@ from rlexp.runs.redaction import redact
 _PACKAGES = ("rlexp", "torch", "torchrl", "tensordict", "gymnasium", "mujoco", "numpy", "hydra-core", "wandb")
 
 
+NO_RESULTS = ("seed", "logger", "checkpoint", "resume", "threads")
+"""Settings that do not tell configurations apart: where results go, on how many threads, and the seed."""
+
+
 class RunBusyError(Exception):
     """Another process works in the run's folder; the message says which."""
 
@@ -44,6 +48,7 @@ class RunDir:
         self.log = self.path / "train.log"
         self.checkpoints = self.path / "checkpoints"
         self.plots = self.path / "plots"
+        self.videos = self.path / "videos"
         self._lock: IO[str] | None = None
 
     @property

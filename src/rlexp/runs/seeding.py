@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -35,3 +37,13 @@ def load_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     for device, generator in enumerate(state.get("cuda", ())[: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(generator, device)
+
+
+@contextmanager
+def unmoved_generators() -> Iterator[None]:
+    """Let what is done inside draw what it likes: all generators are as before afterwards."""
+    state = rng_state()
+    try:
+        yield
+    finally:
+        load_rng_state(state)

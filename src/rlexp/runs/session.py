@@ -6,6 +6,7 @@ import logging
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -43,7 +44,7 @@ class Session:
         self._info = info
         self._frames = frames
         self._run_id = run_id
-        self._sinks: list[Sink] = []
+        self._copies: list[Sink] = []
         self._previous: dict[int, Any] = {}
         self._log_file = logging.FileHandler(run.log, encoding="utf-8")
         self._log_file.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -58,18 +59,29 @@ class Session:
         self._run.write_metadata(config, info, self._frames, self._experiment.total_frames)
         write_json(self._run.summary, {"status": "running"})
         self._metrics = MetricsFile(self._run.metrics, self._frames)
-        self._sinks = [
-            self._metrics,
-            ProgressBar(self._experiment.total_frames, self._frames),
-            *self._experiment.logger.open(self._run.path, config, self._run_id),
-        ]
+        self._bar = ProgressBar(self._experiment.total_frames, self._frames)
+        self._copies = self._experiment.logger.open(self._run.path, config, self._run_id, self._frames)
         self._previous = {number: signal.signal(number, self._on_signal) for number in _STOPS}
         return self
 
     def log(self, row: Row) -> None:
         """Give one row to every sink, the metrics file first."""
-        for sink in self._sinks:
-            sink.log(row)
+        self._metrics.log(row)
+        self._bar.log(row)
+        self._copy(lambda sink: sink.log(row))
+
+    def log_video(self, path: Path, frames: int) -> None:
+        """Give a film to every sink, before the row of the same frames."""
+        self._copy(lambda sink: sink.log_video(path, frames))
+
+    def _copy(self, give: Callable[[Sink], None]) -> None:
+        for sink in [*self._copies]:
+            try:
+                give(sink)
+            except Exception as error:  # whatever a copy's library raises
+                name = type(sink).__name__
+                log.warning("%s failed and gets no more rows; metrics.jsonl has them all: %s", name, error)
+                self._copies.remove(sink)
 
     def sync(self) -> None:
         """Make the rows so far durable: a checkpoint must not be newer than they are."""
@@ -83,8 +95,9 @@ class Session:
             log.error("The run failed.", exc_info=error)
         self.summary = redact(self.summary)
         self._attempt(lambda: write_json(self._run.summary, self.summary))
-        for sink in self._sinks:
-            self._attempt(lambda sink=sink: sink.close(self.summary))  # type: ignore[misc]
+        self._attempt(lambda: self._metrics.close(self.summary))
+        self._attempt(lambda: self._bar.close(self.summary))
+        self._copy(lambda sink: sink.close(self.summary))
         self._attempt(self._plot)
         logging.getLogger("rlexp").removeHandler(self._log_file)
         self._log_file.close()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from rlexp.agent.evaluation import Evaluation
 from rlexp.config import ConfigError, Problem
-from rlexp.envs.snapshot import SavesState, StateUnavailableError
-from rlexp.optim import load_schedule
+from rlexp.envs.snapshot import SavesState, StateUnavailableError, saving
+from rlexp.optim.schedules import load_schedule
 from rlexp.runs import checkpoint
 from rlexp.runs.checkpoint import TrainState
 from rlexp.runs.seeding import load_rng_state, rng_state
@@ -23,12 +23,10 @@ log = logging.getLogger(__name__)
 
 def get_state(trainer: Trainer) -> TrainState:
     """Everything of a run that must survive it."""
-    reward_norm, base = trainer.objective.reward_norm, trainer.env.base_env
+    reward_norm = trainer.objective.reward_norm
     simulators, inexact = None, []
     try:
-        if not isinstance(base, SavesState):
-            raise StateUnavailableError(f"{type(base).__name__} cannot give its simulators' state")
-        simulators = base.simulator_state()
+        simulators = _simulators(trainer).simulator_state()
     except StateUnavailableError as error:
         inexact.append(str(error))
     if trainer.device.type == "cuda":
@@ -43,6 +41,7 @@ def get_state(trainer: Trainer) -> TrainState:
         critic=trainer.networks.critic.state_dict(),
         transforms=trainer.env.transform.state_dict(),
         reward_norm={} if reward_norm is None else reward_norm.state_dict(),
+        loss=trainer.objective.loss.coefficients,
         optimizer=trainer.optimizer.state_dict(),
         scheduler=trainer.scheduler.state_dict(),
         simulators=simulators,
@@ -69,6 +68,8 @@ def load_state(trainer: Trainer, state: TrainState) -> None:
     trainer.env.transform.load_state_dict(state.transforms)
     if trainer.objective.reward_norm is not None:
         trainer.objective.reward_norm.load_state_dict(state.reward_norm)
+    for name, coefficient in trainer.objective.loss.coefficients.items():
+        coefficient.copy_(state.loss[name])
     trainer.optimizer.load_state_dict(state.optimizer)
     load_schedule(trainer.scheduler, state.scheduler)
     for reason in state.inexact:
@@ -78,10 +79,9 @@ def load_state(trainer: Trainer, state: TrainState) -> None:
 
 
 def _load_episodes(trainer: Trainer, state: TrainState) -> None:
-    base = trainer.env.base_env
-    if state.simulators is not None and isinstance(base, SavesState):
+    if state.simulators is not None:
         try:
-            base.load_simulator_state(state.simulators)
+            _simulators(trainer).load_simulator_state(state.simulators)
         except StateUnavailableError as error:
             log.warning("Resuming, but not to the bit: %s.", error)
         else:
@@ -90,6 +90,11 @@ def _load_episodes(trainer: Trainer, state: TrainState) -> None:
     log.warning("Every episode begins afresh.")
     if trainer.objective.reward_norm is not None:
         trainer.objective.reward_norm.discounted.zero_()
+
+
+def _simulators(trainer: Trainer) -> SavesState:
+    """What steps the simulators that the batches come from: the collector's workers, or the trainer's environment."""
+    return saving(trainer.collector if isinstance(trainer.collector, SavesState) else trainer.env.base_env)
 
 
 def warm_start(trainer: Trainer, path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from rlexp.experiment import Experiment, read_config
+from rlexp.loggers import NoLogger
 from rlexp.loggers.local import read_metrics
 from rlexp.trainer import Trainer
 
@@ -70,7 +71,11 @@ def _as_started(run_dir: Path) -> tuple[Experiment, float]:
     values: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
     first, *later = json.loads((run_dir / "metadata.json").read_text(encoding="utf-8"))["sessions"]
     extended = [session["frames"] for session in later if session["total_frames"] != first["total_frames"]]
-    return read_config(values | {"total_frames": first["total_frames"]}), min(extended, default=float("inf"))
+    # What only watches a run may be missing here.
+    unwatched = {"logger": NoLogger().to_dict(), "evaluation": values["evaluation"] | {"video_interval": None}}
+    return read_config(values | unwatched | {"total_frames": first["total_frames"]}), min(
+        extended, default=float("inf")
+    )
 
 
 def _compare(logged: dict[str, float], found: dict[str, float]) -> Difference | None:

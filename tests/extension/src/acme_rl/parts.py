@@ -27,6 +27,7 @@ class LinearPolicy(PolicySpec):
             state_independent_scale=True,
             scale_mapping="exp",
             scale_lb=self.scale_lb,
+            shared=False,
             orthogonal=False,
             last_layer_gain=1.0,
         ).build(env, device)

@@ -1,4 +1,4 @@
-"""How many threads ``threads=auto`` takes."""
+"""What of the machine a run takes: ``threads=auto`` and ``compile=auto``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from rlexp import load_config
-from rlexp.trainer import set_threads
+from rlexp.config import ConfigError
+from rlexp.hardware import set_threads, use_compiler
 
 
 @pytest.fixture(autouse=True)
@@ -42,3 +43,21 @@ def test_auto_takes_no_more_than_the_cores_of_the_process(monkeypatch: pytest.Mo
 
 def test_a_number_is_taken_as_it_is() -> None:
     assert set_threads(load_config(["threads=2"]), 10) == torch.get_num_threads() == 2
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("frames", "expected"), [(100_000, False), (20_000_000, True)], ids=["short", "long"])
+def test_auto_compiles_where_the_run_is_long(frames: int, expected: bool, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="rlexp"):
+        assert use_compiler(load_config([f"total_frames={frames}"]), torch.device("cuda")) is expected
+    assert f"compile=auto: {'yes' if expected else 'no'}" in caplog.text
+
+
+def test_without_a_compiler_auto_does_without_and_true_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    assert not use_compiler(load_config(["total_frames=20_000_000"]), CPU)
+    with pytest.raises(ConfigError, match=r"install g\+\+ or clang\+\+"):
+        use_compiler(load_config(["compile=true"]), CPU)

@@ -1,0 +1,148 @@
+"""``rlexp-search``: find settings that train well on the average of several seeds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import yaml
+from hydra._internal.utils import get_args_parser
+
+from rlexp.cli.common import Exit, run_command, said
+from rlexp.config import ConfigError, Problem, Sources, load, new_run_path
+from rlexp.experiment import check_config
+from rlexp.runs.redaction import redact
+from rlexp.search import read_search
+from rlexp.search.folder import Plan, SearchDir
+
+_HELP = """\
+rlexp-search: find settings that train well on the average of several seeds.
+
+usage: rlexp-search [search=ppo] [search.key=value ...] [group=option ...] [key=value ...] [dir=DIR]
+       rlexp-search resume=DIR [search.trials=N]
+
+  search          what to try: an option of the group search (rlexp-config copy search/ppo makes one of your own)
+  search.trials   settings to try; search.seeds: trainings of each; search.space...: what a setting may be
+  key=value       what all trainings have in common, as after rlexp-train
+  dir             folder of the search; default: a new one under outputs/search
+  resume          go on with a search, whatever ended it; more trials extend it. Several processes may do so at once.
+
+examples:
+  rlexp-search env=hopper total_frames=500_000 search.trials=60 search.seeds=5
+  rlexp-search search.space.optim.lr.high=1e-2 '~search.space.loss.gamma'
+
+A trial's score is the mean over seeds of the final evaluation's mean return. Needs pip install 'rlexp[search]'.
+"""
+
+
+def main() -> None:
+    """Console entry."""
+    run_command("rlexp-search", search)
+
+
+def search(arguments: list[str]) -> int:
+    """Check what is to be searched, search it, and say what was found.
+
+    Returns:
+        The exit code; 1 where no trial was completed.
+
+    Raises:
+        ConfigError: the command line, the search or the experiment is wrong.
+    """
+    flags = get_args_parser().parse_intermixed_args(arguments)
+    if flags.help:
+        print(_HELP)
+        return Exit.DONE
+    if find_spec("optuna") is None:
+        raise ConfigError([Problem("rlexp-search", "needs Optuna: pip install 'rlexp[search]'.")])
+    folder, plan = _begun(flags.overrides, flags.config_dir)
+
+    from rlexp.runs.checkpoint import CheckpointError
+    from rlexp.runs.session import console_logging
+    from rlexp.search.study import best_of, search
+    from rlexp.trainer import Stopped
+
+    with console_logging():
+        try:
+            study = search(folder, plan)
+        except CheckpointError as error:
+            return said("rlexp-search", error)
+        except Stopped as stopped:
+            print(f"{stopped}; the search goes on with: rlexp-search resume={folder.path}")
+            return stopped.exit_code
+    best = best_of(study)
+    if best is None:
+        print(f"rlexp-search: no trial was completed; see {folder.trials}", file=sys.stderr)
+        return Exit.FAILED
+    fresh, preset = folder.commands(plan, best)
+    seeds = plan.settings.seeds
+    print(f"{len(study.trials)} trials: {folder.trials}")
+    print(f"Best: trial {best.number}, with a mean final evaluation of {best.value:,.1f} over {seeds} seeds.")
+    print(f"As a preset: {preset}")
+    print(f"The best of many scores is flattered by chance; what it is worth, other seeds tell:\n  {fresh}")
+    return Exit.DONE
+
+
+def _begun(arguments: Sequence[str], config_dir: str | None) -> tuple[SearchDir, Plan]:
+    """The folder and the plan of a search, new or as it was begun, both checked."""
+    pairs = [text.partition("=") for text in arguments]
+    named = {key: value for key, _, value in pairs if key in ("resume", "dir")}
+    overrides = [text for text in arguments if text.partition("=")[0] not in named]
+    if "resume" in named:
+        folder = SearchDir(Path(named["resume"]))
+        return folder, _plan_of(folder, overrides)
+    folder = SearchDir(Path(named["dir"]) if "dir" in named else new_run_path("search"))
+    if folder.plan.exists():
+        raise ConfigError([Problem("dir", f"holds a search already: go on with resume={named['dir']}.", named["dir"])])
+    _refuse_what_the_search_sets(overrides)
+    secrets = [text.partition("=")[0] for text in overrides if redact(text) != text]
+    if secrets:
+        message = "is a secret, and a search keeps its command line: name a variable, '{0}=${{oc.env:MY_KEY}}'."
+        raise ConfigError([Problem(key, message.format(key)) for key in secrets])
+    config_dir = None if config_dir is None else str(Path(config_dir).resolve())
+    of_search = [text for text in overrides if _is_of_search(text)]
+    common = [text for text in overrides if not _is_of_search(text)]
+    if not any(text.startswith("search=") for text in of_search):
+        of_search.insert(0, "search=ppo")
+    composed = load([*(f"+{t}" if t.startswith("search=") else t for t in of_search), *common], Sources(config_dir))
+    values = composed.values.pop("search", None)
+    experiment = check_config(composed).to_dict()
+    plan = Plan(common, read_search(values or {}, experiment), config_dir)
+    folder.write_plan(common, config_dir, values)
+    return folder, plan
+
+
+def _plan_of(folder: SearchDir, overrides: Sequence[str]) -> Plan:
+    """The plan that a search was begun with, with the number of trials that is asked for now."""
+    if not folder.plan.exists():
+        raise ConfigError([Problem("resume", "there is no search in this folder.", str(folder.path))])
+    others = [text for text in overrides if not text.startswith("search.trials=")]
+    if others:
+        message = "cannot change when a search goes on: its trials could not be compared. Begin a new search."
+        raise ConfigError([Problem(text, message) for text in others])
+    saved = folder.read_plan()
+    values = saved["search"]
+    if overrides:
+        values["trials"] = yaml.safe_load(overrides[-1].partition("=")[2])
+    common, config_dir = saved["overrides"], saved["config_dir"]
+    experiment = check_config(load(common, Sources(config_dir))).to_dict()
+    return Plan(common, read_search(values, experiment), config_dir)
+
+
+def _refuse_what_the_search_sets(overrides: Sequence[str]) -> None:
+    messages = {
+        "seed": "each trial has seeds 0, 1, ...: search.seeds=N.",
+        "hydra": "each run has a folder below dir=DIR.",
+    }
+    keys = [text.partition("=")[0] for text in overrides]
+    found = [Problem(key, f"is the search's to set: {messages[key.split('.')[0]]}")
+             for key in keys if key.split(".")[0] in messages]  # fmt: skip
+    if found:
+        raise ConfigError(found)
+
+
+def _is_of_search(text: str) -> bool:
+    key = text.partition("=")[0].lstrip("+~")
+    return key == "search" or key.startswith("search.")

@@ -1,0 +1,113 @@
+"""One Gymnasium simulator as rlexp wants it: one array of observations, actions counted from 0. Imports no torch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, TypeAlias
+
+import gymnasium
+import mujoco
+import numpy as np
+from gymnasium import spaces
+from gymnasium.wrappers import (
+    AddRenderObservation,
+    DtypeObservation,
+    FlattenObservation,
+    FrameStackObservation,
+    GrayscaleObservation,
+    RepeatAction,
+    ResizeObservation,
+    TransformAction,
+)
+
+Env: TypeAlias = "gymnasium.Env[Any, Any]"
+
+HEADLESS = (
+    "Without a display MuJoCo renders with EGL: set MUJOCO_GL=egl, and install libegl1 (Debian, Ubuntu) or the "
+    "graphics driver's own EGL."
+)
+
+log = logging.getLogger(__name__)
+
+
+class UnsuitableEnvError(Exception):
+    """A simulator cannot be brought into the form that rlexp trains on; the message says why."""
+
+
+def make(env_id: str, *, pixels: tuple[int, int] | None = None, repeat: int = 1, **kwargs: Any) -> Env:
+    """Make an environment whose observation is one array and whose action is a vector or a number from 0 on.
+
+    Observation spaces other than a Box (Dict, Tuple, Discrete, MultiBinary, MultiDiscrete) become one float vector, in
+    Gymnasium's own order: a Dict's entries by name, each number of a Discrete as one of so many flags.
+
+    Args:
+        env_id: Gymnasium's id.
+        pixels: width and number of the gray pictures that are observed in place of what the simulator gives.
+        repeat: times each action is repeated before it is observed what came of it; rewards are summed.
+        kwargs: passed to ``gymnasium.make``.
+
+    Shapes:
+        an observation is a vector ``[n]``, or with ``pixels=(width, stack)`` uint8 ``[stack, width, width]``, the
+        newest picture last.
+
+    Raises:
+        UnsuitableEnvError: a space has no such form, or pixels are asked for and it cannot be rendered.
+    """
+    # By default MuJoCo writes what it warns of to a file in the working directory.
+    mujoco.set_mju_user_warning(_say_once)
+    pictures = {} if pixels is None else {"render_mode": "rgb_array"}
+    env: Env = gymnasium.make(env_id, **pictures | kwargs)
+    if repeat > 1:
+        env = RepeatAction(env, repeat)
+    env = _vector(env) if pixels is None else _pixels(env, *pixels)
+    action = env.action_space
+    if isinstance(action, spaces.Discrete) and action.start != 0:
+        start = action.start
+        env = TransformAction(env, lambda number: number + start, spaces.Discrete(int(action.n)))
+    return env
+
+
+def _vector(env: Env) -> Env:
+    if not isinstance(env.observation_space, spaces.Box):
+        if not env.observation_space.is_np_flattenable:
+            raise UnsuitableEnvError(f"its observation space {env.observation_space} is of no fixed size")
+        for key, box in _boxes(env.observation_space):
+            if len(box.shape) > 2 or (len(box.shape) == 2 and box.dtype == np.uint8):
+                raise UnsuitableEnvError(
+                    f"its observation {key!r} is a picture of shape {box.shape} beside others, and no one network "
+                    "reads both. Register an id of your own that keeps one of them, by "
+                    "gymnasium.wrappers.FilterObservation"
+                )
+        env = FlattenObservation(env)
+    space = env.observation_space
+    if isinstance(space, spaces.Box) and len(space.shape) == 1 and not np.issubdtype(space.dtype, np.floating):
+        env = DtypeObservation(env, np.float32)
+    return env
+
+
+def _boxes(space: spaces.Space[Any], key: str = "") -> Iterator[tuple[str, spaces.Box]]:
+    """The arrays in a space, each with its path."""
+    if isinstance(space, spaces.Box):
+        yield key, space
+    elif isinstance(space, spaces.Dict | spaces.Tuple):
+        parts = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        for name, part in parts:
+            yield from _boxes(part, f"{key}.{name}" if key else str(name))
+
+
+def _pixels(env: Env, width: int, stack: int) -> Env:
+    try:
+        env.reset(seed=0)  # the first picture, drawn below, places the camera: in every copy at the same point
+        env = ResizeObservation(AddRenderObservation(env), (width, width))
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise UnsuitableEnvError(f"pixels need more packages: pip install 'rlexp[pixels]' ({error})") from error
+    except Exception as error:
+        raise UnsuitableEnvError(f"it cannot be rendered here: {error}. {HEADLESS}") from error
+    return FrameStackObservation(GrayscaleObservation(env), stack)
+
+
+@cache
+def _say_once(message: str) -> None:
+    log.warning("MuJoCo: %s", message.strip())

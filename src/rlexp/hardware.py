@@ -1,0 +1,84 @@
+"""What of the machine a run takes: a device, threads, and a compiler where it earns its time back."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+
+import torch
+
+from rlexp.config import ConfigError, Problem
+from rlexp.experiment import Experiment
+
+log = logging.getLogger(__name__)
+
+# Compiling takes about half a minute, and saves about half a millisecond a minibatch of some hundred steps.
+_WORTH_COMPILING = 100_000
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that the ``device`` setting means.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        available = ", ".join(["auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
+        raise ConfigError([Problem("device", f"there is no such device. Available: {available}.", name)])
+    return device
+
+
+def set_threads(experiment: Experiment, weights: int) -> int:
+    """Set torch's thread count as ``threads`` says, and return it.
+
+    ``auto`` takes one thread for every 32 million multiply-adds of a minibatch's forward: with less to do, waking a
+    thread costs more than it saves, and threads that wait for work spin on the cores that other jobs need. It stays
+    within the cores of this process and within ``OMP_NUM_THREADS``, by which launchers share cores out among jobs, and
+    leaves one core to each process that works while torch does. Those of ``env.num_workers`` do not.
+
+    Args:
+        experiment: its ``threads``, ``minibatch_size`` and ``collector``.
+        weights: of all networks.
+    """
+    if experiment.threads == "auto":
+        cores = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+        cores -= experiment.collector.busy_while_learning
+        count = max(1, min(cores, weights * experiment.minibatch_size // 2**25))
+        log.info("threads=auto: %d of %d, for %s weights and minibatches of %s steps",
+                 count, max(1, cores), f"{weights:,}", f"{experiment.minibatch_size:,}")  # fmt: skip
+    else:
+        count = int(experiment.threads)
+    torch.set_num_threads(count)
+    return count
+
+
+def use_compiler(experiment: Experiment, device: torch.device) -> bool:
+    """Whether to compile a loss that could be compiled, as ``compile`` says; ``auto`` says what it decided.
+
+    ``auto`` does where the run has so many minibatches that the half minute which it takes is earned back.
+
+    Args:
+        experiment: its ``compile``, and what decides how many minibatches there are.
+        device: what it is compiled for.
+
+    Raises:
+        ConfigError: it is to be compiled for the CPU, and there is no C++ compiler.
+    """
+    if experiment.compile is False:
+        return False
+    compilers = [os.environ.get("CXX"), "g++", "clang++"]
+    missing = device.type == "cpu" and not any(shutil.which(name) for name in compilers if name)
+    if experiment.compile is True:
+        if missing:
+            message = "needs a C++ compiler on the CPU: install g++ or clang++, name one in CXX, or use compile=false."
+            raise ConfigError([Problem("compile", message, "true")])
+        return True
+    minibatches = experiment.num_batches * experiment.num_epochs * experiment.minibatches_per_epoch
+    compiled = minibatches >= _WORTH_COMPILING and not missing
+    reason = "there is no C++ compiler" if missing else f"{minibatches:,} minibatches"
+    log.info("compile=auto: %s, %s", "yes" if compiled else "no", reason)
+    return compiled

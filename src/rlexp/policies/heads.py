@@ -1,0 +1,119 @@
+"""From a network's outputs to a distribution over actions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from tensordict.nn import AddStateIndependentNormalScale, NormalParamExtractor
+from torch import Tensor, distributions, nn
+from torch.nn.functional import softplus
+from torchrl.data import TensorSpec
+from torchrl.modules import IndependentNormal, TanhNormal
+
+
+@dataclass(frozen=True)
+class Head:
+    """What stands between a network and the actor's distribution.
+
+    Attributes:
+        outputs: features that it reads.
+        module: from them to the distribution's parameters.
+        keys: names of the parameters.
+        distribution_class: of torch or torchrl.
+        distribution_kwargs: its further arguments.
+    """
+
+    outputs: int
+    module: nn.Module
+    keys: list[str]
+    distribution_class: type[distributions.Distribution]
+    distribution_kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How a Gaussian gets its standard deviation; see `rlexp.policies.GaussianSettings`."""
+
+    state_independent: bool
+    mapping: str
+    lower_bound: float
+
+
+def head(kind: str, spec: TensorSpec, scale: Scale | None) -> Head:
+    """The head of one of `rlexp.policies.spec.distributions_for`.
+
+    Args:
+        kind: the distribution's name.
+        spec: of one environment's actions, on the networks' device.
+        scale: for ``normal`` and ``tanh_normal``.
+    """
+    bounds = {"low": spec.space.low, "high": spec.space.high} if kind in ("tanh_normal", "beta") else {}
+    match kind:
+        case "categorical":
+            return Head(spec.space.n, nn.Identity(), ["logits"], distributions.Categorical, {})
+        case "beta":
+            return Head(2 * spec.shape[0], BetaParameters(), ["alpha", "beta"], BoundedBeta, bounds)
+        case _:
+            assert scale is not None
+            options = {"scale_mapping": scale.mapping, "scale_lb": scale.lower_bound}
+            module: nn.Module = NormalParamExtractor(**options)
+            outputs = 2 * spec.shape[0]
+            if scale.state_independent:
+                module = AddStateIndependentNormalScale(spec.shape[0], device=spec.device, **options)
+                outputs = spec.shape[0]
+            family = TanhNormal if kind == "tanh_normal" else IndependentNormal
+            return Head(outputs, module, ["loc", "scale"], family, bounds)
+
+
+class BetaParameters(nn.Module):
+    r"""$\alpha = 1 + \mathrm{softplus}(x)$, $\beta$ likewise: above 1 the density has one peak (Chou et al. 2017)."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """From ``[..., 2 * actions]`` to alpha and beta, each ``[..., actions]``."""
+        alpha, beta = (1 + softplus(x)).chunk(2, -1)
+        return alpha, beta
+
+
+class BoundedBeta(distributions.Distribution):
+    r"""Independent beta distributions stretched over the action bounds (Chou et al. 2017, eq. 5).
+
+    $a = \mathrm{low} + (\mathrm{high} - \mathrm{low})\, x$ with $x \sim \mathrm{Beta}(\alpha, \beta)$.
+
+    Args:
+        alpha, beta: ``[..., actions]``.
+        low, high: the bounds ``[actions]``.
+    """
+
+    has_rsample = True
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, alpha: Tensor, beta: Tensor, *, low: Tensor, high: Tensor) -> None:
+        self._unit = distributions.Beta(alpha, beta, validate_args=False)
+        self.low, self.range = low, high - low
+        super().__init__(alpha.shape[:-1], alpha.shape[-1:], validate_args=False)
+
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        """Actions ``[*sample_shape, ..., actions]``."""
+        return self.low + self.range * self._unit.rsample(torch.Size(sample_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-densities ``[...]`` of actions ``[..., actions]``; one on a bound counts as one just inside it."""
+        eps = torch.finfo(value.dtype).eps
+        unit = ((value - self.low) / self.range).clamp(eps, 1 - eps)
+        return cast("Tensor", (self._unit.log_prob(unit) - self.range.log()).sum(-1))
+
+    def entropy(self) -> Tensor:
+        """Differential entropies ``[...]``."""
+        return cast("Tensor", (self._unit.entropy() + self.range.log()).sum(-1))
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected actions ``[..., actions]``."""
+        return self.low + self.range * self._unit.mean
+
+    @property
+    def deterministic_sample(self) -> Tensor:
+        """What is done where no noise is wanted: the mean, which moves with the parameters where a mode may not."""
+        return self.mean

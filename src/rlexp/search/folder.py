@@ -1,0 +1,131 @@
+"""A search's folder: its plan, its study and its trials' runs, and what is made of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from rlexp.config import Composed, Sources, load
+from rlexp.runs.rundir import RunDir, write_text
+from rlexp.search import SearchSettings
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is searched.
+
+    Attributes:
+        overrides: what all trials have in common, as after ``rlexp-train``.
+        settings: the search.
+        config_dir: a folder of the user's own options.
+    """
+
+    overrides: Sequence[str]
+    settings: SearchSettings
+    config_dir: str | None
+
+    def load(self, overrides: Sequence[str]) -> Composed:
+        """Compose a config as the search does."""
+        return load(overrides, Sources(self.config_dir))
+
+
+class SearchDir:
+    """The layout of a search's folder.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self.plan = self.path / "search.yaml"
+        self.database = self.path / "study.db"
+        self.trials = self.path / "trials.csv"
+        self.plots = self.path / "plots"
+        self.best = self.path / "conf" / "experiment" / "best.yaml"
+
+    def trial(self, number: int) -> RunDir:
+        """A trial's folder, which its process holds locked."""
+        return RunDir(self.path / "trials" / f"{number:03d}")
+
+    def run(self, number: int, seed: int) -> Path:
+        """The folder of one of a trial's runs."""
+        return self.trial(number).path / f"seed_{seed}"
+
+    def write_plan(self, overrides: Sequence[str], config_dir: str | None, search: Mapping[str, Any]) -> None:
+        """Save what to go on with."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        values = {"overrides": list(overrides), "config_dir": config_dir, "search": dict(search)}
+        write_text(self.plan, yaml.safe_dump(values, sort_keys=False))
+
+    def read_plan(self) -> dict[str, Any]:
+        """What `write_plan` saved."""
+        values: dict[str, Any] = yaml.safe_load(self.plan.read_text(encoding="utf-8"))
+        return values
+
+    def write_trials(self, study: Study) -> None:
+        """Write ``trials.csv``: number, state, score and settings of every trial."""
+        text = io.StringIO()
+        trials = study.trials
+        keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(["trial", "state", "score", *keys, "error"])
+        for trial in trials:
+            # Optuna gives a pruned trial its last evaluation for a value, which is no score.
+            score = trial.value if state_of(trial) == "completed" else None
+            settings = [trial.params.get(key) for key in keys]
+            rows.writerow([trial.number, state_of(trial), score, *settings, trial.user_attrs.get("error")])
+        write_text(self.trials, text.getvalue())
+
+    def write_best(self, best: FrozenTrial) -> None:
+        """Write the best trial's settings as a preset: ``rlexp-train --config-dir DIR/conf experiment=best``."""
+        values: dict[str, Any] = {}
+        for key, value in best.params.items():
+            *nodes, name = key.split(".")
+            node = values
+            for part in nodes:
+                node = node.setdefault(part, {})
+            node[name] = json.loads(value) if isinstance(value, str) and value[:1] in "[{" else value
+        self.best.parent.mkdir(parents=True, exist_ok=True)
+        comment = f"Trial {best.number} of a search: mean final evaluation {best.value:,.1f}."
+        write_text(self.best, f"# @package _global_\n# {comment}\n{yaml.safe_dump(values, sort_keys=False)}")
+
+    def commands(self, plan: Plan, best: FrozenTrial) -> list[str]:
+        """How to run the best settings: on seeds that the search has not seen, and as a preset."""
+        seeds = f"seed=range({plan.settings.seeds},{plan.settings.seeds + 10})"
+        # What is set on the command line would win over the preset.
+        common = [text for text in plan.overrides if text.partition("=")[0] not in best.params]
+        own = [] if plan.config_dir is None else ["--config-dir", plan.config_dir]
+        found = overrides_of(best.params)
+        conf = str(self.best.parents[1])
+        if plan.config_dir is not None:
+            preset = f"copy {self.best} to {plan.config_dir}/experiment/best.yaml"
+        else:
+            preset = shlex.join(["rlexp-train", "--config-dir", conf, *common, "experiment=best"])
+        return [
+            shlex.join(["rlexp-train", "--multirun", *own, *common, *found, seeds]),
+            preset,
+        ]
+
+
+def overrides_of(params: Mapping[str, Any]) -> list[str]:
+    """A trial's settings as they are written on the command line."""
+    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in params.items()]
+
+
+def state_of(trial: FrozenTrial) -> str:
+    """How a trial stands: ``completed``, ``pruned``, ``failed``, or ``running``, interrupted ones included."""
+    name: str = trial.state.name.lower()
+    return {"complete": "completed", "fail": "failed"}.get(name, name)

@@ -1,0 +1,238 @@
+"""The search itself: a resumable Optuna study whose trials are trainings."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from rlexp.callbacks import Callback
+from rlexp.config import ConfigError
+from rlexp.runs.resume import prepare
+from rlexp.runs.rundir import RunBusyError, RunDir
+from rlexp.search import SearchSettings
+from rlexp.search.folder import Plan, SearchDir, overrides_of, state_of
+from rlexp.search.pictures import draw
+from rlexp.trainer import Stopped, Trainer
+
+if TYPE_CHECKING:
+    from rlexp.agent.evaluation import Evaluation
+
+log = logging.getLogger(__name__)
+
+
+def search(folder: SearchDir, plan: Plan) -> optuna.Study:
+    """Run trials until there are as many as the plan says; several processes may do so in one folder.
+
+    Every trial's number, settings and scores are in the study's database as soon as they are known, and its runs in
+    folders of their own: a search that was killed at any instant goes on with the trial that it was in, that trial's
+    runs from their checkpoints. In one process, a search that was interrupted tries the same settings as one that was
+    not.
+
+    Args:
+        folder: of the search.
+        plan: what to search.
+
+    Returns:
+        The study.
+
+    Raises:
+        ConfigError: a part of the experiment cannot be built.
+        CheckpointError: a run of an interrupted trial has no checkpoint that is whole.
+        Stopped: a signal came; the run that it stopped is saved.
+    """
+    study = open_study(folder, plan.settings)
+    while (claimed := _claim(study, folder, plan.settings)) is not None:
+        trial, held = claimed
+        try:
+            _run(study, trial, folder, plan)
+        finally:
+            held.unlock()
+        _tell(study, trial.number, plan.settings.trials)
+        folder.write_trials(study)
+        if (best := best_of(study)) is not None:
+            folder.write_best(best)
+    folder.plots.mkdir(exist_ok=True)
+    for name, png in draw(study).items():
+        (folder.plots / f"{name}.png").write_bytes(png)
+    return study
+
+
+def best_of(study: optuna.Study) -> FrozenTrial | None:
+    """The trial with the highest score; None where none was completed."""
+    completed = study.get_trials(states=[TrialState.COMPLETE])
+    return study.best_trial if completed else None
+
+
+def open_study(folder: SearchDir, settings: SearchSettings) -> optuna.Study:
+    """The study of a folder, new or as it was left."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # Steps are frames, those of earlier seeds included; the warm-up is part of the first seed's.
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=settings.startup) if settings.prune else None
+    return optuna.create_study(
+        storage=f"sqlite:///{folder.database}",
+        study_name="search",
+        direction="maximize",
+        pruner=pruner or optuna.pruners.NopPruner(),
+        load_if_exists=True,
+    )
+
+
+class Pruning(Callback):
+    """Tells a trial of its evaluations, and stops the run when the study's pruner says so.
+
+    The value of an evaluation is the mean of itself and of the final evaluations of the trial's seeds before it: what
+    the trial's score would be if this seed ended here.
+
+    Args:
+        trial: whose run this is.
+        told: steps that the trial was told of before it was interrupted.
+        finals: final evaluations of the trial's earlier seeds.
+        before: frames that these have trained for.
+        warmup: frames of a run before which nothing is pruned.
+    """
+
+    def __init__(self, trial: Trial, told: set[int], finals: Sequence[float], before: int, warmup: float) -> None:
+        self._trial = trial
+        self._told = told
+        self._finals = finals
+        self._before = before
+        self._warmup = warmup
+        self.pruned = False
+
+    def after_evaluation(self, trainer: Trainer, evaluation: Evaluation) -> None:
+        """Report, and stop the run where it has no chance."""
+        if trainer.frames < self._warmup:
+            return
+        step = self._before + trainer.frames
+        if step not in self._told:  # a run that goes on from a checkpoint evaluates what was told once more
+            self._trial.report(fmean([*self._finals, evaluation.mean_return]), step)
+        if not trainer.finished and self._trial.should_prune():
+            self.pruned = True
+            # As a scheduler would: the run finishes its batch, saves, and says in its summary that it was stopped.
+            signal.raise_signal(signal.SIGTERM)
+
+
+def _claim(study: optuna.Study, folder: SearchDir, settings: SearchSettings) -> tuple[Trial, RunDir] | None:
+    """A trial that nobody works on, held: one that a dead process left, else a new one; None when there are enough."""
+    with _alone(folder):
+        trials = study.get_trials(deepcopy=False)
+        for left in trials:
+            held = folder.trial(left.number)
+            if left.state is not TrialState.RUNNING or not _locked(held):
+                continue
+            if study.trials[left.number].state is TrialState.RUNNING:
+                log.info("Trial %d goes on.", left.number)
+                study.sampler = _sampler(settings, left.number)
+                return Trial(study, left._trial_id), held
+            held.unlock()  # it has ended meanwhile
+        if len(trials) >= settings.trials:
+            return None
+        study.sampler = _sampler(settings, len(trials))
+        trial = study.ask()
+        held = folder.trial(trial.number)
+        held.lock()
+        return trial, held
+
+
+def _sampler(settings: SearchSettings, number: int) -> optuna.samplers.BaseSampler:
+    """A sampler with a seed of its own for each trial: its generator is in no database, and is not needed there."""
+    seed = int(np.random.SeedSequence([settings.seed, number]).generate_state(1)[0])
+    return optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=settings.startup)
+
+
+def _run(study: optuna.Study, trial: Trial, folder: SearchDir, plan: Plan) -> None:
+    """Train a trial's seeds one after another, and tell the study how it ended.
+
+    Raises:
+        As `search`; the study is then told nothing, and the trial goes on another time.
+    """
+    chosen = overrides_of({key: _suggest(trial, key, plan.settings) for key in plan.settings.space})
+    told = set(study.trials[trial.number].intermediate_values)
+    log.info("Trial %d: %s", trial.number, " ".join(chosen))
+    finals: list[float] = []
+    frames = 0
+    for seed in range(plan.settings.seeds):
+        if trial.should_prune():
+            break
+        run = folder.run(trial.number, seed)
+        overrides = [*plan.overrides, *chosen, f"seed={seed}"]
+        composed = plan.load(overrides)
+        composed.values["resume"] = "auto"
+        begin = prepare(replace(composed, run_dir=str(run)), [*overrides, "hydra.run.dir=run"])
+        total = begin.experiment.total_frames
+        if begin.complete:
+            finals.append(begin.complete_return)
+            frames += total
+            continue
+        trainer = Trainer(begin.experiment, begin.run, begin.checkpoint)
+        pruning = Pruning(trial, told, finals, frames, plan.settings.warmup * total)
+        trainer.callbacks.append(pruning)
+        try:
+            summary = trainer.fit()
+        except Stopped:
+            if not pruning.pruned:
+                raise
+            break
+        except (ConfigError, OSError):
+            raise
+        except Exception as error:
+            trial.set_user_attr("error", f"{type(error).__name__}: {error}")
+            study.tell(trial, state=TrialState.FAIL)
+            return
+        finals.append(summary["final"]["eval/return"])
+        frames += total
+    if len(finals) == plan.settings.seeds:
+        study.tell(trial, fmean(finals))
+    else:
+        study.tell(trial, state=TrialState.PRUNED)
+
+
+def _suggest(trial: Trial, key: str, settings: SearchSettings) -> Any:
+    candidates = settings.space[key]
+    if candidates.choices is not None:
+        return trial.suggest_categorical(key, [_scalar(choice) for choice in candidates.choices])
+    assert candidates.low is not None
+    assert candidates.high is not None
+    if isinstance(candidates.low, int) and isinstance(candidates.high, int):
+        return trial.suggest_int(key, candidates.low, candidates.high, log=candidates.log)
+    return trial.suggest_float(key, candidates.low, candidates.high, log=candidates.log)
+
+
+def _scalar(choice: Any) -> Any:
+    """A choice as the database can hold it: lists as text, which is also how they are written on the command line."""
+    return choice if choice is None or isinstance(choice, str | int | float) else json.dumps(choice)
+
+
+def _tell(study: optuna.Study, number: int, trials: int) -> None:
+    ended = study.trials[number]
+    score = f" with {ended.value:,.1f}" if ended.state is TrialState.COMPLETE else ""
+    best = best_of(study)
+    so_far = "" if best is None else f"; the best so far is trial {best.number} with {best.value:,.1f}"
+    log.info("Trial %d of %d: %s%s%s.", number, trials, state_of(ended), score, so_far)
+
+
+def _locked(held: RunDir) -> bool:
+    try:
+        held.lock()
+    except RunBusyError:
+        return False
+    return True
+
+
+@contextmanager
+def _alone(folder: SearchDir) -> Iterator[None]:
+    """Wait until no other process claims a trial, and keep them from it."""
+    with (folder.path / ".claim.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,109 @@
+"""``experiment=debug`` passes what is well made, and says what is wrong with what is not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import launch, only_run, rows_of, run_command
+
+from rlexp import Trainer, load_config
+from rlexp.runs import checkpoint
+
+MODULE = """
+import gymnasium
+import numpy as np
+import torch
+from torch import nn
+
+
+class Reach(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-10.0, 10.0, (2,), np.float64)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    noise = None
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.position = self.np_random.uniform(-2, 2, 2)
+        return self.position.copy(), {}
+
+    def step(self, action):
+        self.position = np.clip(self.position + 0.2 * action, -10, 10)
+        if self.noise is not None:
+            self.position += self.noise.normal(size=2)
+        return self.position.copy(), -float(np.linalg.norm(self.position)), False, False, {}
+
+
+class Unseeded(Reach):
+    noise = np.random.default_rng()
+
+
+class Forgetful(nn.Module):
+    # What it acts by is no parameter and no buffer.
+    def __init__(self, in_features, out_features):
+        super().__init__()
+        self.linear = nn.Linear(in_features, out_features)
+        self.calls = 0
+
+    def forward(self, observation):
+        self.calls += 1
+        return self.linear(observation) * (1 + self.calls)
+
+
+class Rooted(nn.Module):
+    def __init__(self, in_features, out_features):
+        super().__init__()
+        self.linear = nn.Linear(in_features, out_features)
+
+    def forward(self, observation):
+        return self.linear(observation) + 0 * torch.sqrt(0 * self.linear(observation))
+
+
+gymnasium.register("Reach-v0", Reach, max_episode_steps=30)
+gymnasium.register("Unseeded-v0", Unseeded, max_episode_steps=30)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "mine.py").write_text(MODULE)
+    return tmp_path
+
+
+def test_preset_takes_every_path_of_a_run(folder: Path) -> None:
+    done = run_command("rlexp-train", "experiment=debug", "env=gym", "env.id=mine:Reach-v0", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    run = only_run(folder)
+    assert ["eval/return" in row for row in rows_of(run)] == [False, True, True]
+    assert json.loads((run / "summary.json").read_text())["status"] == "completed"
+    assert checkpoint.load(run / "checkpoints" / "best").state.frames in (960, 1440)
+    assert not list(run.glob("wandb"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "told"),
+    [
+        (["env.id=mine:Unseeded-v0"], 2, "is another for the same seed and the same actions"),
+        (
+            ["env.id=mine:Reach-v0", "policy.actor_network._target_=mine.Forgetful", "collector=sync"],
+            1,
+            "neither parameter nor buffer",
+        ),
+        (["env.id=mine:Reach-v0", "policy.actor_network._target_=mine.Rooted"], 1, "SqrtBackward0"),
+    ],
+    ids=["unseeded", "forgetful", "nan"],
+)
+def test_what_is_wrong_is_said(overrides: list[str], code: int, told: str, folder: Path) -> None:
+    process = launch(["experiment=debug", "env=gym", *overrides], folder, PYTHONPATH=str(folder))
+    process.join(60)
+    said = (folder / "output.txt").read_text()
+    assert process.exitcode == code, said
+    assert told in said
+
+
+def test_checks_change_nothing(tmp_path: Path) -> None:
+    runs = {checks: tmp_path / str(checks) for checks in (True, False)}
+    for checks, path in runs.items():
+        Trainer(load_config(["experiment=debug", f"checks={checks}"]), path).fit()
+    assert rows_of(runs[True]) == rows_of(runs[False])

@@ -1,0 +1,198 @@
+"""Environments of other kinds: dm_control, pixels, any of torchrl's; what each trains with and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, run_command
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import Bounded, Composite, Unbounded
+from torchrl.envs import EnvBase
+from torchrl.envs.utils import check_env_specs
+
+from rlexp import Trainer, load_config
+from rlexp.agent import Agent
+from rlexp.agent.evaluation import evaluate, evaluation_seeds
+from rlexp.config import ConfigError
+from rlexp.envs.torchrl import batched
+from rlexp.runs import checkpoint
+
+SWINGUP = ["env=dm_control", "env.domain=cartpole", "env.task=swingup"]
+PENDULUM = ["env=torchrl", "env.make._target_=torchrl.envs.GymEnv", "env.make.env_name=Pendulum-v1"]
+SHORT = [*TINY, "total_frames=512", "evaluation.episodes=2", "logger=none"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "policy"),
+    [
+        (["env=cartpole"], "CategoricalPolicy"),
+        (["env=pendulum", "env.max_episode_steps=50"], "TanhNormalPolicy"),
+        ([*SWINGUP, "env.max_episode_steps=50"], "TanhNormalPolicy"),
+        ([*PENDULUM, "env.transforms.step_counter.max_steps=50"], "TanhNormalPolicy"),
+    ],
+    ids=["cartpole", "pendulum", "dm_control", "torchrl"],
+)
+def test_it_trains_and_is_evaluated_again_to_the_digit(overrides: list[str], policy: str, tmp_path: Path) -> None:
+    config = load_config([*SHORT, *overrides])
+    assert type(config.policy).__name__ == policy
+    summary = Trainer.from_config(config, tmp_path / "run").fit()
+    agent = Agent(tmp_path / "run")
+    again = evaluate(agent.env, agent.networks.actor, evaluation_seeds(config.seed, config.evaluation.episodes))
+    assert again.mean_return == summary["final"]["eval/return"]
+
+
+def test_pixels_train_a_convolutional_policy(tmp_path: Path) -> None:
+    pytest.importorskip("cv2", reason="the extra rlexp[pixels] is not installed")
+    small = ["policy.channels=[4,4,4]", "policy.num_cells=[16]", "env.max_episode_steps=20", "total_frames=256"]
+    pixels = ["env=cartpole", "env.from_pixels=true", "env/transforms=none", "policy=cnn", *small]
+    assert Trainer.from_config(load_config([*SHORT, *pixels]), tmp_path / "run").fit()["status"] == "completed"
+
+
+def test_an_explicit_policy_wins_over_the_one_an_environment_names() -> None:
+    assert type(load_config(["env=cartpole", "policy=gru"]).policy).__name__ == "GRUPolicy"
+
+
+def test_frames_are_skipped_behind_the_camera() -> None:
+    pytest.importorskip("cv2", reason="the extra rlexp[pixels] is not installed")
+    pixels = ["env=cartpole", "env.from_pixels=true", "env/transforms=none", "env.pixels.size=32"]
+    once, twice = (load_config([*pixels, f"env.frame_skip={skip}"]).env.build_base(1) for skip in (1, 2))
+    push = torch.ones(1, dtype=torch.int64)
+    seen = []
+    for env, pushes in ((once, 4), (twice, 2)):
+        env.set_seeds([3])
+        tensordict = env.reset()
+        rewards = []
+        for _ in range(pushes):
+            tensordict = env.step(tensordict.set("action", push))["next"]
+            rewards.append(tensordict["reward"].item())
+        seen.append(tensordict["observation"][0])
+        assert sum(rewards) == 4
+    # The same instants: every second picture of the one is every picture of the other.
+    assert torch.equal(seen[0][[1, 3]], seen[1][[2, 3]])
+    assert seen[0].dtype is torch.uint8
+    assert not torch.equal(seen[0][1], seen[0][3])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["env=cartpole", "env.from_pixels=true"], r"observation_norm(.|\n)*env/transforms=none"),
+        (["env=hopper", "env.from_pixels=true", "env/transforms=none", "env.backend=envpool"], "gives no pictures"),
+        (["env=dm_control", "env.domain=cartpol", "env.task=swingup"], "Did you mean cartpole"),
+        (["env=dm_control", "env.domain=cartpole", "env.task=swing"], "Did you mean swingup"),
+        (["env=dm_control", "env.domain=lqr", "env.task=lqr_2_1"], r"env\.max_episode_steps(.|\n)*is needed"),
+        (["env=dm_control", "env.task=run"], r"env\.domain(.|\n)*has no value yet"),
+        (["env=torchrl"], r"env\.make\._target_(.|\n)*has no value yet"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_built(overrides: list[str], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load_config(overrides)
+
+
+class Bodies(EnvBase):  # type: ignore[misc, unused-ignore]
+    """Reports a position and a speed, rewards with 1 and ends nothing; a batch where ``size`` is given."""
+
+    def __init__(self, size: list[int] | None = None, **shapes: list[int]) -> None:
+        super().__init__(batch_size=size or [])
+        self.shapes = shapes or {"speed": [], "position": [2]}
+        b = self.batch_size
+        self.observation_spec = Composite({k: Unbounded((*b, *s)) for k, s in self.shapes.items()}, shape=b)
+        self.action_spec = Bounded(-1, 1, (*b, 1))
+        self.reward_spec = Unbounded((*b, 1))
+
+    def _observed(self) -> dict[str, Any]:
+        return {key: torch.full((*self.batch_size, *s), float(len(key))) for key, s in self.shapes.items()}
+
+    def _reset(self, tensordict: TensorDictBase | None, **kwargs: object) -> TensorDictBase:
+        return TensorDict(
+            {**self._observed(), "done": torch.zeros(*self.batch_size, 1, dtype=torch.bool)}, self.batch_size
+        )
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        flags = {"done": torch.zeros(*self.batch_size, 1, dtype=torch.bool)}
+        return TensorDict({**self._observed(), "reward": torch.ones(*self.batch_size, 1), **flags}, self.batch_size)
+
+    def _set_seed(self, seed: int | None) -> None:
+        pass
+
+
+def test_vectors_of_a_torchrl_environment_become_one() -> None:
+    env = batched(Bodies, 3, 3)
+    check_env_specs(env)
+    assert env.rollout(2)["observation"][0, 0].tolist() == [8, 8, 5]  # position, then speed
+
+
+def test_one_observation_of_any_shape_is_renamed() -> None:
+    env = batched(lambda: Bodies(pixels=[3, 4, 4]), 2, 2)
+    check_env_specs(env)
+    assert env.reset()["observation"].shape == (2, 3, 4, 4)
+
+
+def test_a_batch_by_itself_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    target = [
+        *("env=torchrl", f"env.make._target_={__name__}.Bodies", "env.make.size=[4]", "env.num_envs=4"),
+        *(
+            "env.transforms.step_counter.max_steps=10",
+            "evaluation.episodes=6",
+            "logger=none",
+            "env.init_random_steps=8",
+        ),
+        *("collector.frames_per_batch=64", "minibatch_size=32", "total_frames=64", "num_epochs=1"),
+    ]
+    summary = Trainer.from_config(load_config(target), tmp_path / "run").fit()
+    assert (summary["final"]["eval/return"], summary["final"]["eval/episode_length"]) == (10, 10)
+    with pytest.raises(ConfigError, match=r"env\.num_envs=2(.|\n)*must be the environment's own batch size, \[4\]"):
+        load_config([*target, "env.num_envs=2"]).env.build(2)
+
+
+def test_evaluation_counts_the_environments_own_rewards() -> None:
+    clip = "env.transforms.clip={_target_: torchrl.envs.RewardClipping, clamp_min: 0, clamp_max: 0.5}"
+    config = load_config([
+        *("env=torchrl", f"env.make._target_={__name__}.Bodies", "env.transforms.step_counter.max_steps=10", clip),
+        "env/transforms=none",
+    ])  # fmt: skip
+    env = config.env.build(2)
+    actor = config.policy.build(env, torch.device("cpu")).actor
+    assert env.rollout(3)["next", "reward"].unique().tolist() == [0.5]
+    assert evaluate(env, actor, [1, 2]).returns == [10, 10]
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: torch.nn.Tanh(), "gives a Tanh, which is no torchrl environment"),
+        (lambda: Bodies(pixels=[3, 4, 4], speed=[1]), r"pixels \[3, 4, 4\](.|\n)*not all vectors"),
+    ],
+)
+def test_torchrl_environments_that_do_not_fit_are_refused(make: Any, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        batched(make, 2, 2).reset()
+
+
+def test_a_torchrl_environment_needs_torchrls_collector(tmp_path: Path) -> None:
+    assert type(load_config(PENDULUM).collector).__name__ == "SyncCollector"
+    with pytest.raises(ConfigError, match="Use collector=sync"):
+        Trainer.from_config(load_config([*PENDULUM, "collector=rollout"]), tmp_path)
+
+
+def test_a_checkpoint_says_that_its_resume_is_not_exact(tmp_path: Path) -> None:
+    limit = "env.transforms.step_counter.max_steps=30"
+    Trainer.from_config(load_config([*SHORT, *PENDULUM, limit]), tmp_path / "run").fit()
+    assert checkpoint.load(tmp_path / "run").state.inexact == ["SerialEnv cannot give its simulators' state"]
+    assert Trainer.resume(tmp_path / "run", ["total_frames=768"]).fit()["frames"] == 768
+
+
+def test_specs_are_shown_as_the_tutorial_shows_them(tmp_path: Path) -> None:
+    done = run_command("rlexp-config", "show", "env=hopper", "env.num_envs=2", "--specs", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    parts = ["normalization constant shape: torch.Size([11])", "observation_spec:", "reward_spec:", "input_spec:"]
+    parts += ["\naction_spec:", "check_env_specs: the specs hold", "rollout of three steps:"]
+    parts += ["Shape of the rollout TensorDict: torch.Size([2, 3])"]
+    places = [done.stdout.index(part) for part in parts]
+    assert places == sorted(places)
+    wrong = run_command("rlexp-config", "show", "env=hoper", "--specs", cwd=tmp_path)
+    assert (wrong.returncode, "Did you mean hopper" in wrong.stderr) == (2, True)

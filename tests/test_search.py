@@ -1,0 +1,187 @@
+"""`rlexp-search`: a study that no kill changes, scored by the mean over seeds of final evaluations."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from conftest import TINY, launch
+from optuna.trial import TrialState
+
+from rlexp import load_config
+from rlexp.cli.search import search
+from rlexp.config import ConfigError
+from rlexp.report import load_runs
+
+SMALL = [
+    *TINY, "total_frames=512", "evaluation.interval=256", "checkpoint.interval=256", "logger=none",
+]  # fmt: skip
+FOUR = {
+    "optim": {"lr": {"low": 1e-4, "high": 1e-2, "log": True}},
+    "loss": {"clip_epsilon": {"low": 0.1, "high": 0.4}},
+    "num_epochs": {"low": 1, "high": 3},
+    "policy": {"num_cells": {"choices": [[8], [16, 16]]}},
+}
+
+
+def option(cwd: Path, space: dict[str, Any]) -> list[str]:
+    """A space of the user's own."""
+    values = {"trials": 5, "seeds": 2, "startup": 2, "prune": True, "warmup": 0.25, "seed": 0, "space": space}
+    (cwd / "conf" / "search").mkdir(parents=True)
+    (cwd / "conf" / "search" / "own.yaml").write_text(yaml.safe_dump(values))
+    return ["--config-dir", "conf", "search=own", *SMALL, "dir=found"]
+
+
+def study_of(folder: Path) -> optuna.Study:
+    return optuna.load_study(study_name="search", storage=f"sqlite:///{folder / 'study.db'}")
+
+
+def told(folder: Path) -> list[tuple[Any, ...]]:
+    """Everything that a study knows of its trials but when they were."""
+    return [(t.number, t.state.name, t.params, t.value, t.intermediate_values) for t in study_of(folder).trials]
+
+
+def rows_written(folder: Path) -> int:
+    return sum(path.read_text().count("\n") for path in folder.glob("trials/*/*/metrics.jsonl"))
+
+
+def finish(arguments: list[str], cwd: Path) -> str:
+    process = launch(arguments, cwd, "search")
+    process.join(120)
+    assert process.exitcode == 0, (cwd / "output.txt").read_text()
+    return (cwd / "output.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cwd = tmp_path_factory.mktemp("search")
+    finish(option(cwd, FOUR), cwd)
+    return cwd
+
+
+def test_a_score_is_the_mean_of_final_evaluations_over_seeds(undisturbed: Path) -> None:
+    folder = undisturbed / "found"
+    study = study_of(folder)
+    assert len(study.trials) == 5
+    completed = [trial for trial in study.trials if trial.state is TrialState.COMPLETE]
+    assert len(completed) >= 2
+    for trial in completed:
+        runs = load_runs([folder / "trials" / f"{trial.number:03d}"])
+        assert [run.seed for run in runs] == [0, 1]
+        assert trial.value == fmean(run.final for run in runs)
+        # What the pruner saw: after the first seed, means with its final evaluation.
+        first, second = (list(map(float, run.returns)) for run in runs)
+        expected = [*first, *(fmean([first[-1], value]) for value in second)]
+        assert list(trial.intermediate_values.values()) == expected
+        assert list(trial.intermediate_values) == [256, 512, 768, 1024]
+        for run in runs:
+            assert run.settings["optim.lr"] == trial.params["optim.lr"]
+            assert json.dumps(run.settings["policy.num_cells"]) == trial.params["policy.num_cells"]
+    assert "pruned" in {row["state"] for row in csv.DictReader((folder / "trials.csv").open())}
+    assert {path.stem for path in (folder / "plots").iterdir()} >= {"history", "parallel_coordinates"}
+
+
+def test_the_best_settings_are_a_preset(undisturbed: Path) -> None:
+    folder = undisturbed / "found"
+    best = study_of(folder).best_trial
+    common = yaml.safe_load((folder / "search.yaml").read_text())["overrides"]
+    common = [text for text in common if text.partition("=")[0] not in best.params]
+    preset = load_config([*common, "experiment=best"], str(folder / "conf"))
+    saved = yaml.safe_load((folder / "trials" / f"{best.number:03d}" / "seed_0" / "config.yaml").read_text())
+    assert preset.to_dict() == saved
+    assert f"optim.lr={best.params['optim.lr']}" in (undisturbed / "output.txt").read_text()
+
+
+def test_killed_and_resumed_it_is_the_search_that_never_was(undisturbed: Path, tmp_path: Path) -> None:
+    """kill -9 in three trials or more; it takes a process and its imports each time."""
+    folder = tmp_path / "found"
+    arguments = option(tmp_path, FOUR)
+    for rows in (1, 4, 8):
+        process = launch(arguments, tmp_path, "search")
+        deadline = time.monotonic() + 100
+        while rows_written(folder) < rows:
+            assert process.is_alive(), (tmp_path / "output.txt").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.kill()
+        process.join()
+        arguments = ["resume=found"]
+    assert sum(trial.state is TrialState.RUNNING for trial in study_of(folder).trials) == 1
+    assert "goes on" in finish(arguments, tmp_path)
+    assert told(folder) == told(undisturbed / "found")
+
+
+def test_more_trials_extend_it_and_two_processes_share_them(tmp_path: Path) -> None:
+    finish([*option(tmp_path, FOUR), "search.trials=1", "search.prune=false"], tmp_path)
+    (first,) = told(tmp_path / "found")
+    both = [launch(["resume=found", "search.trials=4"], tmp_path, "search") for _ in range(2)]
+    for process in both:
+        process.join(120)
+        assert process.exitcode == 0, (tmp_path / "output.txt").read_text()
+    trials = told(tmp_path / "found")
+    assert trials[0] == first
+    assert [(number, state) for number, state, *_ in trials] == [(number, "COMPLETE") for number in range(4)]
+    assert len(load_runs([tmp_path / "found"])) == 8
+
+
+def test_a_trial_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
+    space = {"optim": {"lr": {"choices": [1e-3, 1e30]}}}
+    finish([*option(tmp_path, space), "search.seeds=1"], tmp_path)
+    with (tmp_path / "found" / "trials.csv").open() as file:
+        rows = {row["optim.lr"]: row for row in csv.DictReader(file)}
+    assert rows["0.001"]["state"] == "completed"
+    assert (rows["1e+30"]["state"], rows["1e+30"]["score"]) == ("failed", "")
+    assert "TrainingError" in rows["1e+30"]["error"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["search=ppp"], "Did you mean ppo?"),
+        (["loss.gama=0.9"], "Did you mean loss.gamma?"),
+        (["search.trails=3"], "Did you mean search.trials?"),
+        (["search.space.optim.lrr.choices=[1,2]"], "search.space.optim.lrr"),
+        (["search.space.optim.lr.high=1e-5"], "must be less than high"),
+        (["search.space.optim.lr.low=0"], "logarithmic"),
+        (["search.space.loss.gamma.choices=[0.9,1.5]"], "search.space.loss.gamma=1.5"),
+        (["search.space.loss.lmbda.high=2"], "search.space.loss.lmbda=2"),
+        (["search.space.minibatch_size.choices=[64,4096]"], "is larger than a batch"),
+        (["search.space.minibatch_size.choices=[64]"], "two different values"),
+        (["search.space.optim.lr.low=high"], "search.space.optim.lr.low=high"),
+        (["seed=3"], "search.seeds=N"),
+        (["resume=nowhere"], "no search in this folder"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_starts(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="problem") as raised:
+        search(arguments)
+    assert said in str(raised.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_search_goes_on_as_it_was_begun(undisturbed: Path) -> None:
+    with pytest.raises(ConfigError, match="Begin a new search"):
+        search([f"resume={undisturbed / 'found'}", "search.seeds=3"])
+    with pytest.raises(ConfigError, match="go on with resume"):
+        search([*SMALL, f"dir={undisturbed / 'found'}"])
+
+
+def test_a_wrong_search_imports_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from rlexp.cli.search import search\n"
+        "try: search(['search.trials=0'])\n"
+        "except Exception: assert not {'torch', 'optuna', 'matplotlib'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)

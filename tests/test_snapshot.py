@@ -1,0 +1,91 @@
+"""A simulator's state, out of one copy in the middle of an episode and into another that was never reset."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import clean_environment
+from tensordict import TensorDictBase
+
+from rlexp import load_config
+from rlexp.envs import EnvSpec
+from rlexp.envs.snapshot import StateUnavailableError
+
+
+def assert_goes_on_exactly(spec: EnvSpec, steps: int = 12) -> None:
+    ours, copy = (spec.build_base(2) for _ in range(2))
+    ours.set_seed(1)
+    torch.manual_seed(0)
+    before = ours.rollout(steps, break_when_any_done=False)[:, -1]["next"].exclude("reward")
+    copy.load_simulator_state(ours.simulator_state())
+    actions = [ours.action_spec.rand() for _ in range(60)]
+    rows: list[TensorDictBase] = []
+    for env in (ours, copy):
+        tensordict = before.clone()
+        seen: list[TensorDictBase] = []
+        for action in actions:
+            stepped, tensordict = env.step_and_maybe_reset(tensordict.set("action", action))
+            seen.append(stepped["next"].clone())
+        rows.append(torch.stack(seen))
+        env.close()
+    assert (rows[0] == rows[1]).all()
+    ended = rows[0].get("done").any()
+    assert ended  # episodes that begin later need the generator
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("cartpole", "acrobot", "pendulum", "mountain_car_continuous", "humanoid_standup", "pusher", "reacher"),
+        *("swimmer", "walker2d"),
+    ],
+)
+def test_gymnasium_goes_on_exactly(option: str) -> None:
+    assert_goes_on_exactly(load_config([f"env={option}", "env.max_episode_steps=25"]).env)
+
+
+@pytest.mark.parametrize(
+    ("domain", "task"), [("cartpole", "swingup"), ("humanoid", "run"), ("cheetah", "run"), ("ball_in_cup", "catch")]
+)
+def test_dm_control_goes_on_exactly(domain: str, task: str) -> None:
+    pytest.importorskip("shimmy", reason="the extra rlexp[dm_control] is not installed")
+    overrides = ["env=dm_control", f"env.domain={domain}", f"env.task={task}", "env.max_episode_steps=25"]
+    assert_goes_on_exactly(load_config(overrides).env)
+
+
+def test_what_cannot_be_saved_is_named() -> None:
+    pytest.importorskip("shimmy", reason="the extra rlexp[dm_control] is not installed")
+    env = load_config(["env=dm_control", "env.domain=quadruped", "env.task=walk"]).env.build_base(1)
+    env.reset()
+    with pytest.raises(StateUnavailableError, match=r"Physics\._sensor_types_to_names is a dict"):
+        env.simulator_state()
+
+
+PIXELS = ["env.from_pixels=true", "env/transforms=none", "env.max_episode_steps=25", "env.pixels.size=24"]
+
+
+def test_stacked_pictures_go_on_exactly() -> None:
+    pytest.importorskip("cv2", reason="the extra rlexp[pixels] is not installed")
+    assert_goes_on_exactly(load_config(["env=cartpole", *PIXELS]).env)
+
+
+@pytest.mark.usefixtures("egl")
+@pytest.mark.parametrize(
+    "overrides", [["env=inverted_pendulum"], ["env=dm_control", "env.domain=cartpole", "env.task=swingup"]]
+)
+def test_stacked_pictures_of_mujoco_go_on_exactly(overrides: list[str], tmp_path: Path) -> None:
+    script = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_snapshot import PIXELS, assert_goes_on_exactly, load_config\n"
+        f"assert_goes_on_exactly(load_config([*{overrides!r}, *PIXELS]).env)"
+    )
+    environment = clean_environment(tmp_path) | {"MUJOCO_GL": "egl"}  # read when MuJoCo is first imported
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.glob("MUJOCO_LOG*"))

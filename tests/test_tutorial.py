@@ -1,0 +1,49 @@
+"""docs/tutorial.md: every command of the page is run, on a budget of its own, and its Python as it stands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import TINY, complete, only_run, rows_of, run_command
+
+PAGE = (Path(__file__).parents[1] / "docs" / "tutorial.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+
+
+COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
+FILES = [block.removeprefix("# ").split("\n", 1) for block in blocks("yaml")]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_command(line: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    name, *arguments = shlex.split(line)
+    for path, text in FILES:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    if name != "rlexp-train":
+        done = run_command(name, *arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return
+    short = [*TINY, "total_frames=256"]
+    if "video_interval" in line:
+        request.getfixturevalue("egl")
+        short.append("evaluation.video_interval=256")
+    if "logger" not in line:
+        short.append("logger=none")
+    complete([*arguments, *short], tmp_path, HOME=str(tmp_path))
+    run = only_run(tmp_path)
+    assert rows_of(run)[-1]["frames"] == 256
+    assert len(list(run.glob("videos/*.mp4"))) == ("video" in line)
+
+
+def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    for block in blocks("python"):
+        exec(block, {})
+    assert "normalization constant shape: torch.Size([11])" in capsys.readouterr().out
