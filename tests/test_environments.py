@@ -132,7 +132,7 @@ def test_flags_alone_become_floats() -> None:
 @pytest.mark.parametrize(
     ("part", "told"),
     [
-        (gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8), r"'part' is a picture of shape \(8, 8, 3\)(.|\n)*FilterObs"),
+        (gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8), r"'part' is a picture of shape \(8, 8, 3\)(.|\n)*Filter"),
         (gymnasium.spaces.Sequence(gymnasium.spaces.Discrete(2)), "of no fixed size"),
     ],
 )

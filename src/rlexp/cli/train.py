@@ -44,7 +44,8 @@ examples:
   rlexp-train
   rlexp-train env=hopper seed=3 total_frames=1_000_000
   rlexp-train experiment=tutorial
-  rlexp-train --multirun seed=0,1,2,3,4
+  rlexp-train --multirun env=hopper,half_cheetah seed=0,1,2,3,4 launcher=joblib
+  rlexp-train --multirun sweep.resume=SWEEP_DIR         keep what is complete, go on with what was cut, run the rest
   rlexp-train resume=RUN_DIR                            continue, to the bit, in the same folder
   rlexp-train resume=RUN_DIR total_frames=500_000       extend: schedules run over the new total
   rlexp-train hydra.run.dir=my_run resume=auto          start, continue, or return at once if it is complete
@@ -53,7 +54,8 @@ examples:
 stops (SIGINT 130, SIGTERM 143, SIGUSR1 0 for a requeue): the batch is finished and saved; a second one stops at once.
 
 flags:
-  --multirun, -m   one run for each combination of comma-separated values
+  --multirun, -m   one run for each combination of comma-separated values, where launcher= says;
+                   sweep.fail_fast=true stops at the first that fails
   --config-dir D   find your own options in D, e.g. D/env/mine.yaml for env=mine
   --config-path RUN_DIR --config-name config
                    run the experiment of RUN_DIR again, from its config.yaml
