@@ -125,7 +125,7 @@ class Agent:
 
     @torch.no_grad()
     def rollout(self, steps: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Raw observations, actions, and whether an episode ended there, each ``[steps, num_envs, ...]``; as `steps`."""
+        """Raw observations, actions and ends of episodes, each ``[steps, num_envs, ...]``; otherwise as `steps`."""
         witness = _Witness()
         env = TransformedEnv(self.env.base_env, Compose(witness, *(t.clone() for t in self.env.transform)))
         env.set_seed(seed)
@@ -135,7 +135,9 @@ class Agent:
         with set_exploration_type(ExplorationType.DETERMINISTIC):
             for _ in range(steps):
                 observation = witness.observation
-                stepped, tensordict = env.step_and_maybe_reset(self.networks.actor(tensordict.to(device)).to(env.device))
+                stepped, tensordict = env.step_and_maybe_reset(
+                    self.networks.actor(tensordict.to(device)).to(env.device)
+                )
                 action = self.env.base_env.action_spec.project(witness.action)  # as the simulators clip it
                 rows.append((observation, action, stepped["next", "done"][:, 0]))
         observations, actions, ends = (torch.stack(entries) for entries in zip(*rows, strict=True))
@@ -179,8 +181,9 @@ class _Witness(Transform):
 class Policy(nn.Module):
     """From raw observations to the environment's actions, deterministic; all that the run put between is inside.
 
-    Normalisation is at its saved statistics. A policy with a memory remembers the observations since `reset`. What no function of one observation can be, such as a transform that
-    stacks frames, is refused. One thing stays with the caller: an action lasts ``env.frame_skip`` simulator frames.
+    Normalisation is at its saved statistics. A policy with a memory remembers the observations since `reset`. What no
+    function of the observation can be, such as a transform that stacks frames, is refused. One thing stays with the
+    caller: an action lasts ``env.frame_skip`` simulator frames.
 
     Args:
         agent: where the actor, the statistics and the other transforms come from.

@@ -20,8 +20,8 @@ from rlexp.envs.simulators import Arrays, allocate
 class ArrayEnv(EnvBase):
     """``num_envs`` simulators with batch size ``[num_envs]`` whose transitions are rows of NumPy arrays.
 
-    A loop that wants no tensordict per step gives its actions to `set_actions`, calls `step_arrays`, reads ``arrays`` and resets
-    the simulators that are done with `reset_arrays`; torchrl's ``step`` and ``reset`` do just that.
+    A loop that wants no tensordict per step gives its actions to `set_actions`, calls `step_arrays`, reads ``arrays``
+    and resets the simulators that are done with `reset_arrays`; torchrl's ``step`` and ``reset`` do just that.
 
     Args:
         env_id: names the environment in errors.

@@ -29,6 +29,4 @@ def position_only_cartpole(**kwargs: Any) -> gymnasium.Env[Any, Any]:
     return Positions(CartPoleEnv(**kwargs))
 
 
-gymnasium.register(
-    "PositionOnlyCartPole-v1", position_only_cartpole, max_episode_steps=500, reward_threshold=475.0
-)
+gymnasium.register("PositionOnlyCartPole-v1", position_only_cartpole, max_episode_steps=500, reward_threshold=475.0)

@@ -1,4 +1,4 @@
-"""Actors taken apart into a network and a family of distributions, for loops that want no distribution object per step."""
+"""Actors taken apart into a network and a family of distributions, for loops that want no object per step."""
 
 from __future__ import annotations
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rlexp.policies.recurrent import Memory
 
 ACTIVATIONS = ("CELU", "ELU", "GELU", "LeakyReLU", "Mish", "ReLU", "SELU", "SiLU", "Softplus", "Tanh")
+
+
 class NetworkPolicy(PolicySpec):
     """Base of the shipped policies: a trunk, linear layers on it, and a distribution.
 
@@ -61,18 +63,14 @@ class NetworkPolicy(PolicySpec):
         head = self.head(env, device)
         self.check_observation(env)
         body = self.body(env, "actor", head.outputs)
-        if self.shared:
-            trunk, last = body.children()
-            value = nn.Linear(last.in_features, 1)
-            value_body = nn.Sequential(trunk, value)
-        else:
-            value_body = value = self.body(env, "critic", 1)
+        others: nn.Module = nn.Linear(int(self.num_cells[-1]), 1) if self.shared else self.body(env, "critic", 1)
         if self.orthogonal:
             orthogonal_(body, last_gain=self.last_layer_gain)
-            orthogonal_(value, last_gain=1.0)
+            orthogonal_(others, last_gain=1.0)
+        values = nn.Sequential(next(body.children()), others) if self.shared else others
         network = nn.Sequential(body, head.module).to(device)
         module = TensorDictModule(network, in_keys=["observation"], out_keys=head.keys)
-        critic = ValueOperator(value_body.to(device), in_keys=["observation"])
+        critic = ValueOperator(values.to(device), in_keys=["observation"])
         return ActorCritic(probabilistic_actor(module, head, env, device), critic)
 
     def trunk(self, env: EnvBase) -> tuple[nn.Module, int]:
@@ -133,7 +131,9 @@ class NetworkPolicy(PolicySpec):
         shape = env.observation_spec_unbatched["observation"].shape
         if len(shape) != self.observation_dims:
             kind = {1: "vectors", 3: "images [channels, height, width]"}[self.observation_dims]
-            raise cannot_act(env, f"its network reads {kind}, and this environment's observation has shape {list(shape)}")
+            raise cannot_act(
+                env, f"its network reads {kind}, and this environment's observation has shape {list(shape)}"
+            )
 
 
 class PerceptronPolicy(NetworkPolicy):

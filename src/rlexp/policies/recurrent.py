@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
@@ -57,7 +59,7 @@ class Memory(nn.Module):
         length = encoded.shape[1]
         starts = [0, *(is_init[:, 1:, 0].any(0).nonzero()[:, 0] + 1).tolist(), length]
         features: list[Tensor] = []
-        for start, stop in zip(starts, starts[1:], strict=False):
+        for start, stop in pairwise(starts):
             stretch, state = self._run(encoded[:, start:stop], state.masked_fill(is_init[:, start], 0))
             features.append(stretch)
         return torch.cat(features, 1)
