@@ -1,4 +1,4 @@
-"""The policies: each trains where it fits, is refused where it does not, and is no other than torchrl's."""
+"""Each policy trains where it fits, is refused where it does not, and computes what torchrl's distributions do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, only_run, rows_of, run_command
+from conftest import TINY, complete, launch, only_run, rows_of
 from tensordict import TensorDict
 from torch import distributions
 from torchrl.envs.utils import ExplorationType, set_exploration_type
@@ -68,7 +68,7 @@ gymnasium.register("Unbounded-v0", Unbounded, max_episode_steps=12)
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    (tmp_path / "images.py").write_text(IMAGES)  # the folder that a command runs in is on its path
+    (tmp_path / "images.py").write_text(IMAGES)
     return tmp_path
 
 
@@ -94,8 +94,7 @@ PIXELS = ["env=gym", "env.id=images:Images-v0", "env/transforms=none"]
     ids=lambda arguments: " ".join(arguments),
 )
 def test_policy_trains(arguments: list[str], images: Path) -> None:
-    done = run_command("rlexp-train", *SMALL, *arguments, cwd=images)
-    assert done.returncode == 0, done.stderr
+    complete([*SMALL, *arguments], images, PYTHONPATH=str(images))
     rows = rows_of(only_run(images))
     assert [row["frames"] for row in rows] == [256, 512]
     assert rows[0]["train/parameters_hash"] != rows[1]["train/parameters_hash"]
@@ -105,27 +104,23 @@ def test_policy_trains(arguments: list[str], images: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (
-            ["env=cartpole", "policy=tanh_normal"],
-            "tanh_normal is no distribution over this environment's actions, a choice among 2. "
-            "What fits: policy=categorical, gru or lstm.",
-        ),
+        (["env=cartpole", "policy=tanh_normal"], "tanh_normal is no distribution over this environment's actions, a choice "
+         "among 2. What fits: policy=categorical, gru or lstm."),
         (["env=cartpole", "policy=gru", "policy.distribution=normal"], "normal is no distribution over"),
-        (
-            ["env=hopper", "policy=categorical"],
-            "within bounds of shape [3]. What fits: policy=tanh_normal, normal, beta, gru or lstm.",
-        ),
+        (["env=hopper", "policy=categorical"], "within bounds of shape [3]. What fits: policy=tanh_normal, normal, "
+         "beta, gru or lstm."),
         (["env=hopper", "policy=cnn"], "reads images [channels, height, width], and this environment's observation"),
         (PIXELS, "reads vectors, and this environment's observation has shape [2, 36, 36]. What fits: policy=cnn."),
         ([*PIXELS, "policy=lstm"], "What fits: policy=cnn."),
         ([*PIXELS, "policy=cnn", "policy.kernel_sizes=[32,32,32]"], "is too small for kernels of [32, 32, 32]"),
         (["env=gym", "env.id=images:Unbounded-v0", "policy=beta"], "What fits: policy=normal, gru or lstm."),
     ],
-)
+)  # fmt: skip
 def test_policy_that_cannot_act_is_refused_with_what_can(arguments: list[str], reason: str, images: Path) -> None:
-    done = run_command("rlexp-train", *SMALL, *arguments, cwd=images)
-    assert done.returncode == 2
-    assert reason in done.stderr
+    process = launch([*SMALL, *arguments], images, PYTHONPATH=str(images))
+    process.join(60)
+    assert process.exitcode == 2
+    assert reason in (images / "output.txt").read_text()
     assert not list(images.glob("outputs/*/*"))
 
 
@@ -275,6 +270,13 @@ def test_shared_trunk_is_one_and_trained_once() -> None:
         assert len(shared.parameters()) == len(set(shared.parameters()))
         assert sum(p.numel() for p in shared.parameters()) < sum(p.numel() for p in separate.parameters())
         assert both
+        for built in (separate, shared):
+            actor, critic = built.split_parameters()
+            assert not set(actor) & set(critic)
+            assert len(actor) + len(critic) == len(built.parameters())
+            assert set(built.parameters()) == {*built.actor.parameters(), *built.critic.parameters()}
+        assert not both & set(shared.split_parameters()[1])
+        assert set(separate.split_parameters()[1]) == set(separate.critic.parameters())
 
 
 def test_actions_are_clipped_by_the_environment_and_nowhere_else(tmp_path: Path) -> None:
@@ -371,11 +373,10 @@ def test_minibatches_of_a_memory_are_whole_sequences(tmp_path: Path) -> None:
     trainer.close()
 
 
-@pytest.fixture(
-    scope="module",
-    params=[*RECURRENT[:2], ["env=acrobot", "policy=categorical"], ["env=hopper", "policy=normal"]],
-    ids=["gru", "lstm", "categorical", "normal"],
-)
+FEEDFORWARD = [["env=acrobot", "policy=categorical"], ["env=hopper", "policy=normal"]]
+
+
+@pytest.fixture(scope="module", params=[*RECURRENT[:2], *FEEDFORWARD], ids=["gru", "lstm", "categorical", "normal"])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     trainer = Trainer(
         load_config([*request.param, *SMALL, "optim.lr=0.01"]), tmp_path_factory.mktemp("trained") / "run"

@@ -121,8 +121,7 @@ class Trainer:
         for env in (self.env, self.eval_env):
             carry_state(env, self.networks.actor)
         self.objective = experiment.loss.build(self.networks, spec.num_envs, self.device)
-        actor = list(self.networks.actor.parameters())
-        critic = self.networks.parameters()[len(actor) :]
+        actor, critic = self.networks.split_parameters()
         self.weights = flatten([*actor, *critic])
         self.gradient = gradient_of(self.objective.loss, self.networks, lambda: use_compiler(experiment, self.device))
         self.threads = set_threads(experiment, self.weights.numel())

@@ -125,7 +125,7 @@ class Agent:
 
     @torch.no_grad()
     def rollout(self, steps: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Raw observations, actions and ends of episodes, each ``[steps, num_envs, ...]``; else as `steps`."""
+        """Raw observations, actions and ends of episodes, each ``[steps, num_envs, ...]``; otherwise as `steps`."""
         witness = _Witness()
         env = TransformedEnv(self.env.base_env, Compose(witness, *(t.clone() for t in self.env.transform)))
         env.set_seed(seed)
@@ -182,7 +182,7 @@ class Policy(nn.Module):
     """From raw observations to the environment's actions, deterministic; all that the run put between is inside.
 
     Normalisation is at its saved statistics. A policy with a memory remembers the observations since `reset`. What no
-    function of one observation can be, such as a transform that stacks frames, is refused. One thing stays with the
+    function of the observation can be, such as a transform that stacks frames, is refused. One thing stays with the
     caller: an action lasts ``env.frame_skip`` simulator frames.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -89,7 +89,8 @@ class FamilyActing(Acting):
 
     def begin(self, steps: int) -> None:
         """Prepare for ``steps`` steps of a network that stays as it is; the noise of all is drawn with the first."""
-        self._parameters, self._steps, self._noise = self._forward(), steps, iter(())
+        self._parameters, self._steps = self._forward(), steps
+        self._noise: Iterator[Array] = iter(())
 
     def __call__(self, observation: Array) -> Array:
         """Actions ``[num_envs, *action]`` for observations ``[num_envs, *observation]``."""
@@ -160,7 +161,7 @@ class RecurrentActing(FamilyActing):
 
     def outputs(self, batch: TensorDictBase) -> TensorDictBase:
         """What the actor wrote since `begin`: parameters, log-probabilities, and what was remembered at each step."""
-        _, sampler = self._actor.module
+        sampler = self._actor.module[1]
         is_init, before, *parameters, after = (torch.stack(entries, 1) for entries in zip(*self._written, strict=True))
         written = TensorDict(dict(zip(sampler.in_keys, parameters, strict=True)), batch.batch_size, device=batch.device)
         written[sampler.log_prob_key] = sampler.get_dist(written).log_prob(batch["action"])

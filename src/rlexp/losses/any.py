@@ -43,9 +43,10 @@ class TorchRLLoss(nn.Module):
 
     def losses(self, minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the loss returns for a minibatch ``[n, ...]``."""
-        steps = TensorDict(minibatch, batch_size=[len(next(iter(minibatch.values())))])
-        if self._sequence_length > 1:
-            steps = steps.unflatten(0, (-1, self._sequence_length))
+        size, length = len(next(iter(minibatch.values()))), self._sequence_length
+        steps = TensorDict(minibatch, batch_size=[size])
+        if length > 1:
+            steps = steps.unflatten(0, (size // length, length))
         return dict(self.loss(steps).items())
 
     def means(self, records: dict[str, Tensor]) -> dict[str, Tensor]:

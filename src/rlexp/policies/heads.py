@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from tensordict.nn import AddStateIndependentNormalScale, NormalParamExtractor
@@ -102,11 +102,11 @@ class BoundedBeta(distributions.Distribution):
         """Log-densities ``[...]`` of actions ``[..., actions]``; one on a bound counts as one just inside it."""
         eps = torch.finfo(value.dtype).eps
         unit = ((value - self.low) / self.range).clamp(eps, 1 - eps)
-        return cast("Tensor", (self._unit.log_prob(unit) - self.range.log()).sum(-1))
+        return (self._unit.log_prob(unit) - self.range.log()).sum(-1)
 
     def entropy(self) -> Tensor:
         """Differential entropies ``[...]``."""
-        return cast("Tensor", (self._unit.entropy() + self.range.log()).sum(-1))
+        return (self._unit.entropy() + self.range.log()).sum(-1)
 
     @property
     def mean(self) -> Tensor:
@@ -115,5 +115,5 @@ class BoundedBeta(distributions.Distribution):
 
     @property
     def deterministic_sample(self) -> Tensor:
-        """What is done where no noise is wanted: the mean, which moves with the parameters where a mode may not."""
+        """What is done where no noise is wanted: the mean."""
         return self.mean

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from math import prod, sqrt
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -63,18 +63,14 @@ class NetworkPolicy(PolicySpec):
         head = self.head(env, device)
         self.check_observation(env)
         body = self.body(env, "actor", head.outputs)
-        if self.shared:
-            trunk, last = body.children()
-            value: nn.Module = nn.Linear(cast("nn.Linear", last).in_features, 1)
-            value_body: nn.Module = nn.Sequential(trunk, value)
-        else:
-            value_body = value = self.body(env, "critic", 1)
+        others: nn.Module = nn.Linear(int(self.num_cells[-1]), 1) if self.shared else self.body(env, "critic", 1)
         if self.orthogonal:
             orthogonal_(body, last_gain=self.last_layer_gain)
-            orthogonal_(value, last_gain=1.0)
+            orthogonal_(others, last_gain=1.0)
+        values = nn.Sequential(next(body.children()), others) if self.shared else others
         network = nn.Sequential(body, head.module).to(device)
         module = TensorDictModule(network, in_keys=["observation"], out_keys=head.keys)
-        critic = ValueOperator(value_body.to(device), in_keys=["observation"])
+        critic = ValueOperator(values.to(device), in_keys=["observation"])
         return ActorCritic(probabilistic_actor(module, head, env, device), critic)
 
     def trunk(self, env: EnvBase) -> tuple[nn.Module, int]:

@@ -31,7 +31,18 @@ class ActorCritic:
 
     def parameters(self) -> list[nn.Parameter]:
         """The parameters of both, each once."""
-        return list(dict.fromkeys([*self.actor.parameters(), *self.critic.parameters()]))
+        actor, critic = self.split_parameters()
+        return [*actor, *critic]
+
+    def split_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Those that the actor's distribution depends on, a shared trunk among them, and the critic's others."""
+        from rlexp.policies.recurrent import recurrent_network
+
+        actor, network = dict.fromkeys(self.actor.parameters()), recurrent_network(self.actor)
+        if network is not None and network.beside is not None:
+            for carried in network.beside.parameters():  # the critic's, which the actor takes along
+                del actor[carried]
+        return list(actor), [p for p in dict.fromkeys(self.critic.parameters()) if p not in actor]
 
 
 class PolicySpec(Spec):
