@@ -77,7 +77,7 @@ def test_check_says_what_would_run_or_what_is_wrong(tmp_path: Path) -> None:
     ("typed", "offered"),
     [
         ("rlexp-train env=h", {f"env={name}" for name in ("half_cheetah", "hopper", "humanoid", "humanoid_standup")}),
-        ("rlexp-train loss.cl", {"loss.clip_epsilon="}),
+        ("rlexp-train loss.clip_e", {"loss.clip_epsilon="}),
         ("rlexp-train env/transforms=", {f"env/transforms={name}" for name in ("frozen", "none", "running")}),
     ],
 )

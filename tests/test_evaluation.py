@@ -122,7 +122,7 @@ def test_checkpoint_without_statistics_is_refused(run_dir: Path, tmp_path: Path)
     [
         ("env", {"id": "Hopper-v5"}, "observation_norm.loc is [9], and the environment's observation is [11]"),
         ("policy", {"num_cells": [32, 64]}, "0.weight is [64, 9], and [32, 9] is needed"),
-        ("policy", {"num_cells": [64]}, "is [64, 64], and [1, 64] is needed"),
+        ("policy", {"num_cells": [64]}, "2.weight is [64, 64], and nothing is needed"),
     ],
     ids=["environment", "width", "depth"],
 )

@@ -106,8 +106,8 @@ def test_policy_trains(arguments: list[str], images: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["env=cartpole", "policy=tanh_normal"], "tanh_normal is no distribution over this environment's actions, a "
-         "choice among 2. What fits: policy=categorical, gru or lstm."),
+        (["env=cartpole", "policy=tanh_normal"], "tanh_normal is no distribution over this environment's actions, "
+         "a choice among 2. What fits: policy=categorical, gru or lstm."),
         (["env=cartpole", "policy=gru", "policy.distribution=normal"], "normal is no distribution over"),
         (["env=hopper", "policy=categorical"], "within bounds of shape [3]. What fits: policy=tanh_normal, normal, "
          "beta, gru or lstm."),

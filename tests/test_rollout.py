@@ -173,7 +173,7 @@ def test_state_goes_on_where_it_was() -> None:
         commit_normalization(env)
         if swap:
             state = collector.state_dict()
-            assert all(isinstance(value, torch.Tensor | int) for value in state.values())
+            assert state["memory"] == {}  # a perceptron has none
             collector = _without_reset(collector)
             collector.load_state_dict(state)
         batches[swap].append(collector.rollout())

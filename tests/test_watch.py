@@ -70,7 +70,7 @@ def test_a_killed_run_is_told_from_a_running_one(tmp_path: Path) -> None:
 
 def test_jobs_that_wait_are_waited_for(tmp_path: Path) -> None:
     write_run(tmp_path / "0", config(), [1.0])
-    (tmp_path / "sweep.csv").touch()
+    (tmp_path / "sweep.json").touch()
     (tmp_path / "1").mkdir()
     shutil.copy(tmp_path / "0" / "config.yaml", tmp_path / "1")
     assert [run.status for run in Seen([tmp_path]).runs()] == ["completed", "unfinished"]

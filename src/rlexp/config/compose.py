@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -199,6 +200,7 @@ def _description(path: Path) -> str:
     return next((line for line in lines if line and not line.startswith("@package")), "")
 
 
+@cache
 def _advertised() -> dict[str, Path]:
     """Folders of options that installed packages advertise, by the module that holds them."""
     found = {}

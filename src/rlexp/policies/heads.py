@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from tensordict.nn import AddStateIndependentNormalScale, NormalParamExtractor
@@ -102,11 +102,11 @@ class BoundedBeta(distributions.Distribution):
         """Log-densities ``[...]`` of actions ``[..., actions]``; one on a bound counts as one just inside it."""
         eps = torch.finfo(value.dtype).eps
         unit = ((value - self.low) / self.range).clamp(eps, 1 - eps)
-        return (self._unit.log_prob(unit) - self.range.log()).sum(-1)
+        return cast("Tensor", (self._unit.log_prob(unit) - self.range.log()).sum(-1))
 
     def entropy(self) -> Tensor:
         """Differential entropies ``[...]``."""
-        return (self._unit.entropy() + self.range.log()).sum(-1)
+        return cast("Tensor", (self._unit.entropy() + self.range.log()).sum(-1))
 
     @property
     def mean(self) -> Tensor:
