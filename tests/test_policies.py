@@ -26,6 +26,8 @@ from rlexp.losses.terms import DistributionTerms, FamilyTerms, policy_terms
 from rlexp.policies import ActorCritic
 from rlexp.policies.heads import BoundedBeta
 from rlexp.policies.recurrent import STATE
+from rlexp.runs import checkpoint
+from rlexp.runs.rundir import RunDir
 
 CPU = torch.device("cpu")
 SMALL = [*TINY, "total_frames=512", "logger=none"]
@@ -340,6 +342,36 @@ def test_values_are_those_of_stepping_through_every_episode(overrides: list[str]
             torch.testing.assert_close(batch["value_target"][:, t], target, rtol=1e-4, atol=1e-4)
     assert (after["done"] & ~after["terminated"]).any() or "env=position_only_cartpole" in overrides
     trainer.close()
+
+
+@pytest.mark.parametrize("overrides", RECURRENT, ids=["gru", "lstm", "sync"])
+def test_resumed_run_remembers_what_the_run_did(overrides: list[str], tmp_path: Path) -> None:
+    """Every number and the final state are the same; without what is remembered they are not."""
+    config = load_config([*overrides, *SMALL, "total_frames=1024", "env.max_episode_steps=40"])
+
+    def train(trainer: Trainer, iterations: int) -> list[dict[str, float]]:
+        batches = iter(trainer.collector)
+        return [trainer.iterate(batches) for _ in range(iterations)]
+
+    whole = Trainer(config, tmp_path / "run")
+    train(whole, 2)
+    saved = whole.save()
+    rows = train(whole, 2)
+
+    def resumed(*, forgetful: bool) -> list[dict[str, float]]:
+        start = checkpoint.load(saved)
+        if forgetful:
+            state = start.state.collector.get("memory") or start.state.collector["carried"]
+            assert state[STATE].abs().max() > 0
+            state[STATE].zero_()
+        again = Trainer(config, RunDir(tmp_path / "run"), start)
+        found = train(again, 2)
+        again.close()
+        return found
+
+    whole.close()
+    assert resumed(forgetful=False) == rows
+    assert resumed(forgetful=True) != rows
 
 
 @pytest.mark.parametrize("layer", ["gru", "lstm"])
