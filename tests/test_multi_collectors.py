@@ -288,8 +288,8 @@ gymnasium.register("Faulty-v0", Faulty, max_episode_steps=20)
 
 
 def faulty(fault: str, folder: Path) -> list[str]:
-    (folder / "faulty.py").write_text(FAULTY)
-    env = ("env=gym", "env.id=faulty:Faulty-v0", f"env.kwargs.fault={fault}", "env.name=faulty")
+    (folder / "faulty_collected.py").write_text(FAULTY)
+    env = ("env=gym", "env.id=faulty_collected:Faulty-v0", f"env.kwargs.fault={fault}", "env.name=faulty")
     return ["collector=multi_sync", "collector.timeout=4", *env]
 
 
@@ -326,7 +326,7 @@ def test_a_worker_that_dies_ends_the_run_which_can_be_gone_on_with(tmp_path: Pat
     log = (tmp_path / "run" / "train.log").read_text()
     assert re.search(r"collector worker \d of 2 \(.*\), process \d+, died with exit code -9", log)
     assert checkpoint.load(tmp_path / "run").state.frames == 256
-    complete(["resume=run", "trust=[faulty]"], tmp_path, PYTHONPATH=path)
+    complete(["resume=run", "trust=[faulty_collected]"], tmp_path, PYTHONPATH=path)
 
 
 def test_close_ends_every_worker_and_ctrl_c_is_the_main_process_s_to_answer(tmp_path: Path) -> None:

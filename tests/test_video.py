@@ -59,7 +59,7 @@ def test_films_are_made_and_change_nothing(tiny_run: Path, tmp_path: Path) -> No
 )
 def test_every_kind_is_filmed(overrides: list[str], tmp_path: Path) -> None:
     # A process of its own: Gymnasium's and dm_control's pictures do not share one.
-    done = run_command("rlexp-train", *FILMED, "logger=none", *overrides, cwd=tmp_path)
+    done = run_command("rlexp-train", *FILMED, "logger=none", *overrides, cwd=tmp_path, MUJOCO_GL="egl")
     assert done.returncode == 0, done.stderr
     films = sorted((only_run(tmp_path) / "videos").iterdir())
     assert len(films) == 2

@@ -73,7 +73,7 @@ def test_jobs_that_wait_are_waited_for(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").touch()
     (tmp_path / "1").mkdir()
     shutil.copy(tmp_path / "0" / "config.yaml", tmp_path / "1")
-    assert [run.status for run in Seen([tmp_path]).runs()] == ["completed", "unfinished"]
+    assert [run.status for run in Seen([tmp_path]).runs()] == ["completed", "not started"]
     sweep = RunDir(tmp_path)
     sweep.lock()
     assert [run.status for run in Seen([tmp_path]).runs()] == ["completed", "waiting"]

@@ -131,10 +131,10 @@ def sparkline(values: Iterable[float], width: int = _CURVE) -> str:
 
 def _alive(run: Run) -> Run:
     """A run that says nothing of its end runs, was killed, or waits for its turn; the processes' locks tell."""
-    if run.status not in (_RUNNING, "unfinished"):
+    if run.status not in (_RUNNING, "unfinished", "not started"):
         return run
     driven = _at_work(run.path.parent)
-    if run.status == "unfinished" and not (run.path / ".lock").exists():
+    if run.status == "not started" and not (run.path / ".lock").exists():
         return replace(run, status=_WAITING) if driven else run
     return replace(run, status="killed" if _at_work(run.path) is False and not driven else _RUNNING)
 
