@@ -39,6 +39,7 @@ from rlexp.runs.rundir import RunDir
 from rlexp.runs.seeding import seed_everything
 from rlexp.runs.session import Session
 from rlexp.runs.state import get_state, load_state, warm_start
+from rlexp.runs.stops import Stopped
 
 log = logging.getLogger(__name__)
 
@@ -58,23 +59,6 @@ _LOSS_METRICS = {
 
 class TrainingError(Exception):
     """Training cannot go on; the message says which number went wrong, and when."""
-
-
-class Stopped(Exception):  # noqa: N818 - a signal is no error
-    """A signal stopped the run, after its batch was finished and saved.
-
-    Attributes:
-        signal: which one.
-    """
-
-    def __init__(self, received: signal.Signals) -> None:
-        super().__init__(f"stopped by {received.name}")
-        self.signal = received
-
-    @property
-    def exit_code(self) -> int:
-        """0 for SIGUSR1, a scheduler's request to be requeued; 128 plus the signal's number for others."""
-        return 0 if self.signal is signal.SIGUSR1 else 128 + self.signal
 
 
 class Trainer:

@@ -24,7 +24,8 @@ from rlexp.cli.train import train
 from rlexp.loggers.local import MetricsFile
 from rlexp.runs import checkpoint
 from rlexp.runs.rundir import RunBusyError, RunDir
-from rlexp.trainer import Stopped, TrainingError
+from rlexp.runs.stops import Stopped
+from rlexp.trainer import TrainingError
 
 LONG = [*TINY, "total_frames=1_000_000", "evaluation.interval=1_000_000", "logger=none", "hydra.run.dir=run"]
 

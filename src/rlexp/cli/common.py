@@ -31,8 +31,17 @@ def said(name: str, error: Exception) -> int:
     return Exit.WRONG_CONFIG if isinstance(error, ConfigError) else Exit.FAILED
 
 
-def run_command(name: str, command: Callable[[list[str]], int]) -> None:
-    """Run a command on the process's arguments and exit, telling what is wrong without a traceback."""
+def run_command(name: str, command: Callable[[list[str]], int], usage: str | None = None) -> None:
+    """Run a command on the process's arguments and exit, telling what is wrong without a traceback.
+
+    Args:
+        name: the command's.
+        command: from arguments to an exit code.
+        usage: what ``--help`` prints; None leaves that to the command.
+    """
+    if usage is not None and {"--help", "-h"} & set(sys.argv[1:]):
+        print(usage)
+        sys.exit(Exit.DONE)
     # As with `python script.py`, a user's own modules lie where the command runs.
     sys.path.append(str(Path.cwd()))
     try:

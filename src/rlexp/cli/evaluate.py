@@ -46,7 +46,7 @@ class EvalSettings(Spec):
 
 def main() -> None:
     """Console entry."""
-    run_command("rlexp-eval", evaluate)
+    run_command("rlexp-eval", evaluate, _HELP)
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -58,9 +58,6 @@ def evaluate(arguments: list[str]) -> int:
     Raises:
         ConfigError: the command line is wrong, or the checkpoint's config cannot be used here.
     """
-    if {"--help", "-h"} & set(arguments):
-        print(_HELP)
-        return Exit.DONE
     settings = read_settings(EvalSettings, arguments)
 
     import torch

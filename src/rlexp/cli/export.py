@@ -48,7 +48,7 @@ class ExportSettings(Spec):
 
 def main() -> None:
     """Console entry."""
-    run_command("rlexp-export", export)
+    run_command("rlexp-export", export, _HELP)
 
 
 def export(arguments: list[str]) -> int:
@@ -60,9 +60,6 @@ def export(arguments: list[str]) -> int:
     Raises:
         ConfigError: the command line is wrong, or the checkpoint's config cannot be used here.
     """
-    if {"--help", "-h"} & set(arguments):
-        print(_HELP)
-        return Exit.DONE
     settings = read_settings(ExportSettings, arguments)
     if settings.format == "onnx" and not all(map(find_spec, _NEEDED)):
         print("rlexp-export: format=onnx needs more packages: pip install 'rlexp[export]'.", file=sys.stderr)

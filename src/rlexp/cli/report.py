@@ -52,7 +52,7 @@ class ReportSettings(Spec):
 
 def main() -> None:
     """Console entry."""
-    run_command("rlexp-report", report)
+    run_command("rlexp-report", report, _HELP)
 
 
 def report(arguments: list[str]) -> int:
@@ -64,9 +64,6 @@ def report(arguments: list[str]) -> int:
     Raises:
         ConfigError: the command line is wrong.
     """
-    if {"--help", "-h"} & set(arguments):
-        print(_HELP)
-        return Exit.DONE
     settings = _settings(arguments)
     if settings.watch:
         from rlexp.report.watch import watch

@@ -61,8 +61,8 @@ def search(arguments: list[str]) -> int:
 
     from rlexp.runs.checkpoint import CheckpointError
     from rlexp.runs.session import console_logging
+    from rlexp.runs.stops import Stopped
     from rlexp.search.study import best_of, search
-    from rlexp.trainer import Stopped
 
     with console_logging():
         try:

@@ -12,7 +12,8 @@ from rlexp.config import ConfigError, Problem, Sources, expand_sweeps, load, loa
 from rlexp.experiment import SweepSettings, sweep_settings
 from rlexp.runs.redaction import redact
 from rlexp.runs.rundir import RunBusyError
-from rlexp.sweeps import Job, LauncherError, SweepDir, SweepStopped, run_jobs
+from rlexp.runs.stops import Stopped
+from rlexp.sweeps import Job, LauncherError, SweepDir, run_jobs
 from rlexp.sweeps.folder import COMPLETED, FAILED
 
 _NAME = "rlexp-train"
@@ -55,7 +56,7 @@ def sweep(overrides: Sequence[str], sources: Sources) -> int:
     again = f"{_NAME} --multirun sweep.resume={folder}"
     try:
         ended = run_jobs(folder, jobs, hydra=hydra, sources=_absolute(sources), fail_fast=settings.fail_fast)
-    except SweepStopped as stopped:
+    except Stopped as stopped:
         print(f"{stopped}; the sweep is saved, and goes on with: {again}")
         return stopped.exit_code
     except (RunBusyError, LauncherError, OSError) as error:

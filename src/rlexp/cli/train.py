@@ -110,7 +110,8 @@ def run(composed: Composed, overrides: list[str]) -> int:
     from rlexp.runs.resume import prepare
     from rlexp.runs.rundir import RunBusyError
     from rlexp.runs.session import console_logging
-    from rlexp.trainer import Stopped, Trainer
+    from rlexp.runs.stops import Stopped
+    from rlexp.trainer import Trainer
 
     with console_logging():
         try:

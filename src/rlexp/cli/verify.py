@@ -32,7 +32,7 @@ class VerifySettings(Spec):
 
 def main() -> None:
     """Console entry."""
-    run_command("rlexp-verify", verify)
+    run_command("rlexp-verify", verify, _HELP)
 
 
 def verify(arguments: list[str]) -> int:
@@ -44,9 +44,6 @@ def verify(arguments: list[str]) -> int:
     Raises:
         ConfigError: the command line is wrong.
     """
-    if {"--help", "-h"} & set(arguments):
-        print(_HELP)
-        return Exit.DONE
     named = [argument if "=" in argument else f"run_dir={argument}" for argument in arguments]
     settings = read_settings(VerifySettings, named)
     run_dir = Path(settings.run_dir)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from rlexp.config import ConfigError, Node, NonNegative, Positive, Problem, Spec, build_at
+from rlexp.config.spec import locate
 
 if TYPE_CHECKING:
     from torch import nn
@@ -84,56 +85,38 @@ class OptimSpec(Spec):
         raise NotImplementedError
 
 
-class Adam(OptimSpec):
-    """Adam (Kingma and Ba 2015); builds ``torch.optim.Adam``.
+class AdamSettings(OptimSpec):
+    """Settings of Adam and its kin.
 
     Attributes:
         betas: decay of the two moment estimates.
         eps: added to the denominator.
-        weight_decay: L2 penalty.
+        weight_decay: L2 penalty; of AdamW the share of each weight that a step at rate 1 takes off.
     """
+
+    elementwise = True
+
+    betas: Betas
+    eps: Positive
+    weight_decay: NonNegative
+
+    def build_optimizer(self, parameters: list[dict[str, Any]]) -> Optimizer:
+        """The class that ``builds`` names, fused where torch can."""
+        build = partial(locate(self.builds[0]), parameters, lr=self.lr, betas=tuple(self.betas), fused=True)
+        optimizer: Optimizer = build(eps=self.eps, weight_decay=self.weight_decay)
+        return optimizer
+
+
+class Adam(AdamSettings):
+    """Adam (Kingma and Ba 2015); builds ``torch.optim.Adam``."""
 
     builds = ("torch.optim.Adam",)
-    elementwise = True
-
-    betas: Betas
-    eps: Positive
-    weight_decay: NonNegative
-
-    def build_optimizer(self, parameters: list[dict[str, Any]]) -> Optimizer:
-        """Adam, fused where torch can."""
-        from torch.optim import Adam
-
-        beta1, beta2 = self.betas
-        return Adam(
-            parameters, lr=self.lr, betas=(beta1, beta2), eps=self.eps, weight_decay=self.weight_decay, fused=True
-        )
 
 
-class AdamW(OptimSpec):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019); builds ``torch.optim.AdamW``.
-
-    Attributes:
-        betas: decay of the two moment estimates.
-        eps: added to the denominator.
-        weight_decay: share of each weight that a step at rate 1 takes off.
-    """
+class AdamW(AdamSettings):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019); builds ``torch.optim.AdamW``."""
 
     builds = ("torch.optim.AdamW",)
-    elementwise = True
-
-    betas: Betas
-    eps: Positive
-    weight_decay: NonNegative
-
-    def build_optimizer(self, parameters: list[dict[str, Any]]) -> Optimizer:
-        """AdamW, fused where torch can."""
-        from torch.optim import AdamW
-
-        beta1, beta2 = self.betas
-        return AdamW(
-            parameters, lr=self.lr, betas=(beta1, beta2), eps=self.eps, weight_decay=self.weight_decay, fused=True
-        )
 
 
 class RMSprop(OptimSpec):

@@ -18,10 +18,9 @@ from rlexp.loggers.local import MetricsFile, ProgressBar
 from rlexp.runs.plots import plot_training
 from rlexp.runs.redaction import RedactingFormatter, redact
 from rlexp.runs.rundir import RunDir, write_json
+from rlexp.runs.stops import STOPS
 
 log = logging.getLogger(__name__)
-
-_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Session:
@@ -61,7 +60,7 @@ class Session:
         self._metrics = MetricsFile(self._run.metrics, self._frames)
         self._bar = ProgressBar(self._experiment.total_frames, self._frames)
         self._copies = self._experiment.logger.open(self._run.path, config, self._run_id, self._frames)
-        self._previous = {number: signal.signal(number, self._on_signal) for number in _STOPS}
+        self._previous = {number: signal.signal(number, self._on_signal) for number in STOPS}
         return self
 
     def log(self, row: Row) -> None:
@@ -117,7 +116,7 @@ class Session:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.stop = signal.Signals(number)
-        for other in _STOPS:
+        for other in STOPS:
             signal.signal(other, signal.SIG_DFL)  # the system ends the process itself, whatever it is busy with
         log.warning("%s: finishing this batch and saving; a second signal stops at once.", self.stop.name)
 

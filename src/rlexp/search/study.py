@@ -20,10 +20,11 @@ from rlexp.callbacks import Callback
 from rlexp.config import ConfigError
 from rlexp.runs.resume import prepare
 from rlexp.runs.rundir import RunBusyError, RunDir
+from rlexp.runs.stops import Stopped
 from rlexp.search import SearchSettings
 from rlexp.search.folder import Plan, SearchDir, overrides_of, state_of
 from rlexp.search.pictures import draw
-from rlexp.trainer import Stopped, Trainer
+from rlexp.trainer import Trainer
 
 if TYPE_CHECKING:
     from rlexp.agent.evaluation import Evaluation

@@ -6,7 +6,7 @@ jobs = run_jobs("outputs/multirun/mine", [["seed=0"], ["seed=1"]], hydra=["launc
 returns = [job.result for job in jobs]
 """
 
-from rlexp.sweeps.engine import LauncherError, SweepStopped, run_jobs
+from rlexp.sweeps.engine import LauncherError, run_jobs
 from rlexp.sweeps.folder import Job, Plan, SweepDir
 
-__all__ = ["Job", "LauncherError", "Plan", "SweepDir", "SweepStopped", "run_jobs"]
+__all__ = ["Job", "LauncherError", "Plan", "SweepDir", "run_jobs"]

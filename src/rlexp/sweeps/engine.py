@@ -19,34 +19,17 @@ from rlexp.config import ConfigError, Problem, Sources, flat, load
 from rlexp.experiment import check_config
 from rlexp.runs.redaction import redact
 from rlexp.runs.rundir import write_json
+from rlexp.runs.stops import STOPS, Stopped
 from rlexp.sweeps.folder import COMPLETED, RUNNING, UNFINISHED, Job, Plan, SweepDir, read_summary
 from rlexp.sweeps.job import Site, supervise
 from rlexp.sweeps.launchers import JobLauncher
 from rlexp.sweeps.progress import Progress
 
-_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _POLL = 0.5  # seconds
 
 
 class LauncherError(Exception):
     """The launcher broke down, with jobs left."""
-
-
-class SweepStopped(Exception):  # noqa: N818 - a signal is no error
-    """A signal stopped the sweep, after its running jobs were saved.
-
-    Attributes:
-        signal: which one.
-    """
-
-    def __init__(self, received: signal.Signals) -> None:
-        super().__init__(f"stopped by {received.name}")
-        self.signal = received
-
-    @property
-    def exit_code(self) -> int:
-        """0 for SIGUSR1, a scheduler's request to be requeued; 128 plus the signal's number for others."""
-        return 0 if self.signal is signal.SIGUSR1 else 128 + self.signal
 
 
 def run_jobs(
@@ -76,7 +59,7 @@ def run_jobs(
         ConfigError: a job's config or the launcher's is wrong, or the folder is of other jobs; nothing has started.
         RunBusyError: another process works in the folder, or still runs one of its jobs; nothing has started.
         LauncherError: the launcher broke down.
-        SweepStopped: a signal came.
+        Stopped: a signal came.
         OSError: the folder cannot be written.
     """
     sweep = SweepDir(folder)
@@ -177,7 +160,7 @@ def _run(sweep: SweepDir, launcher: JobLauncher, todo: Sequence[int]) -> None:
             progress.show(sweep.write_index())
         progress.close()
     if received:
-        raise SweepStopped(received[0])
+        raise Stopped(received[0])
     if broken:
         raise LauncherError(f"the launcher broke down: {type(broken[0]).__name__}: {broken[0]}") from broken[0]
 
@@ -189,13 +172,13 @@ def _stops() -> Iterator[list[signal.Signals]]:
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number))
-        for other in _STOPS:
+        for other in STOPS:
             signal.signal(other, signal.SIG_DFL)
 
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    previous = {number: signal.signal(number, on_signal) for number in _STOPS}
+    previous = {number: signal.signal(number, on_signal) for number in STOPS}
     try:
         yield received
     finally:

@@ -129,7 +129,8 @@ def _train(site: Site, folder: Path, overrides: Sequence[str], sources: Sources)
     sys.argv = ["rlexp-train", *overrides]
 
     from rlexp.runs.resume import prepare
-    from rlexp.trainer import Stopped, Trainer
+    from rlexp.runs.stops import Stopped
+    from rlexp.trainer import Trainer
 
     try:
         composed = load(overrides[:-2], sources)
