@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,8 @@ import pytest
 
 # Two workers on two cores: threads would only spin against each other.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Processes inherit a SIGINT that is ignored, as it is where a shell runs the suite in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
