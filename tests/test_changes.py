@@ -117,12 +117,12 @@ def test_a_warm_start_has_weights_and_statistics_and_nothing_else(tiny_run: Path
     for name, value in trainer.networks.actor.state_dict().items():
         assert torch.equal(value, saved.actor[name])
     assert torch.equal(trainer.env.transform[0].loc, saved.transforms["transforms.0.loc"])
-    reward_norm = trainer.objective.reward_norm
+    reward_norm = trainer.learner.objective.reward_norm
     assert reward_norm is not None
     assert reward_norm.moments.count == 1024
     assert not reward_norm.discounted.any()
-    assert (trainer.frames, trainer.optimizer.state_dict()["state"]) == (0, {})
-    assert trainer.scheduler.get_last_lr() == [1e-4]
+    assert (trainer.frames, trainer.learner.optimizer.state_dict()["state"]) == (0, {})
+    assert trainer.learner.scheduler.get_last_lr() == [1e-4]
     trainer.close()
     with pytest.raises(ConfigError, match="warm_start"):
         Trainer(load_config([*overrides, "policy.num_cells=[8]"]), tmp_path / "other")
@@ -152,7 +152,7 @@ def test_a_simulator_that_cannot_be_saved_begins_new_episodes(tmp_path: Path, ca
     assert "Every episode begins afresh" in caplog.text
     for name, value in trainer.networks.actor.state_dict().items():
         assert torch.equal(value, saved.state.actor[name])
-    assert trainer.optimizer.state_dict()["state"][0]["step"] == saved.state.optimizer["state"][0]["step"]
+    assert trainer.learner.optimizer.state_dict()["state"][0]["step"] == saved.state.optimizer["state"][0]["step"]
     trainer.fit()
     assert [row["frames"] for row in rows_of(tmp_path / "run")] == [256, 512, 768, 1024]
     assert rows_of(tmp_path / "run")[2]["train/step_count"] <= 20

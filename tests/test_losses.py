@@ -11,8 +11,8 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 
 from rlexp import Trainer, load_config
+from rlexp.learner import explained_variance
 from rlexp.losses.ppo import LeanClipPPOLoss
-from rlexp.trainer import explained_variance
 
 TINY = [
     *("logger=none", "total_frames=512", "collector.frames_per_batch=256", "env.num_envs=4", "minibatch_size=64"),
@@ -28,7 +28,7 @@ def collected(overrides: list[str], folder: Path) -> tuple[Trainer, TensorDictBa
 def test_advantage_is_the_sum_of_discounted_td_errors(tmp_path: Path) -> None:
     trainer, batch = collected(["loss.normalize_reward=false", "env.max_episode_steps=4"], tmp_path)
     with torch.no_grad():
-        trainer.objective.advantage(batch)
+        trainer.learner.objective.advantage(batch)
         value = trainer.networks.critic(batch.select("observation"))["state_value"][..., 0].double().numpy()
         after = trainer.networks.critic(batch["next"].select("observation"))["state_value"][..., 0].double().numpy()
     reward, done, terminated = (batch["next", k][..., 0].double().numpy() for k in ("reward", "done", "terminated"))
@@ -52,8 +52,8 @@ def test_loss_is_the_clipped_surrogate(critic: str, tmp_path: Path) -> None:
     trainer, batch = collected(overrides, tmp_path)
     trainer.update(batch)  # so that the policy differs from the one that acted
     minibatch = batch.reshape(-1)[torch.randperm(256)[:64]]
-    assert isinstance(trainer.objective.loss, LeanClipPPOLoss)
-    losses = trainer.objective.loss(minibatch)
+    assert isinstance(trainer.learner.objective.loss, LeanClipPPOLoss)
+    losses = trainer.learner.objective.loss(minibatch)
     with torch.no_grad():
         new = trainer.networks.actor.get_dist(minibatch.select("observation")).log_prob(minibatch["action"]).double()
         value = trainer.networks.critic(minibatch.select("observation"))["state_value"][..., 0].double()
@@ -73,20 +73,20 @@ def test_loss_is_the_clipped_surrogate(critic: str, tmp_path: Path) -> None:
 def test_first_importance_ratios_are_one(tmp_path: Path) -> None:
     trainer, batch = collected([], tmp_path)
     with torch.no_grad():
-        trainer.objective.advantage(batch)
-        trainer.objective.loss.prepare(batch)
-        losses = trainer.objective.loss.losses(next(trainer.minibatches(batch)))
+        trainer.learner.objective.advantage(batch)
+        trainer.learner.objective.loss.prepare(batch)
+        losses = trainer.learner.objective.loss.losses(next(trainer.learner.minibatches(batch)))
     assert losses["log_weight"].abs().max().item() < 1e-4
 
 
 def test_minibatches_cover_each_step_at_most_once(tmp_path: Path) -> None:
     trainer, _ = collected(["minibatch_size=100"], tmp_path)
-    keys = trainer.objective.loss.step_keys
+    keys = trainer.learner.objective.loss.step_keys
     batch = TensorDict({key: torch.arange(256.0).view(4, 64) for key in keys}, batch_size=[4, 64])
-    seen = [m[keys[0]] for m in trainer.minibatches(batch)]
+    seen = [m[keys[0]] for m in trainer.learner.minibatches(batch)]
     assert [len(m) for m in seen] == [100, 100]
     assert len(torch.cat(seen).unique()) == 200
-    again = next(trainer.minibatches(batch))[keys[0]]
+    again = next(trainer.learner.minibatches(batch))[keys[0]]
     assert not torch.equal(again, seen[0])
 
 
@@ -102,14 +102,13 @@ def test_minibatches_cover_each_step_at_most_once(tmp_path: Path) -> None:
 def test_actor_and_critic_are_trained_as_themselves(overrides: list[str], tmp_path: Path) -> None:
     trainer, batch = collected(overrides, tmp_path)
     parameters = trainer.networks.parameters()
-    trained = [p for group in trainer.optimizer.param_groups for p in group["params"]]
-    assert all(
-        a is b for a, b in zip(trained, parameters if "optim=any" in overrides else [trainer.weights], strict=True)
-    )
+    trained = [p for group in trainer.learner.optimizer.param_groups for p in group["params"]]
+    expected = parameters if "optim=any" in overrides else [trainer.learner.weights]
+    assert all(a is b for a, b in zip(trained, expected, strict=True))
     before = [p.detach().clone() for p in parameters]
     trainer.update(batch)
     assert all(not torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
-    assert torch.equal(torch.cat([p.detach().flatten() for p in parameters]), trainer.weights.detach())
+    assert torch.equal(torch.cat([p.detach().flatten() for p in parameters]), trainer.learner.weights.detach())
 
 
 def test_explained_variance() -> None:

@@ -69,11 +69,11 @@ def test_gradients_are_clipped_over_actor_and_critic(tmp_path: Path) -> None:
     small = ["logger=none", "env.num_envs=2", "collector.frames_per_batch=64", "minibatch_size=64", "num_epochs=1"]
     sgd = ["optim=sgd", "optim.momentum=0", "optim.lr=1.0", "optim.critic_lr=0.5", "max_grad_norm=0.01"]
     trainer = Trainer.from_config(load_config([*small, *sgd]), tmp_path)
-    before = trainer.weights.detach().clone()
+    before = trainer.learner.weights.detach().clone()
     metrics = trainer.update(trainer.collect(iter(trainer.collector)))
     trainer.close()
     assert metrics["optim/grad_norm"] > 0.01
-    step = trainer.weights.detach() - before
+    step = trainer.learner.weights.detach() - before
     step[sum(parameter.numel() for parameter in trainer.networks.actor.parameters()) :] /= 0.5
     assert step.norm().item() == pytest.approx(0.01, rel=1e-3)
 

@@ -310,10 +310,10 @@ def test_first_importance_ratios_are_one(overrides: list[str], tmp_path: Path) -
     batches = iter(trainer.collector)
     for _ in range(2):
         batch = trainer.collect(batches)
-        loss = trainer.objective.loss
+        loss = trainer.learner.objective.loss
         loss.prepare(batch)
-        trainer.objective.advantage(batch)
-        for minibatch in trainer.minibatches(batch):
+        trainer.learner.objective.advantage(batch)
+        for minibatch in trainer.learner.minibatches(batch):
             torch.testing.assert_close(loss.losses(minibatch)["log_weight"], torch.zeros(64), rtol=0, atol=2e-5)
         trainer.update(batch)
     assert batch["is_init"][:, 1:].any()
@@ -329,7 +329,7 @@ def test_values_are_those_of_stepping_through_every_episode(overrides: list[str]
     batches = iter(trainer.collector)
     trainer.collect(batches)
     batch = trainer.collect(batches)
-    trainer.objective.advantage(batch)
+    trainer.learner.objective.advantage(batch)
     critic = trainer.networks.critic.module
     after = batch["next"]
     with torch.no_grad():
@@ -393,11 +393,11 @@ def test_memory_forgets_at_the_beginning_of_an_episode_and_nowhere_else(layer: s
 def test_minibatches_of_a_memory_are_whole_sequences(tmp_path: Path) -> None:
     trainer = Trainer(load_config(["env=hopper", "policy=gru", "policy.sequence_length=8", *SMALL]), tmp_path)
     batch = trainer.collect(iter(trainer.collector))
-    trainer.objective.loss.prepare(batch)
-    trainer.objective.advantage(batch)
+    trainer.learner.objective.loss.prepare(batch)
+    trainer.learner.objective.advantage(batch)
     number = torch.arange(256).reshape(4, 64)
     batch.set("latent", number[..., None].float())
-    seen = torch.cat([minibatch["latent"].reshape(-1, 8) for minibatch in trainer.minibatches(batch)])
+    seen = torch.cat([minibatch["latent"].reshape(-1, 8) for minibatch in trainer.learner.minibatches(batch)])
     assert (seen.diff(dim=1) == 1).all()
     assert (seen[:, 0] % 8 == 0).all()
     assert sorted(seen.flatten().tolist()) == list(range(256))
@@ -474,6 +474,6 @@ def test_shared_trunk_goes_into_a_checkpoint_and_out(tmp_path: Path) -> None:
     first = Trainer(load_config(config), tmp_path / "first")
     first.fit()
     warm = Trainer(load_config([*config, "seed=5", f"warm_start={tmp_path / 'first'}"]), tmp_path / "second")
-    assert torch.equal(warm.weights, first.weights)
+    assert torch.equal(warm.learner.weights, first.learner.weights)
     assert json.loads((tmp_path / "first" / "summary.json").read_text())["status"] == "completed"
     warm.close()

@@ -70,7 +70,7 @@ def test_advantage_is_recomputed_or_not(tmp_path: Path) -> None:
         overrides = [*SMALL, f"recompute_advantage={recompute}"]
         trainer = Trainer.from_config(load_config(overrides), tmp_path / str(recompute))
         found: list[torch.Tensor] = []
-        trainer.objective.advantage.register_forward_hook(lambda m, i, batch, found=found: found.append(batch))
+        trainer.learner.objective.advantage.register_forward_hook(lambda m, i, batch, found=found: found.append(batch))
         trainer.update(trainer.collect(iter(trainer.collector)))
         trainer.close()
         calls[recompute] = len(found)
@@ -95,7 +95,7 @@ def test_epochs_without_an_importance_ratio_are_warned_of(tmp_path: Path, caplog
 
 
 def coefficients(trainer: Trainer) -> dict[str, float]:
-    return {name: value.item() for name, value in trainer.objective.loss.coefficients.items()}
+    return {name: value.item() for name, value in trainer.learner.objective.loss.coefficients.items()}
 
 
 def test_annealed_coefficients_are_where_they_would_be_had_the_run_always_been_so_long(tmp_path: Path) -> None:
@@ -112,8 +112,8 @@ def test_annealed_coefficients_are_where_they_would_be_had_the_run_always_been_s
 def test_annealing_reaches_the_objective(tmp_path: Path) -> None:
     trainer, _ = updated(tmp_path, "loss.clip_schedule=linear", "total_frames=256")
     assert coefficients(trainer)["clip_epsilon"] == pytest.approx(0.2)
-    trainer.objective.anneal(0.75)
+    trainer.learner.objective.anneal(0.75)
     batch = trainer.collect(iter(trainer.collector))
-    trainer.objective.loss.prepare(batch)
+    trainer.learner.objective.loss.prepare(batch)
     ratios: Any = torch.tensor([[1.04, 1.06, 0.96, 0.94]])
-    assert trainer.objective.loss.means({"log_weight": ratios.log()})["clip_fraction"].item() == 0.5
+    assert trainer.learner.objective.loss.means({"log_weight": ratios.log()})["clip_fraction"].item() == 0.5

@@ -11,12 +11,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlexp.agent.evaluation import Evaluation, evaluate, evaluation_seeds
 from rlexp.agent.video import check_filming, filmed
@@ -25,11 +25,9 @@ from rlexp.checks import check_checkpoint, check_env
 from rlexp.collectors import Source
 from rlexp.config import ConfigError, Problem, build_at, check_targets, load, new_run_path
 from rlexp.experiment import Experiment, read_config
-from rlexp.hardware import pick_device, set_threads, use_compiler
-from rlexp.losses.gradients import gradient_of
+from rlexp.hardware import pick_device, set_threads
+from rlexp.learner import Learner
 from rlexp.normalization import commit_normalization, copy_normalization, init_normalization, observation_norms
-from rlexp.optim.schedules import KLAdaptive
-from rlexp.optim.weights import flatten
 from rlexp.policies.recurrent import carry_state
 from rlexp.runs import checkpoint
 from rlexp.runs.checkpoint import Checkpoint
@@ -42,19 +40,6 @@ from rlexp.runs.state import get_state, load_state, warm_start
 from rlexp.runs.stops import Stopped
 
 log = logging.getLogger(__name__)
-
-_LOSS_METRICS = {
-    "loss_objective": "loss/objective",
-    "loss_critic": "loss/critic",
-    "entropy": "loss/entropy",
-    "kl_approx": "loss/kl_approx",
-    "clip_fraction": "loss/clip_fraction",
-    "ESS": "loss/ess",
-    "value_clip_fraction": "loss/value_clip_fraction",
-    "kl": "loss/kl",
-    "beta": "loss/beta",
-    "grad_norm": "optim/grad_norm",
-}
 
 
 class TrainingError(Exception):
@@ -104,14 +89,8 @@ class Trainer:
         self.networks = experiment.policy.build(self.env, self.device)
         for env in (self.env, self.eval_env):
             carry_state(env, self.networks.actor)
-        self.objective = experiment.loss.build(self.networks, spec.num_envs, self.device)
-        actor, critic = self.networks.split_parameters()
-        self.weights = flatten([*actor, *critic])
-        self.gradient = gradient_of(self.objective.loss, self.networks, lambda: use_compiler(experiment, self.device))
-        self.threads = set_threads(experiment, self.weights.numel())
-        self.optimizer, self.scheduler = experiment.optim.build(self.weights, actor, critic, experiment.num_batches)
-        self._watches_kl = experiment.target_kl is not None or isinstance(self.scheduler, KLAdaptive)
-        self._check_loss()
+        self.learner = Learner(experiment, self.networks, self.device)
+        self.threads = set_threads(experiment, self.learner.weights.numel())
         source = Source(spec, experiment.policy, seed)
         self.collector = experiment.collector.build(self.env, self.networks.actor, source, self.device)
 
@@ -220,11 +199,11 @@ class Trainer:
         batch = self.collect(batches)
         self._call("after_collect", batch)
         metrics = self.train_metrics(batch) | self.update(batch)
-        self.scheduler.step()
+        self.learner.scheduler.step()
         commit_normalization(self.env)
         self._check_statistics()
         self._call("after_update", metrics)
-        return metrics | {"train/parameters_hash": parameters_hash(self.weights)}
+        return metrics | {"train/parameters_hash": parameters_hash(self.learner.weights)}
 
     def collect(self, batches: Iterator[TensorDictBase]) -> TensorDictBase:
         """One batch of transitions ``[num_envs, steps]`` from the current policy."""
@@ -236,71 +215,14 @@ class Trainer:
         return batch
 
     def update(self, batch: TensorDictBase) -> dict[str, float]:
-        """Improve the policy on one batch: the inner loop of PPO (Schulman et al. 2017, algorithm 1).
-
-        Returns:
-            Metrics of the update, means over its minibatches.
+        """Improve the policy on one batch ``[num_envs, steps]``: `Learner.update`, timed and checked.
 
         Raises:
             TrainingError: a loss or gradient is not finite.
         """
-        objective = self.objective
-        records: list[dict[str, Tensor]] = []
         with self._timed("update"):
-            if objective.reward_norm is not None:
-                reward = objective.reward_norm(batch["next", "reward"], batch["next", "done"])
-                batch.set(("next", "reward"), reward)
-            entropy = -batch["action_log_prob"].mean()
-            objective.anneal((self.iteration - 1) / self.experiment.num_batches)
-            objective.loss.prepare(batch)
-            for epoch in range(self.experiment.num_epochs):
-                if epoch == 0 or self.experiment.recompute_advantage:
-                    objective.advantage(batch)
-                if epoch == 0:
-                    explained = explained_variance(batch["state_value"], batch["value_target"])
-                steps = [self.step(minibatch) for minibatch in self.minibatches(batch)]
-                records += steps
-                if self._far(steps):
-                    break
-            means, last = objective.loss.means(stacked(records)), stacked(steps)
-            if objective.loss.tells_kl:
-                means["kl"] = objective.loss.divergence(last)
-            objective.loss.adapt(last)
-        # Without a bonus the loss has no use for the entropy: the batch's own actions estimate it.
-        means.setdefault("entropy", entropy)
-        metrics = {metric: means[key].item() for key, metric in _LOSS_METRICS.items() if key in means}
-        return self._checked(metrics | {"loss/explained_variance": explained, "optim/epochs": epoch + 1})
-
-    def step(self, minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """One step of the optimizer; the losses of the minibatch and the norm of its gradient, detached."""
-        record = self.gradient(minibatch)
-        record["grad_norm"] = clip_grad_norm(self.weights, self.experiment.max_grad_norm)
-        self.optimizer.step()
-        return record
-
-    def _far(self, steps: list[dict[str, Tensor]]) -> bool:
-        """Whether an epoch came too far from the policy that acted; a learning rate that follows the KL does so."""
-        if not self._watches_kl:
-            return False
-        kl = self.objective.loss.divergence(stacked(steps)).item()
-        if isinstance(self.scheduler, KLAdaptive):
-            self.scheduler.adapt(kl)
-        return self.experiment.target_kl is not None and kl > self.experiment.target_kl
-
-    def minibatches(self, batch: TensorDictBase) -> Iterator[dict[str, Tensor]]:
-        """What the loss reads of the batch's steps, in a new random order, ``minibatch_size`` at a time.
-
-        Each step comes at most once. Those that do not fill a minibatch are left out, different ones each time. For
-        policies with a memory it is sequences that are in random order, the steps of each one after another.
-        """
-        size, length = self.experiment.minibatch_size, self.networks.sequence_length
-        order = torch.randperm(batch.numel() // length, device=batch.device)[: batch.numel() // size * size // length]
-        if length > 1:
-            order = (order[:, None] * length + torch.arange(length, device=batch.device)).flatten()
-        keys = self.objective.loss.step_keys
-        columns = (batch[key].flatten(0, 1)[order].split(size) for key in keys)
-        for entries in zip(*columns, strict=True):
-            yield dict(zip(keys, entries, strict=True))
+            metrics = self.learner.update(batch, (self.iteration - 1) / self.experiment.num_batches)
+        return self._checked(metrics)
 
     def evaluate(self) -> Evaluation:
         """Evaluate the current policy, and remember the best so far."""
@@ -353,7 +275,7 @@ class Trainer:
         metrics = {
             "train/reward": after["reward"].mean().item(),
             "train/step_count": after["step_count"].max().item(),
-            "train/lr": self.scheduler.get_last_lr()[0],
+            "train/lr": self.learner.scheduler.get_last_lr()[0],
         }
         if (done := after["done"]).any():
             metrics["train/episode_return"] = after["episode_reward"][done].mean().item()
@@ -397,17 +319,6 @@ class Trainer:
         by_clock = minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
         return by_clock or self._due(self.experiment.checkpoint.interval)
 
-    def _check_loss(self) -> None:
-        """What the loop asks of the loss."""
-        spec = self.experiment
-        if self._watches_kl and not self.objective.loss.tells_kl:
-            key, value = ("optim.schedule", "kl_adaptive") if spec.target_kl is None else ("target_kl", spec.target_kl)
-            message = "needs a loss that measures the KL: a shipped one, or one of torchrl's variants of PPO."
-            raise ConfigError([Problem(key, message, str(value))])
-        if spec.loss.on_policy and spec.num_epochs > 1:
-            log.warning("num_epochs=%d: this loss has no importance ratio, so that its gradient is right for the "
-                        "policy that acted alone. num_epochs=1 uses each step once.", spec.num_epochs)  # fmt: skip
-
     def _check_batch(self, batch: TensorDictBase) -> None:
         for key, value in batch.items(include_nested=True, leaves_only=True):
             if value.is_floating_point() and not value.isfinite().all():
@@ -439,22 +350,6 @@ class Trainer:
         self.seconds[kind] += time.perf_counter() - start
 
 
-def stacked(records: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Each entry of the records as one tensor, ``[records, ...]``."""
-    return {name: torch.stack([record[name] for record in records]) for name in records[0]}
-
-
-def clip_grad_norm(weights: nn.Parameter, max_norm: float) -> Tensor:
-    """Scale the gradient down to norm ``max_norm`` where it is longer, and return the norm that it had.
-
-    ``torch.nn.utils.clip_grad_norm_`` for one tensor, at a third of its cost.
-    """
-    grad = cast("Tensor", weights.grad)
-    norm: Tensor = torch.linalg.vector_norm(grad)
-    grad.mul_((max_norm / (norm + 1e-6)).clamp_max(1))
-    return norm
-
-
 def parameters_hash(weights: Tensor) -> int:
     """The first 48 bits of the weights' SHA-256: a number that a metrics row holds exactly."""
     digest = hashlib.sha256(weights.detach().cpu().numpy().tobytes())
@@ -468,9 +363,3 @@ def _seed_after(seed: int, iteration: int) -> int:
 
 def _status(stop: signal.Signals | None) -> str:
     return "requeue" if stop is signal.SIGUSR1 else "stopped"
-
-
-def explained_variance(value: Tensor, target: Tensor) -> float:
-    """Share of the targets' variance that the critic explains: 1 is all of it, 0 none, negative worse than none."""
-    variance = target.var()
-    return float(1 - (target - value).var() / variance) if variance > 0 else 0.0

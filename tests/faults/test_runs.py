@@ -133,16 +133,16 @@ def test_what_is_not_finite_is_named_with_its_frames(
 
 def test_gradients_that_are_not_finite_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make(tmp_path, "checkpoint.interval=256")
-    gradient = trainer.gradient
+    gradient = trainer.learner.gradient
 
     def broken(minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
         record = gradient(minibatch)
         if trainer.iteration == 2:
-            assert trainer.weights.grad is not None
-            trainer.weights.grad[0] = float("nan")
+            assert trainer.learner.weights.grad is not None
+            trainer.learner.weights.grad[0] = float("nan")
         return record
 
-    monkeypatch.setattr(trainer, "gradient", broken)
+    monkeypatch.setattr(trainer.learner, "gradient", broken)
     with pytest.raises(TrainingError, match="is nan at 512 frames"):
         trainer.fit()
     check_failed(tmp_path / "run", "at 512 frames")

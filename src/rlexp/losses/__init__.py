@@ -25,7 +25,7 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 
 class MinibatchLoss(Protocol):
-    """What the trainer asks of a loss.
+    """What the learner asks of a loss.
 
     Records are what `losses` gave, stacked over minibatches.
     """

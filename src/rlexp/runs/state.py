@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 def get_state(trainer: Trainer) -> TrainState:
     """Everything of a run that must survive it."""
-    reward_norm = trainer.objective.reward_norm
+    reward_norm = trainer.learner.objective.reward_norm
     simulators, inexact = None, []
     try:
         simulators = _simulators(trainer).simulator_state()
@@ -41,9 +41,9 @@ def get_state(trainer: Trainer) -> TrainState:
         critic=trainer.networks.critic.state_dict(),
         transforms=trainer.env.transform.state_dict(),
         reward_norm={} if reward_norm is None else reward_norm.state_dict(),
-        loss=trainer.objective.loss.coefficients,
-        optimizer=trainer.optimizer.state_dict(),
-        scheduler=trainer.scheduler.state_dict(),
+        loss=trainer.learner.objective.loss.coefficients,
+        optimizer=trainer.learner.optimizer.state_dict(),
+        scheduler=trainer.learner.scheduler.state_dict(),
         simulators=simulators,
         collector=trainer.experiment.collector.state(trainer.collector),
         rng=rng_state(),
@@ -66,12 +66,12 @@ def load_state(trainer: Trainer, state: TrainState) -> None:
     trainer.networks.actor.load_state_dict(state.actor)
     trainer.networks.critic.load_state_dict(state.critic)
     trainer.env.transform.load_state_dict(state.transforms)
-    if trainer.objective.reward_norm is not None:
-        trainer.objective.reward_norm.load_state_dict(state.reward_norm)
-    for name, coefficient in trainer.objective.loss.coefficients.items():
+    if (reward_norm := trainer.learner.objective.reward_norm) is not None:
+        reward_norm.load_state_dict(state.reward_norm)
+    for name, coefficient in trainer.learner.objective.loss.coefficients.items():
         coefficient.copy_(state.loss[name])
-    trainer.optimizer.load_state_dict(state.optimizer)
-    load_schedule(trainer.scheduler, state.scheduler)
+    trainer.learner.optimizer.load_state_dict(state.optimizer)
+    load_schedule(trainer.learner.scheduler, state.scheduler)
     for reason in state.inexact:
         log.warning("Resuming, but not to the bit: %s.", reason)
     _load_episodes(trainer, state)
@@ -88,8 +88,8 @@ def _load_episodes(trainer: Trainer, state: TrainState) -> None:
             trainer.experiment.collector.load_state(trainer.collector, state.collector)
             return
     log.warning("Every episode begins afresh.")
-    if trainer.objective.reward_norm is not None:
-        trainer.objective.reward_norm.discounted.zero_()
+    if (reward_norm := trainer.learner.objective.reward_norm) is not None:
+        reward_norm.discounted.zero_()
 
 
 def _simulators(trainer: Trainer) -> SavesState:
@@ -109,7 +109,7 @@ def warm_start(trainer: Trainer, path: Path) -> None:
         trainer.networks.actor.load_state_dict(start.state.actor)
         trainer.networks.critic.load_state_dict(start.state.critic)
         trainer.env.transform.load_state_dict(start.state.transforms)
-        if (reward_norm := trainer.objective.reward_norm) is not None:
+        if (reward_norm := trainer.learner.objective.reward_norm) is not None:
             reward_norm.load_state_dict(start.state.reward_norm | {"discounted": reward_norm.discounted})
     except RuntimeError as error:
         message = f"its policy, environment or normalisation is another than this run's: {error}"
