@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import rows_of
+from graphs import emulate
 
 from rlexp import Trainer, load_config
 from rlexp.cli.train import train
 from rlexp.config import ConfigError
+from rlexp.hardware import GraphedStep
 from rlexp.runs import checkpoint
 
 SMALL = [
@@ -44,6 +46,64 @@ def test_it_trains_from_the_command(overrides: list[str], tmp_path: Path) -> Non
     assert ("loss/beta" in rows[0]) == ("loss=kl_ppo" in overrides)
     assert ("loss/value_clip_fraction" in rows[0]) == ("loss.clip_value=0.2" in overrides)
     assert all(row["loss/kl"] >= 0 for row in rows)
+
+
+GRAPHED = [
+    *([], ["env=cartpole", "policy=categorical"], ["loss=kl_ppo"], ["optim=sgd"], ["optim.critic_lr=1e-3"]),
+    *(["optim.schedule=kl_adaptive"], ["policy=normal", "loss.clip_schedule=linear", "loss.entropy_coeff=0.01"]),
+]
+
+
+@pytest.mark.parametrize("overrides", GRAPHED, ids=" ".join)
+def test_a_cuda_graph_makes_the_same_steps(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config([*SMALL, *overrides])
+    plain, graphed = (Trainer.from_config(config, tmp_path / name) for name in ("plain", "graphed"))
+    graphs = emulate(monkeypatch)
+    graphed.learner.graph = GraphedStep(graphed.learner.step)
+    for trainer in (plain, graphed):
+        torch.manual_seed(1)
+        batches = iter(trainer.collector)
+        trainer.iterate(batches)
+        trainer.iterate(batches)
+        trainer.close()
+    assert torch.equal(graphed.learner.weights, plain.learner.weights)
+    # The first three of an update's six steps are no graph's in the first; a new rate after an epoch needs another.
+    assert len(graphs) == (5 if "optim.schedule=kl_adaptive" in overrides else 2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("overrides", [*GRAPHED, ["optim=rmsprop"], ["policy=beta"]], ids=" ".join)
+def test_a_gpu_captures_the_steps(overrides: list[str], tmp_path: Path) -> None:
+    weights, start = [], None
+    for graph in ("false", "true"):
+        config = load_config([*SMALL, *overrides, "device=cuda", f"cuda_graph={graph}"])
+        trainer = Trainer.from_config(config, tmp_path / graph)
+        start = trainer.learner.weights.detach().clone()
+        batches = iter(trainer.collector)
+        trainer.iterate(batches)
+        trainer.iterate(batches)
+        trainer.close()
+        weights.append(trainer.learner.weights.detach())
+    assert start is not None
+    assert (weights[0] - start).abs().max() > 1e-4
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        ([], "needs a GPU, and device=cpu is cpu"),
+        (["loss=any", "loss.loss_module._target_=torchrl.objectives.ClipPPOLoss"], "needs a shipped loss"),
+        (["policy=gru"], "needs a policy without a memory"),
+        (["optim=any", "optim.optimizer._target_=torch.optim.Adafactor"], "Adafactor has none"),
+    ],
+)
+def test_a_cuda_graph_that_cannot_be_is_refused(overrides: list[str], reason: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=reason) as raised:
+        Trainer.from_config(load_config([*SMALL, "cuda_graph=true", *overrides]), tmp_path)
+    assert raised.value.problems[0].key == "cuda_graph"
 
 
 def updated(folder: Path, *overrides: str) -> tuple[Trainer, dict[str, float]]:

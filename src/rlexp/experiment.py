@@ -88,6 +88,7 @@ class Experiment(Spec):
         threads: torch's threads; ``auto`` decides by the work of a minibatch and the cores there are.
         compile: compile a loss by ``torch.compile``, unless its gradient is written out, which is faster still, or it
             reads sequences; ``auto`` does in long runs.
+        cuda_graph: run each step of the optimizer as one CUDA graph; needs a GPU, a shipped loss and no memory.
         checks: assert what costs time: the environment's specs and repeatability before training, what operation makes
             a gradient NaN, and that the last checkpoint holds the agent.
         callbacks: objects with methods of `rlexp.callbacks.Callback`; names are free.
@@ -112,6 +113,7 @@ class Experiment(Spec):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
     threads: Count | Literal["auto"]
     compile: bool | Literal["auto"]
+    cuda_graph: bool
     checks: bool
     callbacks: dict[str, Node]
     warm_start: str | None

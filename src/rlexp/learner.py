@@ -9,11 +9,13 @@ from typing import cast
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
+from torch.optim import SGD
 
 from rlexp.config import ConfigError, Problem
 from rlexp.experiment import Experiment
-from rlexp.hardware import use_compiler
+from rlexp.hardware import GraphedStep, Step, use_compiler
 from rlexp.losses.gradients import gradient_of
+from rlexp.losses.lean import LeanLoss
 from rlexp.optim.schedules import KLAdaptive
 from rlexp.optim.weights import flatten
 from rlexp.policies import ActorCritic
@@ -48,6 +50,7 @@ class Learner:
         gradient: writes the gradient of a minibatch's loss.
         optimizer: steps along it.
         scheduler: of the learning rate; `update` leaves it to the caller to step it, once a batch.
+        graph: what runs `step` as a CUDA graph; None runs it as it is.
 
     Raises:
         ConfigError: loss, optimizer or schedule cannot be built with these settings, or do not go together.
@@ -63,6 +66,7 @@ class Learner:
         self.optimizer, self.scheduler = experiment.optim.build(self.weights, actor, critic, experiment.num_batches)
         self._watches_kl = experiment.target_kl is not None or isinstance(self.scheduler, KLAdaptive)
         self._check_loss()
+        self.graph = self._graphed(device) if experiment.cuda_graph else None
 
     def update(self, batch: TensorDictBase, progress: float) -> dict[str, float]:
         """Improve the policy on one batch: the inner loop of PPO (Schulman et al. 2017, algorithm 1).
@@ -86,11 +90,12 @@ class Learner:
         loss.prepare(batch)
         objective.advantage(batch)
         explained = explained_variance(batch["state_value"], batch["value_target"])
+        step = self._this_updates_step()
         records: list[dict[str, Tensor]] = []
         for epoch in range(self.experiment.num_epochs):
             if epoch > 0 and self.experiment.recompute_advantage:
                 objective.advantage(batch)
-            steps = [self.step(minibatch) for minibatch in self.minibatches(batch)]
+            steps = [step(minibatch) for minibatch in self.minibatches(batch)]
             records += steps
             if self._far(steps):
                 break
@@ -128,6 +133,13 @@ class Learner:
         self.optimizer.step()
         return record
 
+    def _this_updates_step(self) -> Step:
+        """`step`, as a CUDA graph where there is one: with this update's learning rate and coefficients."""
+        for group in self.optimizer.param_groups:
+            if "capturable" in group:  # a resumed optimizer has what the run had before
+                group["capturable"] = self.graph is not None
+        return self.step if self.graph is None else self.graph.renewed()
+
     def _far(self, steps: list[dict[str, Tensor]]) -> bool:
         """Whether an epoch came too far from the policy that acted; a learning rate that follows the KL does so."""
         if not self._watches_kl:
@@ -135,7 +147,24 @@ class Learner:
         kl = self.objective.loss.divergence(stacked(steps)).item()
         if isinstance(self.scheduler, KLAdaptive):
             self.scheduler.adapt(kl)
+            if self.graph is not None:
+                self.graph.renewed()
         return self.experiment.target_kl is not None and kl > self.experiment.target_kl
+
+    def _graphed(self, device: torch.device) -> GraphedStep:
+        """What runs `step` as a CUDA graph, if it can be one."""
+        groups, name = self.optimizer.param_groups, type(self.optimizer).__name__
+        if not isinstance(self.objective.loss, LeanLoss):
+            reason = "needs a shipped loss: another may wait for its results"
+        elif self.networks.sequence_length > 1:
+            reason = "needs a policy without a memory, whose episodes make each minibatch another shape"
+        elif not (isinstance(self.optimizer, SGD) or all("capturable" in group for group in groups)):
+            reason = f"needs an optimizer with torch's option capturable, and {name} has none"
+        elif device.type != "cuda":
+            reason = f"needs a GPU, and device={self.experiment.device} is {device}"
+        else:
+            return GraphedStep(self.step)
+        raise ConfigError([Problem("cuda_graph", f"{reason}.", "true")])
 
     def _check_loss(self) -> None:
         """What the loop asks of the loss."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
+import numpy.typing as npt
 
 from rlexp.config import ConfigError, Problem
 from rlexp.envs.arrays import ArrayEnv
@@ -71,7 +72,13 @@ class BatchedGymEnv(ArrayEnv):
 
     def reset_arrays(self, chosen: Sequence[int]) -> None:
         """Reset the chosen simulators and put their first observations in ``arrays``."""
-        mine, *others = split_seeds({i: self._seeds[i] for i in chosen}, self._shares)
+        arrays = self.arrays
+        ready = [i for i in chosen if arrays.fresh[i] and self._seeds[i] is None]
+        arrays.observation[ready] = arrays.first[ready]
+        arrays.terminated[ready] = arrays.truncated[ready] = arrays.fresh[ready] = False
+        if len(ready) == len(chosen):
+            return
+        mine, *others = split_seeds({i: self._seeds[i] for i in chosen if i not in ready}, self._shares)
         asked = [(worker, part) for worker, part in zip(self.workers, others, strict=True) if part]
         for worker, part in asked:
             worker.send("reset", part)
@@ -87,11 +94,10 @@ class BatchedGymEnv(ArrayEnv):
         Raises:
             StateUnavailableError: a simulator cannot give its state.
         """
-        arrays = self.arrays
         found = [self._simulators.states(), *self._ask("states", [()] * len(self.workers))]
         return {
             "seeds": list(self._seeds),
-            "arrays": [a.copy() for a in (arrays.observation, arrays.reward, arrays.terminated, arrays.truncated)],
+            "arrays": [array.copy() for array in self._results()],
             "simulators": [state for part in map(_available, found) for state in part],
         }
 
@@ -108,10 +114,13 @@ class BatchedGymEnv(ArrayEnv):
         self._simulators.load_states(*mine)
         self._ask("load_states", others)
         self._seeds = list(state["seeds"])
-        arrays = self.arrays
-        targets = (arrays.observation, arrays.reward, arrays.terminated, arrays.truncated)
-        for array, saved in zip(targets, state["arrays"], strict=True):
+        for array, saved in zip(self._results(), state["arrays"], strict=True):
             array[...] = saved
+
+    def _results(self) -> list[npt.NDArray[Any]]:
+        """The arrays that simulators write, and no one else."""
+        arrays = self.arrays
+        return [arrays.observation, arrays.reward, arrays.terminated, arrays.truncated, arrays.first, arrays.fresh]
 
     def _ask(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """What a method of each worker's `Simulators` returns."""

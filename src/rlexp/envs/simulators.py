@@ -39,6 +39,8 @@ class Arrays:
         reward: ``[num_envs]`` float64.
         terminated: ``[num_envs]`` bool.
         truncated: ``[num_envs]`` bool.
+        first: like ``observation``, where a simulator is fresh: what its next episode begins with.
+        fresh: ``[num_envs]`` bool, the simulator has ended an episode, and was reset at once.
         action: ``[num_envs, *action]``, what the next step does; ``[num_envs]`` int64 where it is a choice.
     """
 
@@ -46,6 +48,8 @@ class Arrays:
     reward: npt.NDArray[np.float64]
     terminated: npt.NDArray[np.bool_]
     truncated: npt.NDArray[np.bool_]
+    first: npt.NDArray[Any]
+    fresh: npt.NDArray[np.bool_]
     action: npt.NDArray[Any]
 
     def rows(self, chosen: slice) -> Arrays:
@@ -69,7 +73,10 @@ class Simulators:
         self._repeat = frame_skip
 
     def step(self) -> None:
-        """Step every simulator by its row of ``action``."""
+        """Step every simulator by its row of ``action``, and reset at once those that end an episode.
+
+        A process's finished simulators are reset while the others still step theirs, and nobody need ask for it.
+        """
         arrays = self.arrays
         for i, env in enumerate(self.envs):
             total = 0.0
@@ -80,13 +87,16 @@ class Simulators:
                     break
             arrays.observation[i], arrays.reward[i] = observation, total
             arrays.terminated[i], arrays.truncated[i] = terminated, truncated
+            arrays.fresh[i] = ended = terminated or truncated
+            if ended:
+                arrays.first[i], _ = env.reset()
 
     def reset(self, seeds: Mapping[int, int | None]) -> None:
         """Reset simulators, each with its seed; None goes on with the random stream it has."""
         arrays = self.arrays
         for i, seed in seeds.items():
             arrays.observation[i], _ = self.envs[i].reset(seed=seed)
-            arrays.terminated[i] = arrays.truncated[i] = False
+            arrays.terminated[i] = arrays.truncated[i] = arrays.fresh[i] = False
 
     def states(self) -> list[State] | str:
         """The state of each simulator, or why there is none to be had."""
@@ -274,6 +284,8 @@ def allocate(num_envs: int, observation: spaces.Box, action: spaces.Box | spaces
         np.zeros((num_envs, *observation.shape), dtype=observation.dtype),
         np.zeros(num_envs),
         np.zeros(num_envs, dtype=np.bool_),
+        np.zeros(num_envs, dtype=np.bool_),
+        np.zeros((num_envs, *observation.shape), dtype=observation.dtype),
         np.zeros(num_envs, dtype=np.bool_),
         np.zeros((num_envs, *action.shape), dtype=np.int64 if isinstance(action, spaces.Discrete) else action.dtype),
     )

@@ -30,7 +30,7 @@ from rlexp.runs.rundir import versions
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST, TENSORS, STATE, SESSION = "manifest.json", "tensors.safetensors", "state.json", "session.json"
 _PAYLOAD = {TENSORS, STATE, SESSION}
 

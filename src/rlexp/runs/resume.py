@@ -18,7 +18,17 @@ from rlexp.runs.redaction import REDACTED
 from rlexp.runs.rundir import RunDir
 
 # What does not decide what is learned. All else would make another run of it.
-_MAY_CHANGE = ("total_frames", "device", "threads", "checks", "compile", "logger", "evaluation", "checkpoint")
+_MAY_CHANGE = (
+    "total_frames",
+    "device",
+    "threads",
+    "checks",
+    "compile",
+    "cuda_graph",
+    "logger",
+    "evaluation",
+    "checkpoint",
+)
 
 
 @dataclass(frozen=True)
