@@ -47,12 +47,19 @@ class Comparison:
         systems: the first is the one whose ratio to each of the others is told.
         frames: of one run.
         seconds: the kind of work that counts; None counts all of it.
+        variant: tells several comparisons on one workload apart.
     """
 
     workload: str
     systems: tuple[str, ...]
     frames: int
     seconds: str | None = None
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        return f"{self.workload}, {self.variant}" if self.variant else self.workload
 
 
 @dataclass(frozen=True)
@@ -67,18 +74,18 @@ class Result:
 
 
 COMPARISONS = {
-    "A": [Comparison("A", ("rlexp", "tutorial", "stable-baselines3"), 5_000)],
-    "B": [Comparison("B", TRAINING[::3], 20_480)],
-    "C": [Comparison("C", TRAINING, 61_440)],
-    "D": [Comparison("D", TRAINING, 20_480)],
+    "A": [Comparison("A", ("rlexp", "tutorial", "stable-baselines3"), 10_000)],
+    "B": [Comparison("B", TRAINING[::3], 40_960)],
+    "C": [Comparison("C", TRAINING, 122_880)],
+    "D": [Comparison("D", TRAINING, 40_960)],
     "E": [
-        Comparison(f"E{n}", systems, 20_480, "collect")
+        Comparison(f"E{n}", systems, 61_440, "collect", variant)
         for n in (1, 16, 64, 256)
-        for systems in (
-            ("rlexp", "gymnasium-loop"),
-            ("rlexp-workers", "gymnasium-loops"),
-            ("rlexp-envpool", "envpool-loop"),
-        )
+        for variant, systems in {
+            "one core": ("rlexp", "gymnasium-loop"),
+            "all cores": ("rlexp-workers", "gymnasium-loops"),
+            "EnvPool": ("rlexp-envpool", "envpool-loop"),
+        }.items()
     ],
     "F": [Comparison(f"F{n}", ("rlexp", "bare-update"), 8_192, "update") for n in (64, 512)],
     "I": [Comparison("C", ("rlexp", "stable-baselines3"), 8_192)],
@@ -97,7 +104,7 @@ def compared(name: str, repeats: int, scale: float) -> Iterable[Result]:
                     continue
                 kind = comparison.seconds
                 seconds = sum(run["seconds"].values()) if kind is None else run["seconds"][kind]
-                yield Result(comparison.workload, system, run["frames"] / seconds, "frames/s", True)
+                yield Result(comparison.name, system, run["frames"] / seconds, "frames/s", True)
 
 
 def measured(system: str, workload: str, frames: int, seed: int) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from rlexp.normalization import (
 from rlexp.runs import checkpoint
 from rlexp.runs.checkpoint import TrainState
 from rlexp.runs.rundir import RunDir
-from rlexp.runs.state import get_state
+from rlexp.state import get_state
 
 # Episodes of 25 steps and batches of 32 a simulator: resets fall into every batch, and batches end in mid-episode.
 SMALL = [

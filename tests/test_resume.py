@@ -15,10 +15,11 @@ import torch
 from conftest import TINY, complete, launch, rows_of
 
 from rlexp import Trainer, load_config
+from rlexp.callbacks import Callback
 from rlexp.runs import checkpoint
 from rlexp.runs.checkpoint import STATE, TENSORS, TrainState
 from rlexp.runs.rundir import RunDir
-from rlexp.runs.state import get_state
+from rlexp.state import get_state
 
 # Episodes are cut at 25 steps, so that truncations and resets fall into every batch; batches end in mid-episode.
 SMALL = [
@@ -154,6 +155,27 @@ def test_the_second_half_is_the_same_with_every_option_of_the_update(name: str, 
         assert beta not in (1.0, halves.end.loss["beta"])
 
 
+class Odometer(Callback):
+    """How far the weights came, all updates together."""
+
+    def __init__(self) -> None:
+        self.way = 0.0
+        self.last: torch.Tensor | None = None
+
+    def after_update(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        weights = trainer.learner.weights.detach().clone()
+        if self.last is not None:
+            self.way += float((weights - self.last).norm())
+        self.last = weights
+        metrics["optim/way"] = self.way
+
+    def state(self) -> dict[str, Any]:
+        return {"way": self.way, "last": self.last}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.way, self.last = state["way"], state["last"]
+
+
 FIELDS = [field.name for field in dataclasses.fields(TrainState) if field.name not in ("inexact", "session")]
 
 
@@ -165,7 +187,9 @@ def test_it_differs_without_any_one_field_of_the_state(field: str, ant: Halves) 
 
 @pytest.fixture(scope="module")
 def ant(tmp_path_factory: pytest.TempPathFactory) -> Halves:
-    return Halves("Ant-v5", tmp_path_factory.mktemp("ant"), "loss=kl_ppo")  # whose loss has a state
+    # A loss and a callback that have a state.
+    odometer = "callbacks.odometer._target_=test_resume.Odometer"
+    return Halves("Ant-v5", tmp_path_factory.mktemp("ant"), "loss=kl_ppo", odometer)
 
 
 # Parts of fields that are easily forgotten. A layer is a wrapper of the simulator, TimeLimit first.

@@ -28,7 +28,7 @@ def assert_goes_on_exactly(spec: EnvSpec, steps: int = 12) -> None:
         tensordict = before.clone()
         seen: list[TensorDictBase] = []
         for action in actions:
-            stepped, tensordict = env.step_and_maybe_reset(tensordict.set("action", action))
+            stepped, tensordict = env.step_and_maybe_reset(env.maybe_reset(tensordict).set("action", action))
             seen.append(stepped["next"].clone())
         rows.append(torch.stack(seen))
         env.close()
@@ -46,6 +46,10 @@ def assert_goes_on_exactly(spec: EnvSpec, steps: int = 12) -> None:
 )
 def test_gymnasium_goes_on_exactly(option: str) -> None:
     assert_goes_on_exactly(load_config([f"env={option}", "env.max_episode_steps=25"]).env)
+
+
+def test_an_episode_that_has_just_ended_goes_on_exactly() -> None:
+    assert_goes_on_exactly(load_config(["env=pendulum", "env.max_episode_steps=25"]).env, steps=25)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tensordict import TensorDictBase
@@ -16,7 +16,7 @@ class Callback:
     """Subclass it, override what you need, and name it in the config: ``callbacks.mine._target_=my_module.Mine``.
 
     A callback sees the live trainer; what it draws from the global random generators changes the run that follows.
-    What it remembers itself is not in a checkpoint: a resumed run builds it anew.
+    A resumed run builds it anew; what it must remember is what `state` gives.
     """
 
     def after_collect(self, trainer: Trainer, batch: TensorDictBase) -> None:
@@ -30,3 +30,10 @@ class Callback:
 
     def at_checkpoint(self, trainer: Trainer, path: Path) -> None:
         """A checkpoint was saved."""
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run must know of it: numbers, strings, arrays, tensors, containers of them."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""

@@ -16,7 +16,7 @@ from rlexp.config import ConfigError, Problem, named_packages
 from rlexp.envs import EnvSpec
 from rlexp.normalization import init_normalization
 from rlexp.runs import checkpoint
-from rlexp.runs.seeding import seed_everything, unmoved_generators
+from rlexp.seeding import seed_everything, unmoved_generators
 
 log = logging.getLogger(__name__)
 

@@ -24,6 +24,7 @@ from rlexp.callbacks import Callback
 from rlexp.checks import check_checkpoint, check_env
 from rlexp.collectors import Source
 from rlexp.config import ConfigError, Problem, build_at, check_targets, load, new_run_path
+from rlexp.config.redaction import redact
 from rlexp.experiment import Experiment, read_config
 from rlexp.hardware import pick_device, set_threads
 from rlexp.learner import Learner
@@ -31,13 +32,12 @@ from rlexp.normalization import commit_normalization, copy_normalization, init_n
 from rlexp.policies.recurrent import carry_state
 from rlexp.runs import checkpoint
 from rlexp.runs.checkpoint import Checkpoint
-from rlexp.runs.redaction import redact
 from rlexp.runs.resume import prepare
 from rlexp.runs.rundir import RunDir
-from rlexp.runs.seeding import seed_everything
 from rlexp.runs.session import Session
-from rlexp.runs.state import get_state, load_state, warm_start
 from rlexp.runs.stops import Stopped
+from rlexp.seeding import seed_everything
+from rlexp.state import get_state, load_state, warm_start
 
 log = logging.getLogger(__name__)
 
@@ -94,9 +94,9 @@ class Trainer:
         source = Source(spec, experiment.policy, seed)
         self.collector = experiment.collector.build(self.env, self.networks.actor, source, self.device)
 
-        self.callbacks: list[Callback] = [
-            build_at(f"callbacks.{name}", node.build) for name, node in experiment.callbacks.items()
-        ]
+        self.callbacks: dict[str, Callback] = {
+            name: build_at(f"callbacks.{name}", node.build) for name, node in experiment.callbacks.items()
+        }
         self.frames = 0
         self.iteration = 0
         self.final: Evaluation | None = None
@@ -300,7 +300,7 @@ class Trainer:
 
     def _call(self, point: str, *arguments: object) -> None:
         """Run every callback's method for a point of the loop."""
-        for callback in self.callbacks:
+        for callback in self.callbacks.values():
             getattr(callback, point)(self, *arguments)
 
     def _due(self, interval: int | None) -> bool:

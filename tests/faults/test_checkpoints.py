@@ -28,7 +28,7 @@ def state(frames: int) -> TrainState:
     return TrainState(
         frames=frames, iteration=frames, final=None, best=None, best_frames=None, actor={"w": torch.full((3,), frames)},
         critic={}, transforms={}, reward_norm={}, loss={}, optimizer={}, scheduler={}, simulators=None, collector={},
-        rng={}, inexact=[], session={"seconds": {}, "run_id": "a"},
+        callbacks={}, rng={}, inexact=[], session={"seconds": {}, "run_id": "a"},
     )  # fmt: skip
 
 

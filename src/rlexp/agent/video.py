@@ -19,7 +19,7 @@ from torchrl.envs import TransformedEnv
 from rlexp.config import ConfigError, Problem
 from rlexp.envs import EnvSpec, SimulatorEnv
 from rlexp.envs.making import HEADLESS
-from rlexp.runs.seeding import unmoved_generators
+from rlexp.seeding import unmoved_generators
 
 
 class VideoError(Exception):

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlexp.config import ConfigError, Problem, Spec, read
-from rlexp.runs.redaction import redact
+from rlexp.config.redaction import redact
 
 S = TypeVar("S", bound=Spec)
 

@@ -12,8 +12,8 @@ from hydra._internal.utils import get_args_parser
 
 from rlexp.cli.common import Exit, run_command, said
 from rlexp.config import ConfigError, Problem, Sources, load, new_run_path
+from rlexp.config.redaction import redact
 from rlexp.experiment import check_config
-from rlexp.runs.redaction import redact
 from rlexp.search import read_search
 from rlexp.search.folder import Plan, SearchDir
 

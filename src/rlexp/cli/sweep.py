@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rlexp.cli.common import Exit, said
 from rlexp.config import ConfigError, Problem, Sources, expand_sweeps, load, load_hydra
+from rlexp.config.redaction import redact
 from rlexp.experiment import SweepSettings, sweep_settings
-from rlexp.runs.redaction import redact
 from rlexp.runs.rundir import RunBusyError
 from rlexp.runs.stops import Stopped
 from rlexp.sweeps import Job, LauncherError, SweepDir, run_jobs

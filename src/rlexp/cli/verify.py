@@ -51,7 +51,7 @@ def verify(arguments: list[str]) -> int:
         raise ConfigError([Problem("run_dir", "has no metrics.jsonl, so it is no run's folder.", str(run_dir))])
 
     from rlexp.runs.rundir import versions
-    from rlexp.runs.verify import Difference, train_again
+    from rlexp.verify import Difference, train_again
 
     try:
         result = train_again(run_dir, settings.iterations)

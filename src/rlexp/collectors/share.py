@@ -15,7 +15,7 @@ from torchrl.envs import ObservationNorm
 from rlexp.collectors import CollectorSpec, Source
 from rlexp.envs.snapshot import State, saving
 from rlexp.normalization import RunningObservationNorm, observation_norms
-from rlexp.runs.seeding import load_rng_state, rng_state, seed_everything
+from rlexp.seeding import load_rng_state, rng_state, seed_everything
 
 Array: TypeAlias = npt.NDArray[Any]
 Weights: TypeAlias = Mapping[str, Array]

@@ -1,6 +1,7 @@
 """Schema, checks, and the one place that instantiates. Imports no torch."""
 
 from rlexp.config.compose import (
+    NO_RESULTS,
     VERSION_BASE,
     Composed,
     Sources,
@@ -21,6 +22,7 @@ from rlexp.config.reader import check_targets, flat, named_packages, read
 from rlexp.config.spec import TARGET, Count, Fraction, Integer, Node, NonNegative, Positive, Spec, build_at
 
 __all__ = [
+    "NO_RESULTS",
     "TARGET",
     "VERSION_BASE",
     "Composed",

@@ -12,8 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from rlexp.files import write_text
 from rlexp.loggers import Row, Sink
-from rlexp.runs.rundir import write_text
 
 
 class MetricsFile:

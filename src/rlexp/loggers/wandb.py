@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import wandb
 
+from rlexp.config import NO_RESULTS
+from rlexp.config.redaction import redact
 from rlexp.loggers import Row, Sink
-from rlexp.runs.redaction import redact
-from rlexp.runs.rundir import NO_RESULTS
 
 if TYPE_CHECKING:
     from rlexp.loggers import Wandb

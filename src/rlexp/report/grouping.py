@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rlexp.config import NO_RESULTS
 from rlexp.report.runs import Run
-from rlexp.runs.rundir import NO_RESULTS
 
 _UNSET = "unset"
 _TRANSFORMS = "env.transforms"

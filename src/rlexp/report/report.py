@@ -48,7 +48,7 @@ def make_report(runs: Sequence[Run], threshold: Thresholds = None, ignore: Seque
         runs: as `load_runs` gives them.
         threshold: return to reach: for all environments, or by environment; None, and environments not named, take
             Gymnasium's registered reward threshold where there is one.
-        ignore: settings that do not tell groups apart, besides the seed and `rlexp.runs.rundir.NO_RESULTS`.
+        ignore: settings that do not tell groups apart, besides the seed and `rlexp.config.NO_RESULTS`.
 
     Raises:
         ReportError: no run was completed.

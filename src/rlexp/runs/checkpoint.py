@@ -58,6 +58,7 @@ class TrainState:
         scheduler: position in the learning-rate schedule.
         simulators: each simulator in the middle of its episode; None where it cannot be had.
         collector: the transition that the next batch starts from.
+        callbacks: what each callback gives to remember, by its name.
         rng: states of the random generators of Python, NumPy and torch.
         inexact: why a run that goes on from here cannot equal one that never stopped; empty where it will.
         session: what differs between runs that are otherwise equal: seconds by kind (``collect``, ``update``,
@@ -78,6 +79,7 @@ class TrainState:
     scheduler: dict[str, Any]
     simulators: dict[str, Any] | None
     collector: dict[str, Any]
+    callbacks: dict[str, dict[str, Any]]
     rng: dict[str, Any]
     inexact: list[str]
     session: dict[str, Any]

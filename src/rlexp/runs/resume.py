@@ -11,10 +11,10 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from rlexp.config import Composed, ConfigError, Problem, flat, named_packages, read
+from rlexp.config.redaction import REDACTED
 from rlexp.experiment import COMMAND_SETTINGS, Experiment, check_config
 from rlexp.runs import checkpoint
 from rlexp.runs.checkpoint import Checkpoint, CheckpointError
-from rlexp.runs.redaction import REDACTED
 from rlexp.runs.rundir import RunDir
 
 # What does not decide what is learned. All else would make another run of it.

@@ -19,13 +19,10 @@ from typing import IO, Any
 
 from omegaconf import OmegaConf
 
-from rlexp.runs.redaction import redact
+from rlexp.config.redaction import redact
+from rlexp.files import write_json, write_text
 
 _PACKAGES = ("rlexp", "torch", "torchrl", "tensordict", "gymnasium", "mujoco", "numpy", "hydra-core", "wandb")
-
-
-NO_RESULTS = ("seed", "logger", "checkpoint", "resume", "threads")
-"""Settings that do not tell configurations apart: where results go, on how many threads, and the seed."""
 
 
 class RunBusyError(Exception):
@@ -132,21 +129,6 @@ class RunDir:
 def config_hash(config: Mapping[str, Any]) -> str:
     """SHA-256 of a resolved config; equal for equal settings, whatever their order."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Replace a JSON file as a whole, never half of it."""
-    write_text(path, json.dumps(values, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a text file as a whole, never half of it, and on disk before this returns."""
-    aside = path.with_name(f".{path.name}.tmp")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
 
 
 @cache

@@ -12,12 +12,13 @@ from typing import Any
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from rlexp.config.redaction import RedactingFormatter, redact
 from rlexp.experiment import Experiment
+from rlexp.files import write_json
 from rlexp.loggers import Row, Sink
 from rlexp.loggers.local import MetricsFile, ProgressBar
 from rlexp.runs.plots import plot_training
-from rlexp.runs.redaction import RedactingFormatter, redact
-from rlexp.runs.rundir import RunDir, write_json
+from rlexp.runs.rundir import RunDir
 from rlexp.runs.stops import STOPS
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from rlexp.config import Composed, Sources, load
-from rlexp.runs.rundir import RunDir, write_text
+from rlexp.files import write_text
+from rlexp.runs.rundir import RunDir
 from rlexp.search import SearchSettings
 
 if TYPE_CHECKING:

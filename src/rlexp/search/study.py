@@ -178,7 +178,7 @@ def _run(study: optuna.Study, trial: Trial, folder: SearchDir, plan: Plan) -> No
             continue
         trainer = Trainer(begin.experiment, begin.run, begin.checkpoint)
         pruning = Pruning(trial, told, finals, frames, plan.settings.warmup * total)
-        trainer.callbacks.append(pruning)
+        trainer.callbacks["rlexp-search"] = pruning
         try:
             summary = trainer.fit()
         except Stopped:

@@ -16,9 +16,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from rlexp.config import ConfigError, Problem, Sources, flat, load
+from rlexp.config.redaction import redact
 from rlexp.experiment import check_config
-from rlexp.runs.redaction import redact
-from rlexp.runs.rundir import write_json
+from rlexp.files import write_json
 from rlexp.runs.stops import STOPS, Stopped
 from rlexp.sweeps.folder import COMPLETED, RUNNING, UNFINISHED, Job, Plan, SweepDir, read_summary
 from rlexp.sweeps.job import Site, supervise

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rlexp.config import Sources
-from rlexp.runs.rundir import RunDir, write_json, write_text
+from rlexp.files import write_json, write_text
+from rlexp.runs.rundir import RunDir
 
 COMPLETED, FAILED, STOPPED = "completed", "failed", "stopped"
 RUNNING, WAITING, UNFINISHED = "running", "waiting", "unfinished"

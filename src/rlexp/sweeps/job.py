@@ -19,8 +19,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from rlexp.config import Sources, load, quoted
-from rlexp.runs.redaction import redact
-from rlexp.runs.rundir import RunBusyError, RunDir, write_json
+from rlexp.config.redaction import redact
+from rlexp.files import write_json
+from rlexp.runs.rundir import RunBusyError, RunDir
 from rlexp.sweeps.folder import COMPLETED, FAILED, RUNNING, STOPPED, SweepDir, read_summary
 
 _POLL = 0.2  # seconds

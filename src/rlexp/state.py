@@ -13,7 +13,7 @@ from rlexp.envs.snapshot import SavesState, StateUnavailableError, saving
 from rlexp.optim.schedules import load_schedule
 from rlexp.runs import checkpoint
 from rlexp.runs.checkpoint import TrainState
-from rlexp.runs.seeding import load_rng_state, rng_state
+from rlexp.seeding import load_rng_state, rng_state
 
 if TYPE_CHECKING:
     from rlexp.trainer import Trainer
@@ -46,6 +46,7 @@ def get_state(trainer: Trainer) -> TrainState:
         scheduler=trainer.learner.scheduler.state_dict(),
         simulators=simulators,
         collector=trainer.experiment.collector.state(trainer.collector),
+        callbacks={name: callback.state() for name, callback in trainer.callbacks.items()},
         rng=rng_state(),
         inexact=inexact,
         session={"seconds": dict(trainer.seconds), "run_id": trainer.run_id},
@@ -72,6 +73,8 @@ def load_state(trainer: Trainer, state: TrainState) -> None:
         coefficient.copy_(state.loss[name])
     trainer.learner.optimizer.load_state_dict(state.optimizer)
     load_schedule(trainer.learner.scheduler, state.scheduler)
+    for name, callback in trainer.callbacks.items():
+        callback.load_state(state.callbacks[name])
     for reason in state.inexact:
         log.warning("Resuming, but not to the bit: %s.", reason)
     _load_episodes(trainer, state)
