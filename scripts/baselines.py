@@ -240,7 +240,7 @@ def stable_baselines3(work: Workload, frames: int, seed: int, clock: Clock) -> N
 def stable_baselines3_normalized(work: Workload, frames: int, seed: int, clock: Clock) -> None:
     """The same at its best on workload G: rlexp's settings, normalisation included, and twice the frames.
 
-    Over the 102,400 that rlexp has it does not get there: its learning rate has fallen too far by then.
+    Over the 102,400 that rlexp has, the one seed that was tried did not get to 9,300.
     """
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
