@@ -6,21 +6,24 @@ import csv
 import json
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import optuna
 import pytest
 import yaml
 from conftest import TINY, launch
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from rlexp import load_config
 from rlexp.cli.search import search
 from rlexp.config import ConfigError
 from rlexp.report import load_runs
+from rlexp.search.folder import SearchDir
 
 SMALL = [
     *TINY, "total_frames=512", "evaluation.interval=256", "checkpoint.interval=256", "logger=none",
@@ -119,6 +122,10 @@ def test_killed_and_resumed_it_is_the_search_that_never_was(undisturbed: Path, t
     assert "goes on" in finish(arguments, tmp_path)
     assert told(folder) == told(undisturbed / "found")
 
+    (folder / "trials.csv").write_text("as if killed before it was written\n")
+    finish(arguments, tmp_path)
+    assert (folder / "trials.csv").read_text() == (undisturbed / "found" / "trials.csv").read_text()
+
 
 def test_more_trials_extend_it_and_two_processes_share_them(tmp_path: Path) -> None:
     finish([*option(tmp_path, FOUR), "search.trials=1", "search.prune=false"], tmp_path)
@@ -131,6 +138,35 @@ def test_more_trials_extend_it_and_two_processes_share_them(tmp_path: Path) -> N
     assert trials[0] == first
     assert [(number, state) for number, state, *_ in trials] == [(number, "COMPLETE") for number in range(4)]
     assert len(load_runs([tmp_path / "found"])) == 8
+
+
+def test_results_are_never_older_than_what_another_process_wrote_meanwhile(tmp_path: Path) -> None:
+    """The other has a trial more, and writes while this one is between reading the study and writing."""
+    folder = SearchDir(tmp_path)
+    scores = optuna.create_study()
+
+    def ends(score: float) -> list[FrozenTrial]:
+        scores.tell(scores.ask(), score)
+        trials: list[FrozenTrial] = scores.trials
+        return trials
+
+    one, two = ends(1.0), ends(2.0)
+    other = threading.Thread(target=folder.write_results, args=(SimpleNamespace(trials=two, best_trial=two[1]),))
+
+    class Slow:
+        best_trial = one[0]
+
+        @property
+        def trials(self) -> list[FrozenTrial]:
+            if other.ident is None:
+                other.start()
+                other.join(0.2)
+            return one
+
+    folder.write_results(cast("optuna.Study", Slow()))
+    other.join()
+    assert [row["score"] for row in csv.DictReader(folder.trials.open())] == ["1.0", "2.0"]
+    assert "Trial 1 of a search" in folder.best.read_text()
 
 
 def test_a_trial_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from rlexp.config import ConfigError, Problem, Sources, load, new_run_path
 from rlexp.config.redaction import redact
 from rlexp.experiment import check_config
 from rlexp.search import read_search
-from rlexp.search.folder import Plan, SearchDir
+from rlexp.search.folder import Plan, SearchDir, best_of
 
 _HELP = """\
 rlexp-search: find settings that train well on the average of several seeds.
@@ -62,7 +62,7 @@ def search(arguments: list[str]) -> int:
     from rlexp.runs.checkpoint import CheckpointError
     from rlexp.runs.session import console_logging
     from rlexp.runs.stops import Stopped
-    from rlexp.search.study import best_of, search
+    from rlexp.search.study import search
 
     with console_logging():
         try:

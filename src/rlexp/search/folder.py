@@ -7,6 +7,7 @@ import io
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from rlexp.config import Composed, Sources, load
-from rlexp.files import write_text
+from rlexp.files import alone, write_text
 from rlexp.runs.rundir import RunDir
 from rlexp.search import SearchSettings
 
@@ -65,6 +66,10 @@ class SearchDir:
         """The folder of one of a trial's runs."""
         return self.trial(number).path / f"seed_{seed}"
 
+    def alone(self) -> AbstractContextManager[None]:
+        """Wait until no other process claims a trial or writes results here, and keep them from it."""
+        return alone(self.path / ".alone.lock")
+
     def write_plan(self, overrides: Sequence[str], config_dir: str | None, search: Mapping[str, Any]) -> None:
         """Save what to go on with."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -76,8 +81,15 @@ class SearchDir:
         values: dict[str, Any] = yaml.safe_load(self.plan.read_text(encoding="utf-8"))
         return values
 
-    def write_trials(self, study: Study) -> None:
-        """Write ``trials.csv``: number, state, score and settings of every trial."""
+    def write_results(self, study: Study) -> None:
+        """Write ``trials.csv`` and the best trial's preset anew from the study, whoever else does the same."""
+        with self.alone():
+            self._write_trials(study)
+            if (best := best_of(study)) is not None:
+                self._write_best(best)
+
+    def _write_trials(self, study: Study) -> None:
+        """Number, state, score and settings of every trial."""
         text = io.StringIO()
         trials = study.trials
         keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
@@ -90,7 +102,7 @@ class SearchDir:
             rows.writerow([trial.number, state_of(trial), score, *settings, trial.user_attrs.get("error")])
         write_text(self.trials, text.getvalue())
 
-    def write_best(self, best: FrozenTrial) -> None:
+    def _write_best(self, best: FrozenTrial) -> None:
         """Write the best trial's settings as a preset: ``rlexp-train --config-dir DIR/conf experiment=best``."""
         values: dict[str, Any] = {}
         for key, value in best.params.items():
@@ -124,6 +136,11 @@ class SearchDir:
 def overrides_of(params: Mapping[str, Any]) -> list[str]:
     """A trial's settings as they are written on the command line."""
     return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in params.items()]
+
+
+def best_of(study: Study) -> FrozenTrial | None:
+    """The trial with the highest score; None where none was completed."""
+    return study.best_trial if any(state_of(trial) == "completed" for trial in study.trials) else None
 
 
 def state_of(trial: FrozenTrial) -> str:

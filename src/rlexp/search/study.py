@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import Trial, TrialState
 
 from rlexp.callbacks import Callback
 from rlexp.config import ConfigError
@@ -22,7 +20,7 @@ from rlexp.runs.resume import prepare
 from rlexp.runs.rundir import RunBusyError, RunDir
 from rlexp.runs.stops import Stopped
 from rlexp.search import SearchSettings
-from rlexp.search.folder import Plan, SearchDir, overrides_of, state_of
+from rlexp.search.folder import Plan, SearchDir, best_of, overrides_of, state_of
 from rlexp.search.pictures import draw
 from rlexp.trainer import Trainer
 
@@ -53,26 +51,21 @@ def search(folder: SearchDir, plan: Plan) -> optuna.Study:
         Stopped: a signal came; the run that it stopped is saved.
     """
     study = open_study(folder, plan.settings)
-    while (claimed := _claim(study, folder, plan.settings)) is not None:
+    while True:
+        folder.write_results(study)  # a process that was killed may have told the study of a trial, and no more
+        if (claimed := _claim(study, folder, plan.settings)) is None:
+            break
         trial, held = claimed
         try:
             _run(study, trial, folder, plan)
         finally:
             held.unlock()
         _tell(study, trial.number, plan.settings.trials)
-        folder.write_trials(study)
-        if (best := best_of(study)) is not None:
-            folder.write_best(best)
     folder.plots.mkdir(exist_ok=True)
-    for name, png in draw(study).items():
-        (folder.plots / f"{name}.png").write_bytes(png)
+    with folder.alone():
+        for name, png in draw(study).items():
+            (folder.plots / f"{name}.png").write_bytes(png)
     return study
-
-
-def best_of(study: optuna.Study) -> FrozenTrial | None:
-    """The trial with the highest score; None where none was completed."""
-    completed = study.get_trials(states=[TrialState.COMPLETE])
-    return study.best_trial if completed else None
 
 
 def open_study(folder: SearchDir, settings: SearchSettings) -> optuna.Study:
@@ -126,7 +119,7 @@ class Pruning(Callback):
 
 def _claim(study: optuna.Study, folder: SearchDir, settings: SearchSettings) -> tuple[Trial, RunDir] | None:
     """A trial that nobody works on, held: one that a dead process left, else a new one; None when there are enough."""
-    with _alone(folder):
+    with folder.alone():
         trials = study.get_trials(deepcopy=False)
         for left in trials:
             held = folder.trial(left.number)
@@ -229,11 +222,3 @@ def _locked(held: RunDir) -> bool:
     except RunBusyError:
         return False
     return True
-
-
-@contextmanager
-def _alone(folder: SearchDir) -> Iterator[None]:
-    """Wait until no other process claims a trial, and keep them from it."""
-    with (folder.path / ".claim.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
 import shlex
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlexp.config import Sources
-from rlexp.files import write_json, write_text
+from rlexp.files import alone, write_json, write_text
 from rlexp.runs.rundir import RunDir
 
 COMPLETED, FAILED, STOPPED = "completed", "failed", "stopped"
@@ -150,9 +149,7 @@ class SweepDir:
         Returns:
             How every job stands.
         """
-        with (self.path / ".index.lock").open("w") as lock:
-            # What is read here must not be older than what another process has written meanwhile.
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with alone(self.path / ".index.lock"):
             jobs = self.jobs()
             text = io.StringIO()
             rows = csv.writer(text, lineterminator="\n")
