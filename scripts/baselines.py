@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from multiprocessing.synchronize import Barrier
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,7 @@ class Clock:
         self.seconds: dict[str, float] = {}
         self.solved: float | None = None
         self.best = 0.0
+        self.others_kib = 0
         self._env_id = env_id
         self._evaluating = 0.0
 
@@ -128,11 +130,15 @@ def mean_return(env_id: str, act: Callable[[Array], Array], episodes: int = 10) 
 def rlexp(work: Workload, frames: int, seed: int, clock: Clock, *settings: str) -> None:
     """The trainer's own loop without its surroundings: collect and update."""
     from rlexp import Trainer, load_config
+    from rlexp.hardware import share_out
 
     batch = work.num_envs * work.steps
     budget = [f"total_frames={frames}", f"seed={seed}", "logger=none", "evaluation.episodes=1"]
+    # As many processes as a run of a million frames takes by itself.
+    long = share_out(load_config([*work.overrides(), "total_frames=1_024_000", *settings]))
+    workers = f"env.num_workers={long.to_dict()['num_workers']}"
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer.from_config(load_config([*work.overrides(), *budget, *settings]), folder)
+        trainer = Trainer.from_config(load_config([*work.overrides(), *budget, *settings, workers]), folder)
         batches = iter(trainer.collector)
         for _ in range(frames // batch):
             with clock("collect"):
@@ -140,18 +146,25 @@ def rlexp(work: Workload, frames: int, seed: int, clock: Clock, *settings: str) 
             with clock("update"):
                 trainer.train_metrics(data)
                 trainer.update(data)
+        for env in (trainer.env, trainer.eval_env):
+            clock.others_kib += sum(map(peak_kib, (worker.pid for worker in getattr(env.base_env, "workers", ()))))
         trainer.close()
+
+
+def peak_kib(pid: int) -> int:
+    """The most memory that a process has had."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def rlexp_envpool(work: Workload, frames: int, seed: int, clock: Clock) -> None:
     """The same on EnvPool's simulators, a thread a core."""
-    workers = min(cores(), work.num_envs)
-    rlexp(work, frames, seed, clock, "env.backend=envpool", f"env.num_workers={workers}")
+    rlexp(work, frames, seed, clock, "env.backend=envpool")
 
 
-def rlexp_workers(work: Workload, frames: int, seed: int, clock: Clock) -> None:
-    """The same on Gymnasium's simulators, a process a core."""
-    rlexp(work, frames, seed, clock, f"env.num_workers={min(cores(), work.num_envs)}")
+def rlexp_alone(work: Workload, frames: int, seed: int, clock: Clock) -> None:
+    """The same in one process."""
+    rlexp(work, frames, seed, clock, "env.num_workers=1")
 
 
 def tutorial(work: Workload, frames: int, seed: int, clock: Clock) -> None:
@@ -378,7 +391,7 @@ def cores() -> int:
 
 SYSTEMS: dict[str, Callable[[Workload, int, int, Clock], None]] = {
     "rlexp": rlexp,
-    "rlexp-workers": rlexp_workers,
+    "rlexp-alone": rlexp_alone,
     "rlexp-envpool": rlexp_envpool,
     "tutorial": tutorial,
     "stable-baselines3": stable_baselines3,
@@ -398,7 +411,7 @@ def main() -> None:
     frames = -(-int(sys.argv[3]) // batch) * batch
     clock = Clock(work.env_id if sys.argv[2].startswith("G-") else None)
     SYSTEMS[system](work, frames, seed, clock)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + clock.others_kib) / 1024
     print(
         json.dumps(
             {

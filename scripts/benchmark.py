@@ -9,6 +9,8 @@ A  torchrl's tutorial           B  one env x 2,048, minibatch 64        C  16 en
 D  Humanoid, as C               E  collection alone, 1 to 256 envs      F  the update alone
 G  time from the command to the first evaluation of at least 9,300      H  time to the first batch, and to --help
 I  peak memory, of C            J  two runs at once against two in a row
+
+rlexp-alone is rlexp in one process, env.num_workers=1.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ PACKAGES = {
     "rlexp-envpool": "envpool",
     "envpool-loop": "envpool",
 }
-TRAINING = ("rlexp", "rlexp-workers", "rlexp-envpool", "stable-baselines3")
+TRAINING = ("rlexp", "rlexp-alone", "rlexp-envpool", "stable-baselines3")
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,13 @@ COMPARISONS = {
         Comparison(f"E{n}", systems, 61_440, "collect", variant)
         for n in (1, 16, 64, 256)
         for variant, systems in {
-            "one core": ("rlexp", "gymnasium-loop"),
-            "all cores": ("rlexp-workers", "gymnasium-loops"),
+            "one core": ("rlexp-alone", "gymnasium-loop"),
+            "all cores": ("rlexp", "gymnasium-loops"),
             "EnvPool": ("rlexp-envpool", "envpool-loop"),
         }.items()
     ],
     "F": [Comparison(f"F{n}", ("rlexp", "bare-update"), 8_192, "update") for n in (64, 512)],
-    "I": [Comparison("C", ("rlexp", "stable-baselines3"), 8_192)],
+    "I": [Comparison("C", ("rlexp", "rlexp-alone", "stable-baselines3"), 8_192)],
 }
 
 
@@ -124,8 +126,8 @@ def time_to_solve(repeats: int, scale: float) -> Iterable[Result]:
     """
     ours = {
         "rlexp": [],
-        "rlexp-workers": [f"env.num_workers={cores()}"],
-        "rlexp-envpool": ["env.backend=envpool", f"env.num_workers={cores()}"],
+        "rlexp-alone": ["env.num_workers=1"],
+        "rlexp-envpool": ["env.backend=envpool"],
     }
     others = {
         "stable-baselines3-normalized": ("G-stable-baselines3", 204_800),

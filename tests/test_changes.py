@@ -56,12 +56,12 @@ def test_a_misspelt_change_is_refused(run: Path) -> None:
 
 def test_the_rest_may(run: Path) -> None:
     changes = ["logger=none", "evaluation.episodes=2", "checkpoint.interval=256", "checkpoint.keep_last=3", "threads=1"]
-    changes += ["compile=false"]
+    changes += ["compile=false", "env.num_workers=2"]
     start = resumed(run, *changes, "total_frames=1536")
     assert start.checkpoint is not None
     before, after = start.checkpoint.config, start.experiment.to_dict()
     assert {key for key in after if before[key] != after[key]} == {
-        *("logger", "evaluation", "checkpoint", "threads", "compile", "total_frames"),
+        *("logger", "evaluation", "checkpoint", "threads", "compile", "total_frames", "env"),
     }
     Trainer(start.experiment, start.run, start.checkpoint).fit()
     assert [row["frames"] for row in rows_of(run)] == [256, 512, 768, 1024, 1280, 1536]

@@ -230,11 +230,10 @@ def test_workers_do_not_outlive_a_killed_main_process(tmp_path: Path) -> None:
     script.write_text(
         "import os, signal\n"
         "from rlexp.envs.gymnasium import BatchedGymEnv\n"
-        "if __name__ == '__main__':\n"
-        "    env = BatchedGymEnv('Pendulum-v1', num_envs=2, num_workers=2)\n"
-        "    env.rollout(2)\n"
-        "    print(*(worker.pid for worker in env.workers), flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "env = BatchedGymEnv('Pendulum-v1', num_envs=2, num_workers=2)\n"
+        "env.rollout(2)\n"
+        "print(*(worker.pid for worker in env.workers), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -248,9 +247,7 @@ def test_workers_do_not_outlive_a_killed_main_process(tmp_path: Path) -> None:
 
 def test_mujocos_warnings_leave_no_file_behind(tmp_path: Path) -> None:
     script = (
-        "from rlexp.envs.gymnasium import BatchedGymEnv\n"
-        "if __name__ == '__main__':\n"
-        "    BatchedGymEnv('Ant-v5', num_envs=2, num_workers=2).close()\n"
+        "from rlexp.envs.gymnasium import BatchedGymEnv\nBatchedGymEnv('Ant-v5', num_envs=2, num_workers=2).close()\n"
     )
     (tmp_path / "script.py").write_text(script)
     done = subprocess.run(

@@ -1,16 +1,22 @@
-"""What of the machine a run takes: ``threads=auto`` and ``compile=auto``."""
+"""What of the machine a run takes: ``threads=auto``, ``env.num_workers=auto`` and ``compile=auto``."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
+import gymnasium
 import pytest
 import torch
+from conftest import TINY
 
-from rlexp import load_config
+from rlexp import Trainer, load_config
 from rlexp.config import ConfigError
-from rlexp.hardware import set_threads, use_compiler
+from rlexp.envs.simulators import best_workers
+from rlexp.hardware import set_threads, share_out, use_compiler
+from rlexp.runs.rundir import usable_cpus
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +35,7 @@ def test_auto_goes_by_the_work_and_stays_within_the_cores(
     weights: int, omp: str | None, expected: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("rlexp.hardware.usable_cpus", lambda: 8)
     if omp is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", omp)
     with caplog.at_level("INFO", logger="rlexp"):
@@ -36,9 +43,94 @@ def test_auto_goes_by_the_work_and_stays_within_the_cores(
     assert f"threads=auto: {expected} of" in caplog.text
 
 
-def test_auto_takes_no_more_than_the_cores_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_no_more_threads_than_the_process_has_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert set_threads(load_config(), 10**9) == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("200000 100000", 2), ("max 100000", 4), ("50000 100000", 1), ("", 4)])
+def test_a_containers_share_of_the_cores_is_seen(
+    quota: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    monkeypatch.setattr("rlexp.runs.rundir._CPU_MAX", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))
+    assert usable_cpus() == cores
+    monkeypatch.setattr("rlexp.runs.rundir._CPU_MAX", tmp_path / "missing")
+    assert usable_cpus() == 4
+
+
+@pytest.mark.parametrize(
+    ("seconds", "num_envs", "cores", "steps", "expected"),
+    [
+        (50e-6, 16, 2, 6400, 2),  # saves 2.2 of 5.1 s
+        (50e-6, 16, 2, 640, 1),  # a run too short to wait for a process
+        (5e-6, 8, 2, 10**9, 1),  # simulators quicker than a message
+        (1e-3, 16, 64, 6400, 16),  # no more than simulators
+        (50e-6, 16, 64, 10**6, 4),  # each worker's messages cost time
+    ],
+)
+def test_simulators_are_shared_out_where_that_pays(
+    seconds: float, num_envs: int, cores: int, steps: int, expected: int
+) -> None:
+    assert best_workers(seconds, num_envs, cores, steps) == expected
+
+
+class TestShareOut:
+    @pytest.fixture(autouse=True)
+    def _three_cores(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        monkeypatch.setattr("rlexp.hardware.usable_cpus", lambda: 3)
+
+    def workers(self, *overrides: str) -> object:
+        return share_out(load_config(list(overrides))).to_dict()["num_workers"]
+
+    def test_a_long_run_is_shared_out_a_short_one_is_not(self, caplog: pytest.LogCaptureFixture) -> None:
+        with caplog.at_level("INFO", logger="rlexp"):
+            assert self.workers("env=humanoid", "total_frames=20_000_000") == 3
+            assert self.workers("env=humanoid", "total_frames=2048") == 1
+        said = r"env\.num_workers=auto: 3 of 3, since a simulator's step takes [\d,]+ us\n(.|\n)*auto: 1 of 3"
+        assert re.search(said, caplog.text)
+
+    def test_pictures_are_measured_as_they_are_seen(self) -> None:
+        options = ["env=cartpole", "env.from_pixels=true", "env/transforms=none", "policy=cnn", "env.frame_skip=2"]
+        assert self.workers(*options, "total_frames=20_480_000") == 3
+
+    def test_a_number_is_taken_as_it_is(self) -> None:
+        assert self.workers("env.num_workers=2", "total_frames=2048") == 2
+
+    def test_within_omp_num_threads(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        assert self.workers("env=humanoid", "total_frames=20_000_000") == 2
+
+    @pytest.mark.parametrize("collector", ["multi_sync", "multi_async"])
+    def test_collectors_that_share_out_themselves_are_left_to_it(self, collector: str) -> None:
+        assert self.workers("env=humanoid", "total_frames=20_000_000", f"collector={collector}") == "auto"
+        assert load_config([f"collector={collector}"]).env.build_base(2).workers == []
+
+    def test_what_this_process_alone_has_registered_stays_in_it(self, caplog: pytest.LogCaptureFixture) -> None:
+        gymnasium.register("Mine-v0", entry_point=lambda **_: gymnasium.make("Humanoid-v5"), max_episode_steps=9)
+        try:
+            with caplog.at_level("INFO", logger="rlexp"):
+                assert self.workers("env=gym", "env.id=Mine-v0", "total_frames=20_000_000") == 1
+        finally:
+            del gymnasium.registry["Mine-v0"]
+        assert "no other process knows Mine-v0, which env.id=my_module:Mine-v0 imports" in caplog.text
+
+    def test_envpool_takes_a_thread_a_core(self) -> None:
+        pytest.importorskip("envpool", reason="the extra rlexp[envpool] is not installed")
+        assert self.workers("env=hopper", "env.backend=envpool", "total_frames=2048") == 3
+
+    def test_what_cannot_be_made_is_told(self) -> None:
+        with pytest.raises(ConfigError, match=r"env\.id=Humanoid-v5\n *cannot be made: (.|\n)*missing\.xml"):
+            share_out(load_config(["env=humanoid", "env.kwargs.xml_file=missing.xml"]))
+
+    def test_trainers_share_out_training_and_evaluation(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("rlexp.envs.simulators.best_workers", lambda *_: 2)
+        trainer = Trainer(load_config([*TINY, "logger=none"]), tmp_path)
+        assert len(trainer.env.base_env.workers) == len(trainer.eval_env.base_env.workers) == 1
+        assert trainer.experiment.env.to_dict()["num_workers"] == "auto"
+        trainer.close()
 
 
 def test_a_number_is_taken_as_it_is() -> None:

@@ -11,8 +11,11 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from rlexp.collectors import WorkersSpec
 from rlexp.config import ConfigError, Problem
+from rlexp.envs import EnvSpec
 from rlexp.experiment import Experiment
+from rlexp.runs.rundir import usable_cpus
 
 log = logging.getLogger(__name__)
 
@@ -37,24 +40,43 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def cores() -> int:
+    """Cores that this run may use: those of this process, and no more than ``OMP_NUM_THREADS``.
+
+    By that variable launchers share cores out among jobs.
+    """
+    return min(usable_cpus(), int(os.environ.get("OMP_NUM_THREADS") or usable_cpus()))
+
+
+def share_out(experiment: Experiment) -> EnvSpec:
+    """The environment with the number that ``env.num_workers=auto`` stands for, which is said.
+
+    Where a collector shares the simulators out, there is one worker in each of its processes.
+
+    Raises:
+        ConfigError: a simulator cannot be made.
+    """
+    if isinstance(experiment.collector, WorkersSpec):
+        return experiment.env
+    return experiment.env.shared_out(experiment.total_frames, cores())
+
+
 def set_threads(experiment: Experiment, weights: int) -> int:
     """Set torch's thread count as ``threads`` says, and return it.
 
     ``auto`` takes one thread for every 32 million multiply-adds of a minibatch's forward: with less to do, waking a
     thread costs more than it saves, and threads that wait for work spin on the cores that other jobs need. It stays
-    within the cores of this process and within ``OMP_NUM_THREADS``, by which launchers share cores out among jobs, and
-    leaves one core to each process that works while torch does. Those of ``env.num_workers`` do not.
+    within `cores`, and leaves one to each process that works while torch does. Those of ``env.num_workers`` do not.
 
     Args:
         experiment: its ``threads``, ``minibatch_size`` and ``collector``.
         weights: of all networks.
     """
     if experiment.threads == "auto":
-        cores = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
-        cores -= experiment.collector.busy_while_learning
-        count = max(1, min(cores, weights * experiment.minibatch_size // 2**25))
+        free = max(1, cores() - experiment.collector.busy_while_learning)
+        count = max(1, min(free, weights * experiment.minibatch_size // 2**25))
         log.info("threads=auto: %d of %d, for %s weights and minibatches of %s steps",
-                 count, max(1, cores), f"{weights:,}", f"{experiment.minibatch_size:,}")  # fmt: skip
+                 count, free, f"{weights:,}", f"{experiment.minibatch_size:,}")  # fmt: skip
     else:
         count = int(experiment.threads)
     torch.set_num_threads(count)

@@ -26,7 +26,7 @@ from rlexp.collectors import Source
 from rlexp.config import ConfigError, Problem, build_at, check_targets, load, new_run_path
 from rlexp.config.redaction import redact
 from rlexp.experiment import Experiment, read_config
-from rlexp.hardware import pick_device, set_threads
+from rlexp.hardware import pick_device, set_threads, share_out
 from rlexp.learner import Learner
 from rlexp.normalization import commit_normalization, copy_normalization, init_normalization, observation_norms
 from rlexp.policies.recurrent import carry_state
@@ -78,7 +78,7 @@ class Trainer:
         torch.set_num_threads(1)  # the first weights must not depend on how many cores this machine has
         seed_everything(experiment.seed)
 
-        spec = experiment.env
+        spec = share_out(experiment)
         self.env = spec.build(spec.num_envs)
         self.env.base_env.timeout = experiment.collector.timeout
         seed = experiment.seed if start is None else _seed_after(experiment.seed, start.state.iteration)

@@ -24,7 +24,8 @@ usage: rlexp-report DIR... [out=report] [threshold=RETURN] [ignore=[SETTING,...]
   out         folder for the page (index.html), the tables (Markdown, LaTeX, CSV) and the pictures
   threshold   return to reach, for the frames and seconds it takes: one for all environments, or
               threshold.hopper=3000; default: Gymnasium's registered reward threshold
-  ignore      settings that do not tell configurations apart, besides seed, logger, checkpoint, resume, threads
+  ignore      settings that do not tell configurations apart, besides seed, logger, checkpoint, resume, threads,
+              env.num_workers
 
   --wandb-workspace   also write a W&B dashboard for these runs, OUT/wandb_workspace.json; =online saves it in their
                       project as well (pip install 'rlexp[wandb-workspaces]')

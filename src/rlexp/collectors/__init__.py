@@ -142,7 +142,7 @@ class WorkersSpec(CollectorSpec):
             message = f"must divide env.num_envs = {env.num_envs}, so that each process has as many: {fits}."
             yield Problem("collector.num_workers", message, str(self.num_workers))
         threads = isinstance(env, GymEnv) and env.backend == "envpool"
-        if isinstance(env, SimulatorEnv) and env.num_workers > 1 and not threads:
+        if isinstance(env, SimulatorEnv) and env.num_workers not in ("auto", 1) and not threads:
             message = "must be 1 with this collector: collector.num_workers shares the simulators out."
             yield Problem("env.num_workers", message, str(env.num_workers))
 

@@ -18,7 +18,7 @@ from rlexp.config.compose import (
     tolerant,
 )
 from rlexp.config.problems import ConfigError, Problem, did_you_mean
-from rlexp.config.reader import check_targets, flat, named_packages, read
+from rlexp.config.reader import below, check_targets, flat, named_packages, read
 from rlexp.config.spec import TARGET, Count, Fraction, Integer, Node, NonNegative, Positive, Spec, build_at
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "Problem",
     "Sources",
     "Spec",
+    "below",
     "build_at",
     "check_targets",
     "conf_dir",

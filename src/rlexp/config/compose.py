@@ -32,8 +32,8 @@ from rlexp.config.problems import ConfigError, Problem, did_you_mean
 
 CONFIG_NAME = "train"
 VERSION_BASE = "1.3"
-NO_RESULTS = ("seed", "logger", "checkpoint", "resume", "threads")
-"""Settings that do not tell configurations apart: where results go, on how many threads, and the seed."""
+NO_RESULTS = ("seed", "logger", "checkpoint", "resume", "threads", "env.num_workers")
+"""Settings that do not tell configurations apart: where results go, on how many cores, and the seed."""
 
 
 @dataclass(frozen=True)

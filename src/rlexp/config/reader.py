@@ -62,6 +62,11 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{key}", value
 
 
+def below(key: str, nodes: Sequence[str]) -> bool:
+    """Whether a full path is one of these settings, or a setting of one of these nodes."""
+    return any(key == node or key.startswith(f"{node}.") for node in nodes)
+
+
 def check_targets(spec: Spec) -> None:
     """Import every target below a spec and bind its arguments; builds nothing.
 

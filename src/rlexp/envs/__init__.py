@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +11,9 @@ from rlexp.config import ConfigError, Count, Node, Problem, Spec, build_at, did_
 
 if TYPE_CHECKING:
     from torchrl.envs import EnvBase, TransformedEnv
+
+
+log = logging.getLogger(__name__)
 
 
 class EnvSpec(Spec):
@@ -28,6 +32,10 @@ class EnvSpec(Spec):
     frame_skip: Count
     init_random_steps: Count
     transforms: dict[str, Node]
+
+    def shared_out(self, frames: int, cores: int) -> EnvSpec:
+        """The same, with the processes or threads that step so many frames soonest on so many cores."""
+        return self
 
     def build_base(self, num_envs: int) -> EnvBase:
         """The bare simulators, batch size ``[num_envs]``, unseeded."""
@@ -65,14 +73,15 @@ class SimulatorEnv(EnvSpec):
     """Simulators with Gymnasium's interface, stepped together by `rlexp.envs.gymnasium.BatchedGymEnv`.
 
     Attributes:
-        num_workers: processes (the training's own is one) or EnvPool's threads that share the simulators out.
+        num_workers: processes (the training's own is one) or EnvPool's threads that share the simulators out; ``auto``
+            is what `shared_out` finds, and one where nobody asked it.
         max_episode_steps: time limit in Gymnasium steps; None keeps the task's own.
         from_pixels: observe rendered pictures, not what the simulator gives.
         pixels: what is seen of them.
         kwargs: further keyword arguments of ``gymnasium.make``.
     """
 
-    num_workers: Count
+    num_workers: Count | Literal["auto"]
     max_episode_steps: Count | None
     from_pixels: bool
     pixels: Pixels
@@ -85,7 +94,7 @@ class SimulatorEnv(EnvSpec):
 
     def problems(self) -> Iterator[Problem]:
         """No idle workers, and no statistics of pictures."""
-        if self.num_workers > self.num_envs:
+        if self.num_workers != "auto" and self.num_workers > self.num_envs:
             message = f"is more than there are simulators: env.num_envs is {self.num_envs}."
             yield Problem("num_workers", message, str(self.num_workers))
         if self.from_pixels:
@@ -95,19 +104,53 @@ class SimulatorEnv(EnvSpec):
                     message = "normalises by statistics, and pixels are not to be: give env/transforms=none."
                     yield Problem(f"transforms.{name}", message, node.target)
 
-    def _options(self, num_envs: int) -> dict[str, Any]:
+    def shared_out(self, frames: int, cores: int) -> SimulatorEnv:
+        """With as many workers as pay, where ``auto`` leaves it open; says how many, and why.
+
+        Raises:
+            ConfigError: a simulator cannot be made.
+        """
+        if self.num_workers != "auto" or min(cores, self.num_envs) == 1:
+            return self
+        workers, reason = self._workers(frames, cores)
+        log.info("env.num_workers=auto: %d of %d, since %s", workers, cores, reason)
+        return self.model_copy(update={"num_workers": workers})
+
+    def _workers(self, frames: int, cores: int) -> tuple[int, str]:
+        """How many processes step the simulators soonest, and why."""
+        from rlexp.envs.gymnasium import seconds_per_step
+        from rlexp.envs.simulators import best_workers
+
+        if not self._known_everywhere():
+            return 1, f"no other process knows {self.gymnasium_id}, which env.id=my_module:{self.gymnasium_id} imports"
+        frame_skip, kwargs = self._one()
+        seconds = seconds_per_step(self.gymnasium_id, frame_skip, kwargs)
+        workers = best_workers(seconds, self.num_envs, cores, frames // (self.num_envs * self.frame_skip))
+        return workers, f"a simulator's step takes {seconds * 1e6:,.0f} us"
+
+    def _known_everywhere(self) -> bool:
+        """Whether another process can make the environment by its id."""
+        import gymnasium
+
+        id = self.gymnasium_id
+        return ":" in id or str(gymnasium.spec(id).entry_point).startswith("gymnasium.")
+
+    def _one(self) -> tuple[int, dict[str, Any]]:
+        """Times that each action is repeated, and what one simulator is made with."""
         limit = {} if self.max_episode_steps is None else {"max_episode_steps": int(self.max_episode_steps)}
-        return {"num_envs": num_envs, **limit, **self.kwargs}
+        kwargs = {**limit, **self.kwargs}
+        if not self.from_pixels:
+            return self.frame_skip, kwargs
+        # Repeated behind the camera: pictures between two actions are neither drawn nor stacked.
+        return 1, {"pixels": (int(self.pixels.size), int(self.pixels.stack)), "repeat": int(self.frame_skip), **kwargs}
 
     def build_base(self, num_envs: int) -> EnvBase:
         """The simulators, shared out over no more processes than there are simulators."""
         from rlexp.envs.gymnasium import BatchedGymEnv
 
-        # Repeated behind the camera: pictures between two actions are neither drawn nor stacked.
-        seen = {"pixels": (int(self.pixels.size), int(self.pixels.stack)), "repeat": int(self.frame_skip)}
-        options = seen if self.from_pixels else {"frame_skip": self.frame_skip}
-        workers = min(self.num_workers, num_envs)
-        return BatchedGymEnv(self.gymnasium_id, num_workers=workers, **options, **self._options(num_envs))
+        frame_skip, kwargs = self._one()
+        workers = min(_at_least(self.num_workers), num_envs)
+        return BatchedGymEnv(self.gymnasium_id, num_envs=num_envs, frame_skip=frame_skip, num_workers=workers, **kwargs)
 
 
 class GymEnv(SimulatorEnv):
@@ -168,14 +211,21 @@ class GymEnv(SimulatorEnv):
             hint = did_you_mean(self.id, ids)
             yield Problem("id", f"EnvPool has no environment of this id; env.backend=gymnasium may. {hint}", self.id)
 
+    def _workers(self, frames: int, cores: int) -> tuple[int, str]:
+        """As `SimulatorEnv` has it; EnvPool's threads as many as there are cores."""
+        if self.backend == "gymnasium":
+            return super()._workers(frames, cores)
+        return min(cores, self.num_envs), "EnvPool's threads take no time to start"
+
     def build_base(self, num_envs: int) -> EnvBase:
         """The simulators, shared out over no more processes or threads than there are simulators."""
         if self.backend == "gymnasium":
             return super().build_base(num_envs)
         from rlexp.envs.envpool import BatchedEnvPool
 
-        threads = min(self.num_workers, num_envs)
-        return BatchedEnvPool(self.id, num_threads=threads, frame_skip=self.frame_skip, **self._options(num_envs))
+        frame_skip, kwargs = self._one()
+        threads = min(_at_least(self.num_workers), num_envs)
+        return BatchedEnvPool(self.id, num_envs=num_envs, frame_skip=frame_skip, num_threads=threads, **kwargs)
 
 
 class DmControlEnv(SimulatorEnv):
@@ -230,6 +280,10 @@ class TorchrlEnv(EnvSpec):
             import rlexp.envs.dm_control  # noqa: F401 - makes dm_control work with MuJoCo 4
         skip = {} if self.frame_skip == 1 else {"frame_skip": int(self.frame_skip)}
         return batched(lambda: build_at("env.make", lambda: self.make.build(**skip)), num_envs, self.num_envs)
+
+
+def _at_least(num_workers: int | Literal["auto"]) -> int:
+    return 1 if num_workers == "auto" else num_workers
 
 
 __all__ = ["DmControlEnv", "EnvSpec", "GymEnv", "Pixels", "SimulatorEnv", "TorchrlEnv"]

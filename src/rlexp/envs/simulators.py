@@ -1,21 +1,25 @@
 """Gymnasium simulators stepped one after another, and the processes that share them out. Imports no torch.
 
-A worker process imports only this module and the simulators, so it starts in about a second.
+A worker process imports only this module and the simulators, so it starts in about a second. What the main program is
+does not matter to it: a script needs no ``if __name__ == "__main__"``, and a notebook does as well.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import math
+import mmap
 import os
 import pickle
 import select
 import signal
+import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 import numpy as np
@@ -125,24 +129,38 @@ class Simulators:
             env.close()
 
 
+@dataclass(frozen=True)
 class SharedArrays:
-    """An `Arrays` in memory that processes share; goes with the last process that holds it."""
+    """An `Arrays` in memory that processes share; goes with the last process that holds it.
 
-    def __init__(self, like: Arrays) -> None:
-        self._layout = [(getattr(like, f.name).shape, getattr(like, f.name).dtype) for f in fields(like)]
-        self._blocks = [
-            multiprocessing.get_context("spawn").RawArray("b", max(1, getattr(like, f.name).nbytes))
-            for f in fields(like)
-        ]
+    Attributes:
+        fd: file descriptor of the memory.
+        layout: shape and type of each array.
+    """
+
+    fd: int
+    layout: Sequence[tuple[tuple[int, ...], np.dtype[Any]]]
+
+    @classmethod
+    def like(cls, arrays: Arrays) -> SharedArrays:
+        """New ones, full of zeros."""
+        layout = [(getattr(arrays, f.name).shape, getattr(arrays, f.name).dtype) for f in fields(arrays)]
+        fd = os.memfd_create("rlexp")
+        os.truncate(fd, sum(_aligned(*array) for array in layout))
+        return cls(fd, layout)
 
     def open(self) -> Arrays:
-        """The arrays, in whichever process asks."""
-        return Arrays(
-            *(
-                np.frombuffer(block, dtype, count=int(np.prod(shape))).reshape(shape)
-                for block, (shape, dtype) in zip(self._blocks, self._layout, strict=True)
-            )
-        )
+        """The arrays, in whichever process has the descriptor; they stay when it is closed."""
+        memory, offset, arrays = mmap.mmap(self.fd, 0), 0, []
+        for shape, dtype in self.layout:
+            arrays.append(np.ndarray(shape, dtype, memory, offset))
+            offset += _aligned(shape, dtype)
+        return Arrays(*arrays)
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    """Bytes of an array, so that the next one begins where a cache line does."""
+    return max(1, -(-math.prod(shape) * dtype.itemsize // 64)) * 64
 
 
 class Watch:
@@ -176,20 +194,19 @@ class Worker:
         self, env_id: str, frame_skip: int, kwargs: Mapping[str, Any], shared: SharedArrays, first: int, stop: int
     ) -> None:
         self._name = f"simulators {first} to {stop - 1} of {env_id}"
-        # Spawned, not forked: torch's threads do not survive a fork, and a forked sibling would hold this pipe open.
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
+        self._pipe, theirs = Pipe()
         self._watch = Watch(self._pipe)
-        arguments = (theirs, env_id, frame_skip, dict(kwargs), shared, slice(first, stop))
-        self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        self._process.start()
+        program = (
+            f"import sys; sys.path[:] = {[str(path) for path in sys.path]}\n"
+            f"from rlexp.envs.simulators import serve; serve({theirs.fileno()})"
+        )
+        # Not forked: torch's threads do not survive it. Not by multiprocessing: it runs the main program once more.
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", program], stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(), shared.fd)
+        )
         theirs.close()
-
-    @property
-    def pid(self) -> int:
-        """The process's id."""
-        assert self._process.pid is not None
-        return self._process.pid
+        self.pid = self._process.pid
+        self.send_bytes(pickle.dumps((env_id, frame_skip, dict(kwargs), shared, slice(first, stop))))
 
     def send(self, method: str, *arguments: object) -> None:
         """Ask for a call of a method of its `Simulators`.
@@ -234,19 +251,39 @@ class Worker:
     def close(self) -> None:
         """End the process; it closes its simulators first."""
         self._pipe.close()
-        self._process.join(timeout=5)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        self._wait()
 
     def _died(self) -> SimulatorError:
-        self._process.join(timeout=5)
-        code = self._process.exitcode
-        return SimulatorError(f"the worker process {self.pid} of {self._name} died with exit code {code}.")
+        return SimulatorError(f"the worker process {self.pid} of {self._name} died with exit code {self._wait()}.")
+
+    def _wait(self) -> int:
+        try:
+            return self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
 
 
 STEP = pickle.dumps(("step", ()))
-_AWAKE = 1e-3  # seconds
+# Seconds: to wait awake; that a step's messages to a worker and back take; until a worker is there.
+_AWAKE, _MESSAGES, _START = 1e-3, 5e-5, 1.0
+
+
+def best_workers(seconds: float, num_envs: int, cores: int, steps: int) -> int:
+    """How many processes, this one included, make so many steps of all simulators soonest.
+
+    Args:
+        seconds: that a step of one simulator takes.
+        num_envs: simulators.
+        cores: processes at most.
+        steps: of each simulator.
+    """
+
+    def cost(workers: int) -> float:
+        return -(-num_envs // workers) * seconds + (workers - 1) * _MESSAGES
+
+    best = min(range(1, min(cores, num_envs) + 1), key=cost)
+    return best if steps * (cost(1) - cost(best)) > _START else 1
 
 
 def shares(num_envs: int, num_workers: int) -> list[slice]:
@@ -255,13 +292,17 @@ def shares(num_envs: int, num_workers: int) -> list[slice]:
     return [slice(first, stop) for first, stop in pairwise(bounds)]
 
 
-def _serve(
-    pipe: Connection, env_id: str, frame_skip: int, kwargs: dict[str, Any], shared: SharedArrays, rows: slice
-) -> None:
-    """Answer calls until the other end of the pipe is gone, as it is too when the main process was killed."""
+def serve(fd: int) -> None:
+    """Answer a `Worker`'s calls until the other end of the pipe is gone, as it is too when the main process was killed.
+
+    Args:
+        fd: file descriptor of this end.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process decides
+    pipe = Connection(fd)
     simulators: Simulators | None = None
     try:
+        env_id, frame_skip, kwargs, shared, rows = pipe.recv()
         simulators = Simulators(env_id, rows.stop - rows.start, frame_skip, kwargs)
         simulators.arrays = shared.open().rows(rows)
         watch = Watch(pipe)

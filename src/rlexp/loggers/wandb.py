@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import wandb
 
-from rlexp.config import NO_RESULTS
+from rlexp.config import NO_RESULTS, below, flat
 from rlexp.config.redaction import redact
 from rlexp.loggers import Row, Sink
 
@@ -81,7 +81,7 @@ def _start(
 def group_of(config: Mapping[str, Any]) -> str:
     """The W&B group of a run: the same for all seeds of one configuration, so that W&B's averages are over seeds."""
     # Unsorted, unlike `config_hash`: the order of transforms is part of what they do.
-    kept = json.dumps({key: value for key, value in config.items() if key not in NO_RESULTS})
+    kept = json.dumps({key: value for key, value in flat(config) if not below(key, NO_RESULTS)})
     return f"{config['env']['name']}-{hashlib.sha256(kept.encode()).hexdigest()[:8]}"
 
 

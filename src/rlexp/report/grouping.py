@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rlexp.config import NO_RESULTS
+from rlexp.config import NO_RESULTS, below
 from rlexp.report.runs import Run
 
 _UNSET = "unset"
@@ -56,7 +56,7 @@ def group_runs(runs: Iterable[Run], ignore: Sequence[str] = ()) -> list[Group]:
     members: dict[str, list[Run]] = defaultdict(list)
     configs: dict[str, dict[str, str]] = {}
     for run in sorted((run for run in runs if run.settings), key=lambda run: (run.started, run.path)):
-        config = {k: _text(v) for k, v in _with_order(run.settings).items() if not _below(k, ignored)}
+        config = {k: _text(v) for k, v in _with_order(run.settings).items() if not below(k, ignored)}
         identity = json.dumps(config, sort_keys=True)
         members[identity].append(run)
         configs[identity] = config
@@ -138,10 +138,6 @@ def _follows(key: str, from_: str, configs: Sequence[Mapping[str, str]]) -> bool
     for config in configs:
         values[config.get(from_)].add(config.get(key))
     return all(len(found) == 1 for found in values.values())
-
-
-def _below(key: str, nodes: Sequence[str]) -> bool:
-    return any(key == node or key.startswith(f"{node}.") for node in nodes)
 
 
 def _text(value: object) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from rlexp.config import Composed, ConfigError, Problem, flat, named_packages, read
+from rlexp.config import Composed, ConfigError, Problem, below, flat, named_packages, read
 from rlexp.config.redaction import REDACTED
 from rlexp.experiment import COMMAND_SETTINGS, Experiment, check_config
 from rlexp.runs import checkpoint
@@ -22,6 +22,7 @@ _MAY_CHANGE = (
     "total_frames",
     "device",
     "threads",
+    "env.num_workers",
     "checks",
     "compile",
     "cuda_graph",
@@ -111,7 +112,7 @@ def changed(saved: Mapping[str, Any], composed: Composed, overrides: Sequence[st
         old, new = before.get(key), after.get(key)
         if new == REDACTED:
             problems.append(Problem(key, f"is a secret and was not saved: give it again with {key}=..."))
-        elif old not in (new, REDACTED) and key.split(".")[0] not in _MAY_CHANGE:
+        elif old not in (new, REDACTED) and not below(key, _MAY_CHANGE):
             message = f"cannot change when a run is resumed: it was {old}. For a new run, see warm_start."
             problems.append(Problem(key, message, str(new)))
     trust = {*named_packages(composed.values), *map(str, composed.values.get("trust") or [])}

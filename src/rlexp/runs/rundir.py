@@ -23,6 +23,7 @@ from rlexp.config.redaction import redact
 from rlexp.files import write_json, write_text
 
 _PACKAGES = ("rlexp", "torch", "torchrl", "tensordict", "gymnasium", "mujoco", "numpy", "hydra-core", "wandb")
+_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 
 class RunBusyError(Exception):
@@ -145,8 +146,13 @@ def _version(package: str) -> str | None:
 
 
 def usable_cpus() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processors that this process may use, within a container's share of them (``cpu.max`` of its control group)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = _CPU_MAX.read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
 def _git() -> dict[str, Any] | None:
