@@ -169,7 +169,8 @@ def test_grouping_laws(parts: list[dict[str, object]], data: st.DataObject) -> N
 
 def test_settings_that_cannot_change_results_do_not_split_a_group() -> None:
     one, other = (dict(flatten(config(seed=seed))) for seed in (0, 1))
-    other |= {"logger._target_": "rlexp.loggers.WandbLogger", "logger.mode": "offline", "threads": 2, "env.num_workers": 2}
+    other |= {"logger._target_": "rlexp.loggers.WandbLogger", "logger.mode": "offline"}
+    other |= {"threads": 2, "env.num_workers": 2}
     (group,) = group_runs([Run(Path("a"), "completed", settings=one), Run(Path("b"), "completed", settings=other)])
     assert group.name == "env.name=hopper"
 
