@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import gymnasium
+import numpy as np
 import pytest
 import torch
 from conftest import TINY
@@ -17,6 +19,7 @@ from rlexp.config import ConfigError
 from rlexp.envs.simulators import best_workers
 from rlexp.hardware import set_threads, share_out, use_compiler
 from rlexp.runs.rundir import usable_cpus
+from rlexp.seeding import seed_everything
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +94,25 @@ class TestShareOut:
             assert self.workers("env=humanoid", "total_frames=2048") == 1
         said = r"env\.num_workers=auto: 3 of 3, since a simulator's step takes [\d,]+ us\n(.|\n)*auto: 1 of 3"
         assert re.search(said, caplog.text)
+
+    def test_to_measure_moves_no_generator(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "drawing.py").write_text(
+            "import gymnasium, numpy\n"
+            "def make(**kwargs):\n"
+            "    numpy.random.rand()\n"
+            "    return gymnasium.make('Humanoid-v5', **kwargs)\n"
+            "gymnasium.register('Drawing-v0', entry_point=make, max_episode_steps=100)\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+
+        def drawn() -> tuple[float, float, float]:
+            return random.random(), np.random.rand(), torch.rand(()).item()
+
+        seed_everything(1)
+        expected = drawn()
+        seed_everything(1)
+        assert self.workers("env=gym", "env.id=drawing:Drawing-v0", "total_frames=20_000_000") == 3
+        assert drawn() == expected
 
     def test_pictures_are_measured_as_they_are_seen(self) -> None:
         options = ["env=cartpole", "env.from_pixels=true", "env/transforms=none", "policy=cnn", "env.frame_skip=2"]

@@ -16,6 +16,7 @@ from rlexp.config import ConfigError, Problem
 from rlexp.envs import EnvSpec
 from rlexp.experiment import Experiment
 from rlexp.runs.rundir import usable_cpus
+from rlexp.seeding import unmoved_generators
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,8 @@ def share_out(experiment: Experiment) -> EnvSpec:
     """
     if isinstance(experiment.collector, WorkersSpec):
         return experiment.env
-    return experiment.env.shared_out(experiment.total_frames, cores())
+    with unmoved_generators():
+        return experiment.env.shared_out(experiment.total_frames, cores())
 
 
 def set_threads(experiment: Experiment, weights: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlexp.config import ConfigError, Count, Node, Problem, Spec, build_at, did_you_mean
@@ -118,13 +119,12 @@ class SimulatorEnv(EnvSpec):
 
     def _workers(self, frames: int, cores: int) -> tuple[int, str]:
         """How many processes step the simulators soonest, and why."""
-        from rlexp.envs.gymnasium import seconds_per_step
         from rlexp.envs.simulators import best_workers
 
         if not self._known_everywhere():
             return 1, f"no other process knows {self.gymnasium_id}, which env.id=my_module:{self.gymnasium_id} imports"
-        frame_skip, kwargs = self._one()
-        seconds = seconds_per_step(self.gymnasium_id, frame_skip, kwargs)
+        with closing(self.build_base(1)) as simulator:
+            seconds = simulator.seconds_per_step()
         workers = best_workers(seconds, self.num_envs, cores, frames // (self.num_envs * self.frame_skip))
         return workers, f"a simulator's step takes {seconds * 1e6:,.0f} us"
 
@@ -135,22 +135,23 @@ class SimulatorEnv(EnvSpec):
         id = self.gymnasium_id
         return ":" in id or str(gymnasium.spec(id).entry_point).startswith("gymnasium.")
 
-    def _one(self) -> tuple[int, dict[str, Any]]:
-        """Times that each action is repeated, and what one simulator is made with."""
+    def _share(self, num_envs: int) -> int:
+        """Workers of so many simulators: no more than those, and one where ``auto`` is still open."""
+        return 1 if self.num_workers == "auto" else min(self.num_workers, num_envs)
+
+    def _options(self) -> dict[str, Any]:
+        """What the simulators are made with, whatever their number."""
         limit = {} if self.max_episode_steps is None else {"max_episode_steps": int(self.max_episode_steps)}
-        kwargs = {**limit, **self.kwargs}
-        if not self.from_pixels:
-            return self.frame_skip, kwargs
         # Repeated behind the camera: pictures between two actions are neither drawn nor stacked.
-        return 1, {"pixels": (int(self.pixels.size), int(self.pixels.stack)), "repeat": int(self.frame_skip), **kwargs}
+        seen = {"pixels": (int(self.pixels.size), int(self.pixels.stack)), "repeat": int(self.frame_skip)}
+        return {**(seen if self.from_pixels else {"frame_skip": self.frame_skip}), **limit, **self.kwargs}
 
     def build_base(self, num_envs: int) -> EnvBase:
         """The simulators, shared out over no more processes than there are simulators."""
         from rlexp.envs.gymnasium import BatchedGymEnv
 
-        frame_skip, kwargs = self._one()
-        workers = min(_at_least(self.num_workers), num_envs)
-        return BatchedGymEnv(self.gymnasium_id, num_envs=num_envs, frame_skip=frame_skip, num_workers=workers, **kwargs)
+        workers = self._share(num_envs)
+        return BatchedGymEnv(self.gymnasium_id, num_envs=num_envs, num_workers=workers, **self._options())
 
 
 class GymEnv(SimulatorEnv):
@@ -223,9 +224,7 @@ class GymEnv(SimulatorEnv):
             return super().build_base(num_envs)
         from rlexp.envs.envpool import BatchedEnvPool
 
-        frame_skip, kwargs = self._one()
-        threads = min(_at_least(self.num_workers), num_envs)
-        return BatchedEnvPool(self.id, num_envs=num_envs, frame_skip=frame_skip, num_threads=threads, **kwargs)
+        return BatchedEnvPool(self.id, num_envs=num_envs, num_threads=self._share(num_envs), **self._options())
 
 
 class DmControlEnv(SimulatorEnv):
@@ -280,10 +279,6 @@ class TorchrlEnv(EnvSpec):
             import rlexp.envs.dm_control  # noqa: F401 - makes dm_control work with MuJoCo 4
         skip = {} if self.frame_skip == 1 else {"frame_skip": int(self.frame_skip)}
         return batched(lambda: build_at("env.make", lambda: self.make.build(**skip)), num_envs, self.num_envs)
-
-
-def _at_least(num_workers: int | Literal["auto"]) -> int:
-    return 1 if num_workers == "auto" else num_workers
 
 
 __all__ = ["DmControlEnv", "EnvSpec", "GymEnv", "Pixels", "SimulatorEnv", "TorchrlEnv"]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
+import numpy as np
 import numpy.typing as npt
-from gymnasium import spaces
 
 from rlexp.config import ConfigError, Problem
 from rlexp.envs.arrays import ArrayEnv
-from rlexp.envs.simulators import STEP, SharedArrays, Simulators, Worker, allocate, shares, split_seeds
+from rlexp.envs.simulators import STEP, SharedArrays, Simulators, Worker, shares, split_seeds
 from rlexp.envs.snapshot import State, StateUnavailableError
 
 
@@ -43,7 +43,10 @@ class BatchedGymEnv(ArrayEnv):
     def __init__(self, env_id: str, *, num_envs: int, frame_skip: int = 1, num_workers: int = 1, **kwargs: Any) -> None:
         self._shares = shares(num_envs, num_workers)
         mine, *others = self._shares
-        simulators = _made(env_id, mine.stop, frame_skip, kwargs)
+        try:
+            simulators = Simulators(env_id, mine.stop, frame_skip, kwargs)
+        except Exception as error:
+            raise ConfigError([Problem("env.id", f"cannot be made: {error}", env_id)]) from error
         super().__init__(env_id, num_envs, simulators.envs[0].observation_space, simulators.envs[0].action_space)
         self.workers: list[Worker] = []
         if others:
@@ -62,6 +65,23 @@ class BatchedGymEnv(ArrayEnv):
     def wrap(self, wrapper: Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]) -> None:
         """Put a Gymnasium wrapper around the first simulator: to watch it, say."""
         self._simulators.envs[0] = wrapper(self._simulators.envs[0])
+
+    def seconds_per_step(self) -> float:
+        """What a step of this process's simulators takes: measured for a moment, from a reset on, by random actions."""
+        envs = self._simulators.envs
+        for i, env in enumerate(envs):
+            env.action_space.seed(i)
+        actions = [np.stack([env.action_space.sample() for env in envs]) for _ in range(100)]
+        self._simulators.reset(dict.fromkeys(range(len(envs)), 0))
+        bursts = []
+        for _ in range(5):
+            begun, steps = time.perf_counter(), 0
+            while (spent := time.perf_counter() - begun) < 0.01:
+                self._simulators.arrays.action[:] = actions[steps % len(actions)]
+                self._simulators.step()
+                steps += 1
+            bursts.append(spent / steps)
+        return min(bursts)  # what else the machine does only ever adds
 
     def step_arrays(self) -> None:
         """Step every simulator by ``arrays.action``; a final observation stays until the reset."""
@@ -135,43 +155,6 @@ class BatchedGymEnv(ArrayEnv):
         for worker in self.workers:
             worker.close()
         super().close(raise_if_closed=raise_if_closed)
-
-
-def seconds_per_step(env_id: str, frame_skip: int, kwargs: Mapping[str, Any]) -> float:
-    """What a step of a simulator takes in this process: measured for a moment, on one of its own.
-
-    Args:
-        env_id: Gymnasium's id.
-        frame_skip: times each action is repeated.
-        kwargs: passed to `rlexp.envs.making.make`.
-
-    Raises:
-        ConfigError: the environment cannot be made.
-    """
-    simulators = _made(env_id, 1, frame_skip, kwargs)
-    (env,) = simulators.envs
-    assert isinstance(env.observation_space, spaces.Box)
-    arrays = simulators.arrays = allocate(1, env.observation_space, env.action_space)
-    env.action_space.seed(0)
-    actions = [env.action_space.sample() for _ in range(100)]
-    simulators.reset({0: 0})
-    bursts = []
-    for _ in range(5):
-        begun, steps = time.perf_counter(), 0
-        while (spent := time.perf_counter() - begun) < 0.01:
-            arrays.action[0] = actions[steps % 100]
-            simulators.step()
-            steps += 1
-        bursts.append(spent / steps)
-    simulators.close()
-    return min(bursts)  # what else the machine does only ever adds
-
-
-def _made(env_id: str, num_envs: int, frame_skip: int, kwargs: Mapping[str, Any]) -> Simulators:
-    try:
-        return Simulators(env_id, num_envs, frame_skip, kwargs)
-    except Exception as error:
-        raise ConfigError([Problem("env.id", f"cannot be made: {error}", env_id)]) from error
 
 
 def _available(states: list[State] | str) -> list[State]:
