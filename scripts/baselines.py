@@ -332,7 +332,7 @@ def bare_loop(env_id: str, num_envs: int, seed: int) -> Callable[[int], None]:
     return step
 
 
-def envpool_loop(work: Workload, frames: int, seed: int, clock: Clock) -> None:
+def envpool_loop(work: Workload, frames: int, seed: int, clock: Clock, pause: float = 0.0) -> None:
     """EnvPool's simulators in a bare loop, a thread a core, random actions.
 
     Its step after the end of an episode resets, and is no frame: a system that trains could not use it.
@@ -350,6 +350,14 @@ def envpool_loop(work: Workload, frames: int, seed: int, clock: Clock) -> None:
             *_, terminated, truncated, _ = env.step(actions[t % 1000])
             made, t = made + work.num_envs - resets, t + 1
             resets = int((terminated | truncated).sum())
+            resume = time.perf_counter() + pause
+            while time.perf_counter() < resume:
+                pass
+
+
+def envpool_loop_paused(work: Workload, frames: int, seed: int, clock: Clock) -> None:
+    """The same with 80 us between steps: what a policy and the normalisation of 16 observations take, and no more."""
+    envpool_loop(work, frames, seed, clock, 80e-6)
 
 
 def bare_update(work: Workload, frames: int, seed: int, clock: Clock) -> None:
@@ -399,6 +407,7 @@ SYSTEMS: dict[str, Callable[[Workload, int, int, Clock], None]] = {
     "gymnasium-loop": gymnasium_loop,
     "gymnasium-loops": gymnasium_loops,
     "envpool-loop": envpool_loop,
+    "envpool-loop-paused": envpool_loop_paused,
     "bare-update": bare_update,
 }
 

@@ -36,6 +36,7 @@ PACKAGES = {
     "stable-baselines3-normalized": "stable_baselines3",
     "rlexp-envpool": "envpool",
     "envpool-loop": "envpool",
+    "envpool-loop-paused": "envpool",
 }
 TRAINING = ("rlexp", "rlexp-alone", "rlexp-envpool", "stable-baselines3")
 
@@ -86,7 +87,7 @@ COMPARISONS = {
         for variant, systems in {
             "one core": ("rlexp-alone", "gymnasium-loop"),
             "all cores": ("rlexp", "gymnasium-loops"),
-            "EnvPool": ("rlexp-envpool", "envpool-loop"),
+            "EnvPool": ("rlexp-envpool", "envpool-loop", "envpool-loop-paused"),
         }.items()
     ],
     "F": [Comparison(f"F{n}", ("rlexp", "bare-update"), 8_192, "update") for n in (64, 512)],
