@@ -130,7 +130,7 @@ def mean_return(env_id: str, act: Callable[[Array], Array], episodes: int = 10) 
 def rlexp(work: Workload, frames: int, seed: int, clock: Clock, *settings: str) -> None:
     """The trainer's own loop without its surroundings: collect and update."""
     from rlexp import Trainer, load_config
-    from rlexp.hardware import share_out
+    from rlexp.machine import share_out
 
     batch = work.num_envs * work.steps
     budget = [f"total_frames={frames}", f"seed={seed}", "logger=none", "evaluation.episodes=1"]

@@ -61,7 +61,7 @@ def run_command(
 
 # Starts each process from one that has its imports behind it: a run in a second, and killed like any other.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["rlexp.cli.train", "rlexp.trainer", "rlexp.runs.resume", "gymnasium.envs.mujoco"])
+processes.set_forkserver_preload(["rlexp.cli.train", "rlexp.training.trainer", "rlexp.runs.resume", "gymnasium.envs.mujoco"])
 
 
 def _command(command: str, arguments: list[str], cwd: str, environment: dict[str, str]) -> None:

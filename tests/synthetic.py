@@ -22,11 +22,11 @@ def config(
 ) -> dict[str, Any]:
     """A resolved config, with as many nodes as are needed to tell groups apart."""
     return {
-        "env": {"_target_": "rlexp.envs.GymEnv", "name": env, "id": ENVIRONMENTS[env][0], "max_episode_steps": None,
+        "env": {"_target_": "rlexp.envs.GymConfig", "name": env, "id": ENVIRONMENTS[env][0], "max_episode_steps": None,
                 "kwargs": {}, "transforms": {"step_counter": {"_target_": "torchrl.envs.StepCounter"}}},
-        "loss": {"_target_": "rlexp.losses.ClipPPO", "clip_epsilon": clip_epsilon, "gamma": gamma},
-        "optim": {"_target_": "rlexp.optim.Adam", "lr": lr},
-        "logger": {"_target_": "rlexp.loggers.NoLogger"},
+        "loss": {"_target_": "rlexp.losses.ClipPPOConfig", "clip_epsilon": clip_epsilon, "gamma": gamma},
+        "optim": {"_target_": "rlexp.optim.AdamConfig", "lr": lr},
+        "logger": {"_target_": "rlexp.loggers.NoLoggerConfig"},
         "seed": seed,
         "threads": "auto",
     }  # fmt: skip

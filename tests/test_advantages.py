@@ -14,8 +14,8 @@ from torchrl.objectives.value import GAE, TD0Estimator, TD1Estimator, TDLambdaEs
 from torchrl.objectives.value.functional import vtrace_advantage_estimate
 
 from rlexp import load_config
-from rlexp.losses.advantages import GeneralizedAdvantage
-from rlexp.losses.returns import discounted_sums
+from rlexp.kernels.advantages import FastGAE
+from rlexp.kernels.scan import discounted_sums
 from rlexp.policies import ActorCritic
 
 ESTIMATORS = ["gae", "td_lambda", "td1", "td0", "vtrace"]
@@ -112,14 +112,14 @@ def test_batch_normalised_advantage_equals_torchrls() -> None:
     built = networks()
     batch = batch_of(built, 16, 64)
     expected = GAE(gamma=0.99, lmbda=0.95, value_network=built.critic, average_gae=True)(batch.clone())
-    GeneralizedAdvantage(built.critic, 0.99, 0.95, average=True)(batch)
+    FastGAE(built.critic, 0.99, 0.95, average=True)(batch)
     torch.testing.assert_close(batch["advantage"], expected["advantage"], rtol=1e-5, atol=1e-5)
 
 
 def test_state_value_stays_that_of_before_the_update() -> None:
     built = networks()
     batch = batch_of(built, 2, 8)
-    estimator = GeneralizedAdvantage(built.critic, 0.99, 0.95, average=False)
+    estimator = FastGAE(built.critic, 0.99, 0.95, average=False)
     estimator(batch)
     before = batch.clone()
     with torch.no_grad():

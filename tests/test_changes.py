@@ -63,7 +63,7 @@ def test_the_rest_may(run: Path) -> None:
     assert {key for key in after if before[key] != after[key]} == {
         *("logger", "evaluation", "checkpoint", "threads", "compile", "total_frames", "env"),
     }
-    Trainer(start.experiment, start.run, start.checkpoint).fit()
+    Trainer(start.config, start.run, start.checkpoint).fit()
     assert [row["frames"] for row in rows_of(run)] == [256, 512, 768, 1024, 1280, 1536]
     # Linear to 0 over the new total: the rates that a run of 1536 frames has from 1024 on.
     assert [row["train/lr"] for row in rows_of(run)[-2:]] == pytest.approx([7e-4 / 3, 7e-4 / 6])
@@ -148,7 +148,7 @@ def test_a_simulator_that_cannot_be_saved_begins_new_episodes(tmp_path: Path, ca
     assert manifest["exact_resume"] is False
     assert manifest["inexact"] == ["Opaque.engine is a object, which cannot be saved"]
     start = resumed(tmp_path / "run", "total_frames=1024")
-    trainer = Trainer(start.experiment, start.run, start.checkpoint)
+    trainer = Trainer(start.config, start.run, start.checkpoint)
     assert "not to the bit: Opaque.engine" in caplog.text
     assert "Every episode begins afresh" in caplog.text
     for name, value in trainer.networks.actor.state_dict().items():

@@ -28,10 +28,10 @@ SHORT = [*TINY, "total_frames=512", "evaluation.episodes=2", "logger=none"]
 @pytest.mark.parametrize(
     ("overrides", "policy"),
     [
-        (["env=cartpole"], "CategoricalPolicy"),
-        (["env=pendulum", "env.max_episode_steps=50"], "TanhNormalPolicy"),
-        ([*SWINGUP, "env.max_episode_steps=50"], "TanhNormalPolicy"),
-        ([*PENDULUM, "env.transforms.step_counter.max_steps=50"], "TanhNormalPolicy"),
+        (["env=cartpole"], "CategoricalConfig"),
+        (["env=pendulum", "env.max_episode_steps=50"], "TanhNormalConfig"),
+        ([*SWINGUP, "env.max_episode_steps=50"], "TanhNormalConfig"),
+        ([*PENDULUM, "env.transforms.step_counter.max_steps=50"], "TanhNormalConfig"),
     ],
     ids=["cartpole", "pendulum", "dm_control", "torchrl"],
 )
@@ -52,7 +52,7 @@ def test_pixels_train_a_convolutional_policy(tmp_path: Path) -> None:
 
 
 def test_an_explicit_policy_wins_over_the_one_an_environment_names() -> None:
-    assert type(load_config(["env=cartpole", "policy=gru"]).policy).__name__ == "GRUPolicy"
+    assert type(load_config(["env=cartpole", "policy=gru"]).policy).__name__ == "GRUConfig"
 
 
 def test_frames_are_skipped_behind_the_camera() -> None:
@@ -174,7 +174,7 @@ def test_torchrl_environments_that_do_not_fit_are_refused(make: Any, told: str) 
 
 
 def test_a_torchrl_environment_needs_torchrls_collector(tmp_path: Path) -> None:
-    assert type(load_config(PENDULUM).collector).__name__ == "SyncCollector"
+    assert type(load_config(PENDULUM).collector).__name__ == "SyncCollectorConfig"
     with pytest.raises(ConfigError, match="Use collector=sync"):
         Trainer.from_config(load_config([*PENDULUM, "collector=rollout"]), tmp_path)
 

@@ -21,7 +21,7 @@ from rlexp import load_config
 from rlexp.config import ConfigError, conf_dir
 from rlexp.envs.gymnasium import BatchedGymEnv
 from rlexp.envs.simulators import SimulatorError
-from rlexp.normalization import init_normalization
+from rlexp.envs.normalization import init_normalization
 
 SEEDS = [11, 22, 33]
 

@@ -30,7 +30,7 @@ END = {
     "reward_sum": {"_target_": "torchrl.envs.RewardSum"},
 }
 PUSHER = ("env=gym", "env.id=Pusher-v5", "policy.last_layer_gain=5.0")
-NORM = {"_target_": "rlexp.normalization.RunningObservationNorm", "in_keys": ["observation"], "clip": 10.0}
+NORM = {"_target_": "rlexp.envs.normalization.RunningObservationNorm", "in_keys": ["observation"], "clip": 10.0}
 CLIP = {"_target_": "torchrl.envs.ClipTransform", "in_keys": ["observation"], "low": -0.25, "high": 0.25}
 FRAMES = {"_target_": "torchrl.envs.CatFrames", "N": 3, "dim": -1, "in_keys": ["observation"]}
 TIME = {

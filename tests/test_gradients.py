@@ -9,9 +9,9 @@ import pytest
 import torch
 from agents import batch_of, networks
 
-from rlexp.losses.advantages import GeneralizedAdvantage
-from rlexp.losses.gradients import AutogradGradient, WrittenOutGradient, gradient_of
-from rlexp.losses.ppo import LeanClipPPOLoss
+from rlexp.kernels.advantages import FastGAE
+from rlexp.kernels.gradient import AutogradGradient, WrittenOutGradient, gradient_of
+from rlexp.kernels.losses import FastClipPPO
 from rlexp.optim.weights import flatten
 
 
@@ -31,9 +31,9 @@ from rlexp.optim.weights import flatten
 def test_written_out_gradient_is_autograds(overrides: list[str], options: dict[str, Any], bonus: bool) -> None:
     built = networks(*overrides)
     weights = flatten(built.parameters())
-    loss = LeanClipPPOLoss(built.actor, built.critic, entropy_bonus=bonus, entropy_coeff=0.01 * bonus, **options)
+    loss = FastClipPPO(built.actor, built.critic, entropy_bonus=bonus, entropy_coeff=0.01 * bonus, **options)
     batch = batch_of(built, 4, 64)
-    GeneralizedAdvantage(built.critic, 0.99, 0.95, average=False)(batch)
+    FastGAE(built.critic, 0.99, 0.95, average=False)(batch)
     loss.prepare(batch)
     minibatch = {key: batch[key].flatten(0, 1) for key in loss.step_keys}
     fast = gradient_of(loss, built)
@@ -57,20 +57,20 @@ def test_written_out_gradient_is_autograds(overrides: list[str], options: dict[s
 def test_gradient_of_other_networks_is_left_to_autograd(overrides: list[str]) -> None:
     built = networks(*overrides)
     flatten(built.parameters())
-    assert isinstance(gradient_of(LeanClipPPOLoss(built.actor, built.critic), built), AutogradGradient)
+    assert isinstance(gradient_of(FastClipPPO(built.actor, built.critic), built), AutogradGradient)
 
 
 def test_gradient_of_other_losses_is_left_to_autograd() -> None:
     built = networks()
     flatten(built.parameters())
-    assert isinstance(gradient_of(LeanClipPPOLoss(built.actor, built.critic, clip_value=0.2), built), AutogradGradient)
+    assert isinstance(gradient_of(FastClipPPO(built.actor, built.critic, clip_value=0.2), built), AutogradGradient)
 
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
 def test_compiled_gradient_is_autograds() -> None:
     built = networks("policy=categorical", "policy.num_cells=[8]", env="cartpole")
     weights = flatten(built.parameters())
-    loss = LeanClipPPOLoss(built.actor, built.critic, entropy_bonus=True, entropy_coeff=0.01)
+    loss = FastClipPPO(built.actor, built.critic, entropy_bonus=True, entropy_coeff=0.01)
     minibatch = {
         "observation": torch.randn(32, 4),
         "latent": torch.randint(2, (32,)),

@@ -17,7 +17,7 @@ from conftest import TINY
 from rlexp import Trainer, load_config
 from rlexp.config import ConfigError
 from rlexp.envs.simulators import best_workers
-from rlexp.hardware import set_threads, share_out, use_compiler
+from rlexp.machine import set_threads, share_out, use_compiler
 from rlexp.runs.rundir import usable_cpus
 from rlexp.seeding import seed_everything
 
@@ -38,7 +38,7 @@ def test_auto_goes_by_the_work_and_stays_within_the_cores(
     weights: int, omp: str | None, expected: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("rlexp.hardware.usable_cpus", lambda: 8)
+    monkeypatch.setattr("rlexp.machine.usable_cpus", lambda: 8)
     if omp is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", omp)
     with caplog.at_level("INFO", logger="rlexp"):
@@ -83,7 +83,7 @@ class TestShareOut:
     @pytest.fixture(autouse=True)
     def _three_cores(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-        monkeypatch.setattr("rlexp.hardware.usable_cpus", lambda: 3)
+        monkeypatch.setattr("rlexp.machine.usable_cpus", lambda: 3)
 
     def workers(self, *overrides: str) -> object:
         return share_out(load_config(list(overrides))).to_dict()["num_workers"]
@@ -151,7 +151,7 @@ class TestShareOut:
         monkeypatch.setattr("rlexp.envs.simulators.best_workers", lambda *_: 2)
         trainer = Trainer(load_config([*TINY, "logger=none"]), tmp_path)
         assert len(trainer.env.base_env.workers) == len(trainer.eval_env.base_env.workers) == 1
-        assert trainer.experiment.env.to_dict()["num_workers"] == "auto"
+        assert trainer.config.env.to_dict()["num_workers"] == "auto"
         trainer.close()
 
 

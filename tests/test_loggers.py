@@ -118,6 +118,6 @@ def test_a_missing_package_is_said_before_anything_is_built(
     assert not Path("outputs").exists()
     # Its checkpoints can be evaluated without.
     saved = checkpoint.load(run_dir)
-    saved.config["logger"] = {"_target_": "rlexp.loggers.TensorBoard"}
+    saved.config["logger"] = {"_target_": "rlexp.loggers.TensorBoardConfig"}
     path = checkpoint.save(tmp_path / "saved", saved.state, saved.config, keep_last=2)
     assert evaluate([f"checkpoint={path}"]) == 0

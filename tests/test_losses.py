@@ -11,8 +11,8 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 
 from rlexp import Trainer, load_config
-from rlexp.learner import explained_variance
-from rlexp.losses.ppo import LeanClipPPOLoss
+from rlexp.training.learners.ppo import explained_variance
+from rlexp.kernels.losses import FastClipPPO
 
 TINY = [
     *("logger=none", "total_frames=512", "collector.frames_per_batch=256", "env.num_envs=4", "minibatch_size=64"),
@@ -22,7 +22,7 @@ TINY = [
 
 def collected(overrides: list[str], folder: Path) -> tuple[Trainer, TensorDictBase]:
     trainer = Trainer.from_config(load_config([*TINY, *overrides]), folder)
-    return trainer, trainer.collect(iter(trainer.collector))
+    return trainer, trainer.collect()
 
 
 def test_advantage_is_the_sum_of_discounted_td_errors(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_loss_is_the_clipped_surrogate(critic: str, tmp_path: Path) -> None:
     trainer, batch = collected(overrides, tmp_path)
     trainer.update(batch)  # so that the policy differs from the one that acted
     minibatch = batch.reshape(-1)[torch.randperm(256)[:64]]
-    assert isinstance(trainer.learner.objective.loss, LeanClipPPOLoss)
+    assert isinstance(trainer.learner.objective.loss, FastClipPPO)
     losses = trainer.learner.objective.loss(minibatch)
     with torch.no_grad():
         new = trainer.networks.actor.get_dist(minibatch.select("observation")).log_prob(minibatch["action"]).double()

@@ -25,7 +25,7 @@ from rlexp.collectors import RolloutCollector, Source
 from rlexp.collectors.multi import MultiCollector
 from rlexp.collectors.share import Share, ShareWorker, WorkerError
 from rlexp.config import ConfigError
-from rlexp.normalization import (
+from rlexp.envs.normalization import (
     Moments,
     RunningObservationNorm,
     commit_normalization,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from rlexp import load_config
-from rlexp.normalization import (
+from rlexp.envs.normalization import (
     Moments,
     RewardNorm,
     commit_normalization,

@@ -15,12 +15,12 @@ from torchrl.envs import ExplorationType, set_exploration_type
 from torchrl.objectives import A2CLoss, ClipPPOLoss, KLPENPPOLoss, ReinforceLoss
 
 from rlexp import load_config
-from rlexp.losses import PolicyLossSpec
-from rlexp.losses.advantages import GeneralizedAdvantage
-from rlexp.losses.lean import LeanLoss
-from rlexp.losses.ppo import LeanClipPPOLoss, LeanKLPENPPOLoss
+from rlexp.losses import PolicyLossConfig
+from rlexp.kernels.advantages import FastGAE
+from rlexp.kernels.losses import FastLoss
+from rlexp.kernels.losses import FastClipPPO, LeanKLPENPPOLoss
 from rlexp.policies import ActorCritic
-from rlexp.policies.families import Choice
+from rlexp.kernels.distributions import CategoricalFamily
 
 THEIRS = {"clip_ppo": ClipPPOLoss, "kl_ppo": KLPENPPOLoss, "a2c": A2CLoss, "reinforce": ReinforceLoss}
 OWN: dict[str, dict[str, Any]] = {
@@ -44,17 +44,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def built_loss(kind: str, built: ActorCritic, settings: dict[str, Any]) -> LeanLoss:
+def built_loss(kind: str, built: ActorCritic, settings: dict[str, Any]) -> FastLoss:
     spec = load_config([f"loss={kind}"]).loss
-    assert isinstance(spec, PolicyLossSpec)
+    assert isinstance(spec, PolicyLossConfig)
     loss = spec.model_copy(update=settings).build_loss(built)
-    assert isinstance(loss, LeanLoss)
+    assert isinstance(loss, FastLoss)
     return loss
 
 
 def prepared(built: ActorCritic, *size: int) -> TensorDict:
     batch = batch_of(built, *size)
-    GeneralizedAdvantage(built.critic, 0.99, 0.95, average=False)(batch)
+    FastGAE(built.critic, 0.99, 0.95, average=False)(batch)
     batch["state_value"] += 0.2 * torch.randn_like(batch["state_value"])  # the critic has learned since
     return batch.reshape(-1)
 
@@ -151,7 +151,7 @@ def test_loss_and_slope_are_the_papers(kind: str, variant: str) -> None:
 def test_without_bounds_or_penalty_clipped_and_penalised_are_one() -> None:
     built = networks()
     batch = prepared(built, 4, 64)
-    clipped = with_gradients(LeanClipPPOLoss(built.actor, built.critic, clip_epsilon=1e6), batch, built)
+    clipped = with_gradients(FastClipPPO(built.actor, built.critic, clip_epsilon=1e6), batch, built)
     free = with_gradients(LeanKLPENPPOLoss(built.actor, built.critic, beta=0.0), batch, built)
     torch.testing.assert_close(clipped[0]["loss_objective"], free[0]["loss_objective"])
     for a, b in zip(clipped[1], free[1], strict=True):
@@ -188,14 +188,14 @@ def test_kl_of_squashed_gaussians_is_that_of_the_latent_ones_and_its_estimate_is
     ).item()
     assert losses["kl"].item() == pytest.approx(exact, rel=1e-3)
     log_prob = built.actor.get_dist(batch.select("observation")).log_prob(batch["action"])
-    estimate = LeanLoss.divergence(loss, {"log_weight": log_prob - batch["action_log_prob"]})
+    estimate = FastLoss.divergence(loss, {"log_weight": log_prob - batch["action_log_prob"]})
     assert estimate.item() == pytest.approx(exact, rel=0.05)
 
 
 def test_kl_of_choices_is_torchs() -> None:
     old, new = torch.randn(5, 3), torch.randn(5, 3)
     expected = torch.distributions.kl_divergence(Categorical(logits=old), Categorical(logits=new))
-    torch.testing.assert_close(Choice().kl((old,), (new,)), expected)
+    torch.testing.assert_close(CategoricalFamily().kl((old,), (new,)), expected)
 
 
 @pytest.mark.parametrize(("kl", "factor"), [(0.03, 2.0), (0.0151, 2.0), (0.0149, 1.0), (0.0067, 1.0), (0.0066, 0.5)])

@@ -13,7 +13,7 @@ from torch import nn
 from rlexp import Trainer, load_config
 from rlexp.config import ConfigError
 from rlexp.losses import remaining
-from rlexp.optim import OptimSpec
+from rlexp.optim import OptimConfig
 from rlexp.optim.schedules import KLAdaptive
 from rlexp.optim.weights import flatten
 
@@ -70,7 +70,7 @@ def test_gradients_are_clipped_over_actor_and_critic(tmp_path: Path) -> None:
     sgd = ["optim=sgd", "optim.momentum=0", "optim.lr=1.0", "optim.critic_lr=0.5", "max_grad_norm=0.01"]
     trainer = Trainer.from_config(load_config([*small, *sgd]), tmp_path)
     before = trainer.learner.weights.detach().clone()
-    metrics = trainer.update(trainer.collect(iter(trainer.collector)))
+    metrics = trainer.update(trainer.collect())
     trainer.close()
     assert metrics["optim/grad_norm"] > 0.01
     step = trainer.learner.weights.detach() - before
@@ -121,4 +121,4 @@ def test_annealing(schedule: Any, halfway: float, three_quarters: float) -> None
 def test_nesterov_needs_momentum() -> None:
     with pytest.raises(ConfigError, match="needs momentum"):
         load_config(["optim=sgd", "optim.nesterov=true", "optim.momentum=0"])
-    assert isinstance(load_config(["optim=sgd", "optim.nesterov=true"]).optim, OptimSpec)
+    assert isinstance(load_config(["optim=sgd", "optim.nesterov=true"]).optim, OptimConfig)

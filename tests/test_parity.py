@@ -12,7 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from rlexp import Trainer, load_config
-from rlexp.config import Spec, check_targets, conf_dir
+from rlexp.config import Config, check_targets, conf_dir
 from rlexp.config.spec import locate
 
 CONF = conf_dir()
@@ -46,7 +46,7 @@ def test_option_composes_instantiates_and_learns(path: Path, tmp_path: Path) -> 
     experiment = load_config([f"{group}={name}", *needed, *SMALL])
     check_targets(experiment)
     trainer = Trainer.from_config(experiment, tmp_path)
-    assert trainer.update(trainer.collect(iter(trainer.collector)))
+    assert trainer.update(trainer.collect())
     trainer.close()
 
 
@@ -70,7 +70,7 @@ def settings_of(path: Path) -> Iterator[tuple[str, str, Any, str]]:
 def test_values_that_differ_from_the_targets_defaults_say_why(path: Path) -> None:
     for target, key, value, comment in settings_of(path):
         found = locate(target) if target != "???" else None
-        is_spec = inspect.isclass(found) and issubclass(found, Spec)
+        is_spec = inspect.isclass(found) and issubclass(found, Config)
         built = [locate(name) for name in found.builds] if is_spec else [found]  # type: ignore[union-attr]
         for cls in filter(None, built):
             parameter = inspect.signature(cls).parameters.get(key)

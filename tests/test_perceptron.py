@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rlexp.policies.perceptron import Perceptron
+from rlexp.kernels.mlp import MLPLayers
 
 
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
@@ -15,7 +15,7 @@ def test_perceptron_and_its_gradient_are_the_networks(activation: type[nn.Module
         nn.Linear(5, 8), activation(), nn.Sequential(nn.Linear(8, 8), activation()), nn.Linear(8, 2)
     )
     x = torch.randn(7, 5)
-    perceptron = Perceptron.of(network)
+    perceptron = MLPLayers.of(network)
     assert perceptron
     torch.testing.assert_close(perceptron(x), network(x))
     by_hand = torch.autograd.grad(perceptron(x).square().sum(), list(network.parameters()))
@@ -27,4 +27,4 @@ def test_perceptron_and_its_gradient_are_the_networks(activation: type[nn.Module
 def test_what_is_no_plain_perceptron_is_left_alone() -> None:
     mixed = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
     others = [nn.Linear(2, 2, bias=False), nn.Sequential(nn.Linear(2, 2), nn.Tanh()), nn.LayerNorm(2), mixed]
-    assert all(Perceptron.of(network) is None for network in others)
+    assert all(MLPLayers.of(network) is None for network in others)

@@ -20,9 +20,9 @@ from rlexp import Trainer, load_config, load_policy
 from rlexp.agent import Agent
 from rlexp.agent.evaluation import evaluate, evaluation_seeds
 from rlexp.agent.export import ExportError, export_policy
-from rlexp.collectors.acting import acting
+from rlexp.kernels.acting import acting
 from rlexp.config import ConfigError
-from rlexp.losses.terms import DistributionTerms, FamilyTerms, policy_terms
+from rlexp.kernels.terms import DistributionTerms, FamilyTerms, policy_terms
 from rlexp.policies import ActorCritic
 from rlexp.policies.heads import BoundedBeta
 from rlexp.policies.recurrent import STATE
@@ -392,7 +392,7 @@ def test_memory_forgets_at_the_beginning_of_an_episode_and_nowhere_else(layer: s
 
 def test_minibatches_of_a_memory_are_whole_sequences(tmp_path: Path) -> None:
     trainer = Trainer(load_config(["env=hopper", "policy=gru", "policy.sequence_length=8", *SMALL]), tmp_path)
-    batch = trainer.collect(iter(trainer.collector))
+    batch = trainer.collect()
     trainer.learner.objective.loss.prepare(batch)
     trainer.learner.objective.advantage(batch)
     number = torch.arange(256).reshape(4, 64)

@@ -27,11 +27,11 @@ from torchrl.modules import IndependentNormal, ProbabilisticActor
 
 from rlexp import Trainer, load_config
 from rlexp.agent.evaluation import evaluate
-from rlexp.collectors.acting import acting
-from rlexp.collectors.rollout import ArrayTransforms, RolloutCollector, step_counts
+from rlexp.kernels.acting import acting
+from rlexp.kernels.rollout import ArrayTransforms, RolloutCollector, step_counts
 from rlexp.config import ConfigError
 from rlexp.envs.gymnasium import BatchedGymEnv
-from rlexp.normalization import commit_normalization, init_normalization, observation_norms
+from rlexp.envs.normalization import commit_normalization, init_normalization, observation_norms
 
 CPU = torch.device("cpu")
 
@@ -220,7 +220,7 @@ def test_trainer_learns_the_same_thing_with_either_collector(tmp_path: Path) -> 
             *("env.num_envs=16", "minibatch_size=64", "num_epochs=2", "evaluation.episodes=2"),
         ])  # fmt: skip
         trainer = Trainer.from_config(config, tmp_path / name)
-        batch = trainer.collect(iter(trainer.collector))
+        batch = trainer.collect()
         rows[name] = trainer.train_metrics(batch) | trainer.update(batch)
         trainer.close()
     assert rows["rollout"] == pytest.approx(rows["sync"], rel=1e-3, abs=1e-3)

@@ -12,11 +12,11 @@ from conftest import clean_environment
 from tensordict import TensorDictBase
 
 from rlexp import load_config
-from rlexp.envs import EnvSpec
+from rlexp.envs import EnvConfig
 from rlexp.envs.snapshot import StateUnavailableError
 
 
-def assert_goes_on_exactly(spec: EnvSpec, steps: int = 12) -> None:
+def assert_goes_on_exactly(spec: EnvConfig, steps: int = 12) -> None:
     ours, copy = (spec.build_base(2) for _ in range(2))
     ours.set_seed(1)
     torch.manual_seed(0)

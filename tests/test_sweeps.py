@@ -31,7 +31,7 @@ from rlexp.callbacks import Callback
 
 class Boom(Callback):
     def after_update(self, trainer, metrics):
-        if trainer.experiment.seed == 1 and not Path("mended").exists():
+        if trainer.config.seed == 1 and not Path("mended").exists():
             raise ValueError("this job is broken")
 """
 FAILING = [*TINY, "logger=none", "callbacks.boom._target_=boom.Boom"]

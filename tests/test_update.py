@@ -13,7 +13,7 @@ from graphs import emulate
 from rlexp import Trainer, load_config
 from rlexp.cli.train import train
 from rlexp.config import ConfigError
-from rlexp.hardware import GraphedStep
+from rlexp.machine import GraphedStep
 from rlexp.runs import checkpoint
 
 SMALL = [
@@ -108,7 +108,7 @@ def test_a_cuda_graph_that_cannot_be_is_refused(overrides: list[str], reason: st
 
 def updated(folder: Path, *overrides: str) -> tuple[Trainer, dict[str, float]]:
     trainer = Trainer.from_config(load_config([*SMALL, *overrides]), folder)
-    metrics = trainer.update(trainer.collect(iter(trainer.collector)))
+    metrics = trainer.update(trainer.collect())
     trainer.close()
     return trainer, metrics
 
@@ -131,7 +131,7 @@ def test_advantage_is_recomputed_or_not(tmp_path: Path) -> None:
         trainer = Trainer.from_config(load_config(overrides), tmp_path / str(recompute))
         found: list[torch.Tensor] = []
         trainer.learner.objective.advantage.register_forward_hook(lambda m, i, batch, found=found: found.append(batch))
-        trainer.update(trainer.collect(iter(trainer.collector)))
+        trainer.update(trainer.collect())
         trainer.close()
         calls[recompute] = len(found)
     assert calls == {True: 3, False: 1}
@@ -173,7 +173,7 @@ def test_annealing_reaches_the_objective(tmp_path: Path) -> None:
     trainer, _ = updated(tmp_path, "loss.clip_schedule=linear", "total_frames=256")
     assert coefficients(trainer)["clip_epsilon"] == pytest.approx(0.2)
     trainer.learner.objective.anneal(0.75)
-    batch = trainer.collect(iter(trainer.collector))
+    batch = trainer.collect()
     trainer.learner.objective.loss.prepare(batch)
     ratios: Any = torch.tensor([[1.04, 1.06, 0.96, 0.94]])
     assert trainer.learner.objective.loss.means({"log_weight": ratios.log()})["clip_fraction"].item() == 0.5

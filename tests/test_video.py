@@ -73,7 +73,7 @@ def test_a_film_that_fails_is_announced_and_training_goes_on(tmp_path: Path, mon
 
     monkeypatch.setenv("MUJOCO_GL", "egl")
     trainer = Trainer(load_config([*FILMED, "logger=none"]), tmp_path)
-    monkeypatch.setattr("rlexp.trainer.filmed", broken)
+    monkeypatch.setattr("rlexp.training.trainer.filmed", broken)
     assert trainer.fit()["status"] == "completed"
     assert "No video after 512 frames: the encoder died" in (tmp_path / "train.log").read_text()
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rlexp.agent import load_policy
     from rlexp.experiment import load_config
-    from rlexp.trainer import Trainer
+    from rlexp.training.trainer import Trainer
 
-_HOMES = {"Trainer": "rlexp.trainer", "load_config": "rlexp.experiment", "load_policy": "rlexp.agent"}
+_HOMES = {"Trainer": "rlexp.training.trainer", "load_config": "rlexp.experiment", "load_policy": "rlexp.agent"}
 
 __all__ = ["Trainer", "load_config", "load_policy"]
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from tensordict import TensorDictBase
 
     from rlexp.agent.evaluation import Evaluation
-    from rlexp.trainer import Trainer
+    from rlexp.training.trainer import Trainer
 
 
 class Callback:

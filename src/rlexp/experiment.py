@@ -7,19 +7,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from rlexp.collectors import CollectorSpec
-from rlexp.config import Composed, ConfigError, Count, Integer, Node, Positive, Problem, Sources, Spec, load, read
-from rlexp.envs import EnvSpec
-from rlexp.loggers import LoggerSpec
-from rlexp.losses import LossSpec
-from rlexp.optim import OptimSpec
-from rlexp.policies import PolicySpec, RecurrentPolicy
+from rlexp.collectors import CollectorConfig
+from rlexp.config import Composed, Config, ConfigError, Count, Integer, Node, Positive, Problem, Sources, load, read
+from rlexp.config.legacy import current_config
+from rlexp.envs import EnvConfig
+from rlexp.loggers import LoggerConfig
+from rlexp.losses import LossConfig
+from rlexp.optim import OptimConfig
+from rlexp.policies import PolicyConfig, RecurrentConfig
 
 # What rlexp-train reads itself: how a run starts is no part of what it is.
 COMMAND_SETTINGS = ("resume", "trust", "sweep")
 
 
-class SweepSettings(Spec):
+class SweepConfig(Config):
     """How ``rlexp-train --multirun`` runs its jobs.
 
     Attributes:
@@ -31,11 +32,11 @@ class SweepSettings(Spec):
     fail_fast: bool = False
 
 
-class _CommandSettings(Spec):
-    sweep: SweepSettings
+class _CommandConfig(Config):
+    sweep: SweepConfig
 
 
-class EvaluationSettings(Spec):
+class EvaluationConfig(Config):
     """When and how the deterministic policy is evaluated.
 
     Attributes:
@@ -49,7 +50,7 @@ class EvaluationSettings(Spec):
     episodes: Count
     video_interval: Count | None
 
-    def lacking(self) -> Iterator[Problem]:
+    def missing_requirements(self) -> Iterator[Problem]:
         """The encoder of a film."""
         if self.video_interval is not None:
             try:
@@ -59,7 +60,7 @@ class EvaluationSettings(Spec):
                 yield Problem("video_interval", message, str(self.video_interval))
 
 
-class CheckpointSettings(Spec):
+class CheckpointConfig(Config):
     """What is kept on disk.
 
     Attributes:
@@ -73,7 +74,7 @@ class CheckpointSettings(Spec):
     keep_last: Annotated[Integer, Field(ge=2)]
 
 
-class Experiment(Spec):
+class ExperimentConfig(Config):
     """Everything that decides what a run does.
 
     Attributes:
@@ -86,6 +87,8 @@ class Experiment(Spec):
         seed: everything random follows from it.
         device: ``auto`` is cuda where there is one, else cpu.
         threads: torch's threads; ``auto`` decides by the work of a minibatch and the cores there are.
+        kernels: ``auto`` puts an equal and faster kernel in the place of each torchrl part that has one
+            (`rlexp.kernels`), and logs which; false runs torchrl's parts themselves.
         compile: compile a loss by ``torch.compile``, unless its gradient is written out, which is faster still, or it
             reads sequences; ``auto`` does in long runs.
         cuda_graph: run each step of the optimizer as one CUDA graph; needs a GPU, a shipped loss and no memory.
@@ -95,14 +98,14 @@ class Experiment(Spec):
         warm_start: a checkpoint or run whose weights and statistics the run begins with; None begins with fresh ones.
     """
 
-    env: EnvSpec
-    policy: PolicySpec
-    collector: CollectorSpec
-    loss: LossSpec
-    optim: OptimSpec
-    logger: LoggerSpec
-    evaluation: EvaluationSettings
-    checkpoint: CheckpointSettings
+    env: EnvConfig
+    policy: PolicyConfig
+    collector: CollectorConfig
+    loss: LossConfig
+    optim: OptimConfig
+    logger: LoggerConfig
+    evaluation: EvaluationConfig
+    checkpoint: CheckpointConfig
     total_frames: Count
     num_epochs: Count
     target_kl: Positive | None
@@ -112,6 +115,7 @@ class Experiment(Spec):
     seed: Annotated[Integer, Field(ge=0, lt=2**32)]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
     threads: Count | Literal["auto"]
+    kernels: Literal["auto", False]
     compile: bool | Literal["auto"]
     cuda_graph: bool
     checks: bool
@@ -133,10 +137,20 @@ class Experiment(Spec):
         """Gradient steps of one pass over a batch."""
         return self.steps_per_batch // self.minibatch_size
 
-    def lacking(self) -> Iterator[Problem]:
-        """What the logger and the films lack."""
-        yield from (problem.under("logger.") for problem in self.logger.lacking())
-        yield from (problem.under("evaluation.") for problem in self.evaluation.lacking())
+    @property
+    def num_minibatches(self) -> int:
+        """Gradient steps of the whole run."""
+        return self.num_batches * self.num_epochs * self.minibatches_per_epoch
+
+    @property
+    def use_kernels(self) -> bool:
+        """Whether kernels may stand in for torchrl's parts."""
+        return self.kernels == "auto"
+
+    def missing_requirements(self) -> Iterator[Problem]:
+        """Packages that the logger and the videos need."""
+        yield from (problem.under("logger.") for problem in self.logger.missing_requirements())
+        yield from (problem.under("evaluation.") for problem in self.evaluation.missing_requirements())
 
     def problems(self) -> Iterator[Problem]:
         """Rules across groups."""
@@ -153,7 +167,7 @@ class Experiment(Spec):
         elif self.minibatch_size > self.steps_per_batch:
             message = f"is larger than a batch: collector.frames_per_batch gives {self.steps_per_batch} agent steps."
             yield Problem("minibatch_size", message, str(self.minibatch_size))
-        elif isinstance(self.policy, RecurrentPolicy):
+        elif isinstance(self.policy, RecurrentConfig):
             length = self.policy.sequence_length
             for key, steps, of in (
                 ("collector.frames_per_batch", self.steps_per_batch // envs, "each environment's steps of a batch"),
@@ -168,7 +182,7 @@ class Experiment(Spec):
         yield from self.collector.problems_with(self.env)
 
 
-def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) -> Experiment:
+def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) -> ExperimentConfig:
     """Compose and check an experiment from Python, as the command line does.
 
     Args:
@@ -181,7 +195,7 @@ def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) ->
     return check_config(load(overrides, Sources(config_dir=config_dir)))
 
 
-def check_config(composed: Composed) -> Experiment:
+def check_config(composed: Composed) -> ExperimentConfig:
     """Check what a command line composed to.
 
     Raises:
@@ -193,19 +207,19 @@ def check_config(composed: Composed) -> Experiment:
     except ConfigError as error:
         problems += error.problems
     values = {key: value for key, value in composed.values.items() if key not in COMMAND_SETTINGS}
-    return read(Experiment, values, problems)
+    return read(ExperimentConfig, values, problems)
 
 
-def sweep_settings(composed: Composed) -> SweepSettings:
+def sweep_settings(composed: Composed) -> SweepConfig:
     """What a command line says about a sweep.
 
     Raises:
         ConfigError: with every problem found.
     """
-    return read(_CommandSettings, {"sweep": composed.values.get("sweep", {})}).sweep
+    return read(_CommandConfig, {"sweep": composed.values.get("sweep", {})}).sweep
 
 
-def read_config(values: Mapping[str, Any], trust: Sequence[str] | None = None) -> Experiment:
+def read_config(values: Mapping[str, Any], trust: Sequence[str] | None = None) -> ExperimentConfig:
     """Check plain values, such as a run's saved ``config.yaml``.
 
     Args:
@@ -216,4 +230,4 @@ def read_config(values: Mapping[str, Any], trust: Sequence[str] | None = None) -
     Raises:
         ConfigError: with every problem found.
     """
-    return read(Experiment, values, trust=trust)
+    return read(ExperimentConfig, current_config(values), trust=trust)

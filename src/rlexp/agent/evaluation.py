@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
@@ -15,10 +15,8 @@ from torch import Tensor
 from torchrl.envs import Compose, Transform, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from rlexp.collectors.acting import Array, acting
-from rlexp.collectors.rollout import ArrayTransforms
-from rlexp.config import ConfigError
 from rlexp.envs.arrays import ArrayEnv
+from rlexp.kernels.select import Kernels, Steps
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,12 @@ def bootstrap_interval(
 
 @torch.no_grad()
 def evaluate(
-    env: TransformedEnv, actor: TensorDictModuleBase, seeds: Sequence[int], *, deterministic: bool = True
+    env: TransformedEnv,
+    actor: TensorDictModuleBase,
+    seeds: Sequence[int],
+    *,
+    deterministic: bool = True,
+    kernels: bool = True,
 ) -> Evaluation:
     """Run one whole episode per seed.
 
@@ -109,11 +112,11 @@ def evaluate(
         actor: the policy.
         seeds: one per episode.
         deterministic: take the distribution's mode; otherwise sample, from torch's global generator.
+        kernels: step by arrays where they equal torchrl's own loop.
     """
-    steps = _tensordict_steps(env, actor, deterministic)
-    if deterministic:
-        with suppress(ConfigError):  # a transform or an actor that only torchrl's own loop knows
-            steps = _array_steps(env, actor)
+    steps = Kernels(kernels).evaluation(env, actor) if deterministic else None
+    if steps is None:
+        steps = _tensordict_steps(env, actor, deterministic)
     (width,) = env.batch_size
     returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
     for start in range(0, len(seeds), width):
@@ -132,40 +135,14 @@ def evaluate(
     return Evaluation(list(seeds), returns.tolist(), lengths.tolist())
 
 
-Steps = Callable[[], Iterator[tuple[Array, Array]]]
-
-
-def _array_steps(env: TransformedEnv, actor: TensorDictModuleBase) -> Steps:
-    """Endless steps from a reset on: rewards and ends, each ``[num_envs]``."""
-    transforms = ArrayTransforms(env)
-    simulators: ArrayEnv = env.base_env
-    arrays, (width,) = simulators.arrays, env.batch_size
-    act, transform = acting(actor, width, deterministic=True), transforms.observation()
-
-    def steps() -> Iterator[tuple[Array, Array]]:
-        act.begin(0)
-        simulators.reset_arrays(range(width))
-        act.restart(np.arange(width))
-        while True:
-            simulators.set_actions(act(transform(arrays.observation)))
-            simulators.step_arrays()
-            ended = arrays.terminated | arrays.truncated
-            yield arrays.reward, ended
-            finished = np.flatnonzero(ended)
-            simulators.reset_arrays(finished.tolist())
-            act.restart(finished)
-
-    return steps
-
-
 def _tensordict_steps(env: TransformedEnv, actor: TensorDictModuleBase, deterministic: bool) -> Steps:
-    """The same by torchrl's own step, with any transforms, of the distribution's mode or of samples."""
+    """Endless steps from a reset on, by torchrl's own loop: rewards and ends, each ``[num_envs]``."""
     device = next(actor.parameters()).device
     exploration = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
     rewards = _Rewards()
     env = TransformedEnv(env.base_env, Compose(rewards, *(t.clone() for t in env.transform)), auto_unwrap=False)
 
-    def steps() -> Iterator[tuple[Array, Array]]:
+    def steps() -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
         tensordict = env.reset()
         while True:
             with set_exploration_type(exploration):

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from torchrl.envs import TransformedEnv
 
 from rlexp.config import ConfigError, Problem
-from rlexp.envs import EnvSpec, SimulatorEnv
+from rlexp.envs import EnvConfig, SimulatorConfig
 from rlexp.envs.making import HEADLESS
 from rlexp.seeding import unmoved_generators
 
@@ -97,13 +97,13 @@ class EpisodeRecorder(gymnasium.Wrapper[Any, Any, Any, Any]):
         super().close()
 
 
-def rendering(spec: EnvSpec) -> EnvSpec:
+def rendering(spec: EnvConfig) -> EnvConfig:
     """The same environment, of simulators that can render; without a display MuJoCo renders with EGL.
 
     Raises:
         VideoError: it has no pictures.
     """
-    if not isinstance(spec, SimulatorEnv):
+    if not isinstance(spec, SimulatorConfig):
         raise VideoError(f"{type(spec).__name__} gives no pictures; env=gym and env=dm_control do.")
     if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
         os.environ.setdefault("MUJOCO_GL", "egl")  # read when the first picture is made
@@ -111,7 +111,7 @@ def rendering(spec: EnvSpec) -> EnvSpec:
 
 
 @contextmanager
-def filmed(spec: EnvSpec, path: Path) -> Iterator[TransformedEnv]:
+def recorded(spec: EnvConfig, path: Path) -> Iterator[TransformedEnv]:
     """One simulator whose first episode becomes an MP4; training's random generators are as before afterwards.
 
     Raises:
@@ -122,7 +122,7 @@ def filmed(spec: EnvSpec, path: Path) -> Iterator[TransformedEnv]:
         yield env
 
 
-def check_filming(spec: EnvSpec, setting: str) -> None:
+def check_recording(spec: EnvConfig, setting: str) -> None:
     """Film one picture, for nothing.
 
     Args:
@@ -133,7 +133,7 @@ def check_filming(spec: EnvSpec, setting: str) -> None:
         ConfigError: it cannot be filmed here; the message names the remedy.
     """
     try:
-        with TemporaryDirectory() as folder, filmed(spec, Path(folder, "first.mp4")) as env:
+        with TemporaryDirectory() as folder, recorded(spec, Path(folder, "first.mp4")) as env:
             env.base_env.reset()
     except (VideoError, ConfigError) as error:
         reason = error.problems[0].message if isinstance(error, ConfigError) else error

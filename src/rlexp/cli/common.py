@@ -11,10 +11,10 @@ from typing import TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlexp.config import ConfigError, Problem, Spec, read
+from rlexp.config import Config, ConfigError, Problem, read
 from rlexp.config.redaction import redact
 
-S = TypeVar("S", bound=Spec)
+S = TypeVar("S", bound=Config)
 
 
 class Exit(IntEnum):

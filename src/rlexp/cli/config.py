@@ -111,7 +111,7 @@ def _specs(overrides: list[str], sources: Sources) -> None:
 
     from torchrl.envs.utils import check_env_specs
 
-    from rlexp.normalization import init_normalization, observation_norms
+    from rlexp.envs.normalization import init_normalization, observation_norms
     from rlexp.seeding import seed_everything
 
     seed_everything(experiment.seed)

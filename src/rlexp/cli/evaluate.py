@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import Field
 
 from rlexp.cli.common import Exit, read_settings, run_command
-from rlexp.config import Count, Integer, Spec
+from rlexp.config import Config, Count, Integer
 
 _HELP = """\
 rlexp-eval: evaluate a trained agent on whole episodes.
@@ -32,7 +32,7 @@ The last line printed is one JSON object.
 """
 
 
-class EvalSettings(Spec):
+class EvalConfig(Config):
     """What ``rlexp-eval`` takes; None stands for the run's own setting."""
 
     checkpoint: Annotated[str, Field(min_length=1)]
@@ -58,14 +58,14 @@ def evaluate(arguments: list[str]) -> int:
     Raises:
         ConfigError: the command line is wrong, or the checkpoint's config cannot be used here.
     """
-    settings = read_settings(EvalSettings, arguments)
+    settings = read_settings(EvalConfig, arguments)
 
     import torch
 
     from rlexp.agent import Agent, evaluation
     from rlexp.agent.video import EpisodeRecorder, VideoError
     from rlexp.experiment import read_config
-    from rlexp.hardware import pick_device, set_threads
+    from rlexp.machine import pick_device, set_threads
     from rlexp.runs import checkpoint
 
     try:
@@ -79,14 +79,21 @@ def evaluate(arguments: list[str]) -> int:
     video: Path | None = None
     try:
         agent = Agent(saved, device, settings.trust, render=settings.video)
-        set_threads(experiment, sum(p.numel() for p in agent.networks.parameters()))
+        weights = sum(p.numel() for p in agent.networks.parameters())
+        set_threads(experiment.threads, weights, experiment.minibatch_size, busy=0)
         if settings.video:
             sampled = "" if settings.deterministic else "_sampled"
             video = agent.folder / "videos" / f"{agent.frames:012d}_seed{seed}{sampled}.mp4"
             agent.env.base_env.wrap(partial(EpisodeRecorder, path=video))
         torch.manual_seed(seed)
         try:
-            result = evaluation.evaluate(agent.env, agent.networks.actor, seeds, deterministic=settings.deterministic)
+            result = evaluation.evaluate(
+                agent.env,
+                agent.networks.actor,
+                seeds,
+                deterministic=settings.deterministic,
+                kernels=experiment.use_kernels,
+            )
         finally:
             agent.env.close()
     except (checkpoint.CheckpointError, VideoError, OSError) as error:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from rlexp.cli.common import Exit, read_settings, run_command
-from rlexp.config import Problem, Spec
+from rlexp.config import Config, Problem
 
 _HELP = """\
 rlexp-export: write a trained policy as one file that needs neither rlexp nor torchrl.
@@ -31,7 +31,7 @@ _SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
-class ExportSettings(Spec):
+class ExportConfig(Config):
     """What ``rlexp-export`` takes; None stands for a path in the run's folder."""
 
     checkpoint: Annotated[str, Field(min_length=1)]
@@ -60,7 +60,7 @@ def export(arguments: list[str]) -> int:
     Raises:
         ConfigError: the command line is wrong, or the checkpoint's config cannot be used here.
     """
-    settings = read_settings(ExportSettings, arguments)
+    settings = read_settings(ExportConfig, arguments)
     if settings.format == "onnx" and not all(map(find_spec, _NEEDED)):
         print("rlexp-export: format=onnx needs more packages: pip install 'rlexp[export]'.", file=sys.stderr)
         return Exit.FAILED

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from rlexp.cli.common import Exit, read_settings, run_command
-from rlexp.config import ConfigError, Positive, Problem, Spec
+from rlexp.config import Config, ConfigError, Positive, Problem
 
 if TYPE_CHECKING:
     from rlexp.report import Report
@@ -39,7 +39,7 @@ Prints the table as Markdown and where the files are.
 _ALONE = {"wandb_workspace": "offline"}
 
 
-class ReportSettings(Spec):
+class ReportConfig(Config):
     """What ``rlexp-report`` takes."""
 
     dirs: Annotated[list[str], Field(min_length=1)]
@@ -115,7 +115,7 @@ def _workspace(made: Report, out: Path, *, online: bool) -> Path:
     return file
 
 
-def _settings(arguments: list[str]) -> ReportSettings:
+def _settings(arguments: list[str]) -> ReportConfig:
     arguments = [_setting(argument) if argument.startswith("--") else argument for argument in arguments]
     # A multirun may name its folders by what was set, so that a folder's name can hold an equals sign.
     dirs = [argument for argument in arguments if "=" not in argument or Path(argument).exists()]
@@ -124,7 +124,7 @@ def _settings(arguments: list[str]) -> ReportSettings:
     missing = [Problem(path, "is not a folder; name a run's folder, or one with runs below it.")
                for path in dirs if not Path(path).is_dir()]  # fmt: skip
     pairs = [argument for argument in arguments if argument not in dirs]
-    return read_settings(ReportSettings, pairs, missing, dirs=dirs)
+    return read_settings(ReportConfig, pairs, missing, dirs=dirs)
 
 
 def _setting(flag: str) -> str:

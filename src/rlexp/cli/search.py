@@ -15,7 +15,7 @@ from rlexp.config import ConfigError, Problem, Sources, load, new_run_path
 from rlexp.config.redaction import redact
 from rlexp.experiment import check_config
 from rlexp.search import read_search
-from rlexp.search.folder import Plan, SearchDir, best_of
+from rlexp.search.folder import SearchDir, SearchPlan, best_of
 
 _HELP = """\
 rlexp-search: find settings that train well on the average of several seeds.
@@ -85,7 +85,7 @@ def search(arguments: list[str]) -> int:
     return Exit.DONE
 
 
-def _begun(arguments: Sequence[str], config_dir: str | None) -> tuple[SearchDir, Plan]:
+def _begun(arguments: Sequence[str], config_dir: str | None) -> tuple[SearchDir, SearchPlan]:
     """The folder and the plan of a search, new or as it was begun, both checked."""
     pairs = [text.partition("=") for text in arguments]
     named = {key: value for key, _, value in pairs if key in ("resume", "dir")}
@@ -109,12 +109,12 @@ def _begun(arguments: Sequence[str], config_dir: str | None) -> tuple[SearchDir,
     composed = load([*(f"+{t}" if t.startswith("search=") else t for t in of_search), *common], Sources(config_dir))
     values = composed.values.pop("search", None)
     experiment = check_config(composed).to_dict()
-    plan = Plan(common, read_search(values or {}, experiment), config_dir)
+    plan = SearchPlan(common, read_search(values or {}, experiment), config_dir)
     folder.write_plan(common, config_dir, values)
     return folder, plan
 
 
-def _plan_of(folder: SearchDir, overrides: Sequence[str]) -> Plan:
+def _plan_of(folder: SearchDir, overrides: Sequence[str]) -> SearchPlan:
     """The plan that a search was begun with, with the number of trials that is asked for now."""
     if not folder.plan.exists():
         raise ConfigError([Problem("resume", "there is no search in this folder.", str(folder.path))])
@@ -128,7 +128,7 @@ def _plan_of(folder: SearchDir, overrides: Sequence[str]) -> Plan:
         values["trials"] = yaml.safe_load(overrides[-1].partition("=")[2])
     common, config_dir = saved["overrides"], saved["config_dir"]
     experiment = check_config(load(common, Sources(config_dir))).to_dict()
-    return Plan(common, read_search(values, experiment), config_dir)
+    return SearchPlan(common, read_search(values, experiment), config_dir)
 
 
 def _refuse_what_the_search_sets(overrides: Sequence[str]) -> None:

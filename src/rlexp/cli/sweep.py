@@ -10,7 +10,7 @@ from pathlib import Path
 from rlexp.cli.common import Exit, said
 from rlexp.config import ConfigError, Problem, Sources, expand_sweeps, load, load_hydra
 from rlexp.config.redaction import redact
-from rlexp.experiment import SweepSettings, sweep_settings
+from rlexp.experiment import SweepConfig, sweep_settings
 from rlexp.runs.rundir import RunBusyError
 from rlexp.runs.stops import Stopped
 from rlexp.sweeps import Job, LauncherError, SweepDir, run_jobs
@@ -91,7 +91,7 @@ def _check_secrets(overrides: Sequence[str]) -> None:
         raise ConfigError(problems)
 
 
-def _settings(own: Sequence[str], task: Sequence[str], sources: Sources) -> SweepSettings:
+def _settings(own: Sequence[str], task: Sequence[str], sources: Sources) -> SweepConfig:
     """The settings of the sweep itself: of the command line, or of the configs that its first job is composed of."""
     first = next(expand_sweeps(task), [])
     return sweep_settings(load([*first, *own], sources))

@@ -107,19 +107,19 @@ def run(composed: Composed, overrides: list[str]) -> int:
         ConfigError: the config cannot be built, or the run cannot go on with it.
     """
     from rlexp.runs.checkpoint import CheckpointError
-    from rlexp.runs.resume import prepare
+    from rlexp.runs.resume import open_command
     from rlexp.runs.rundir import RunBusyError
     from rlexp.runs.session import console_logging
     from rlexp.runs.stops import Stopped
-    from rlexp.trainer import Trainer
+    from rlexp.training.trainer import Trainer
 
     with console_logging():
         try:
-            start = prepare(composed, overrides)
+            start = open_command(composed, overrides)
             if start.complete:
                 print(f"{start.run.path} is complete; total_frames=... extends it")
                 return Exit.DONE
-            trainer = Trainer(start.experiment, start.run, start.checkpoint)
+            trainer = Trainer(start.config, start.run, start.checkpoint)
         except (CheckpointError, RunBusyError, OSError) as error:
             return said("rlexp-train", error)
         try:
@@ -132,7 +132,7 @@ def run(composed: Composed, overrides: list[str]) -> int:
             print(f"Traceback in {trainer.run.log}", file=sys.stderr)
             return code
     print(f"{summary['frames']:,} frames in {summary['seconds']:.1f} s; results in {trainer.run.path}")
-    episodes = start.experiment.evaluation.episodes
+    episodes = start.config.evaluation.episodes
     print(f"final evaluation: mean return {summary['final']['eval/return']:.1f} over {episodes} episodes")
     return Exit.DONE
 

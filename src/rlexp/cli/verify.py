@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from rlexp.cli.common import Exit, read_settings, run_command, said
-from rlexp.config import ConfigError, Count, Problem, Spec
+from rlexp.config import Config, ConfigError, Count, Problem
 
 _HELP = """\
 rlexp-verify: run the beginning of a run again from its own config, and compare every number.
@@ -23,7 +23,7 @@ Exit code 0: reproducible. 1: not; where it first differs is said.
 """
 
 
-class VerifySettings(Spec):
+class VerifyConfig(Config):
     """What ``rlexp-verify`` takes."""
 
     run_dir: Annotated[str, Field(min_length=1)]
@@ -45,13 +45,13 @@ def verify(arguments: list[str]) -> int:
         ConfigError: the command line is wrong.
     """
     named = [argument if "=" in argument else f"run_dir={argument}" for argument in arguments]
-    settings = read_settings(VerifySettings, named)
+    settings = read_settings(VerifyConfig, named)
     run_dir = Path(settings.run_dir)
     if not (run_dir / "metrics.jsonl").is_file():
         raise ConfigError([Problem("run_dir", "has no metrics.jsonl, so it is no run's folder.", str(run_dir))])
 
     from rlexp.runs.rundir import versions
-    from rlexp.verify import Difference, train_again
+    from rlexp.training.verify import Difference, train_again
 
     try:
         result = train_again(run_dir, settings.iterations)

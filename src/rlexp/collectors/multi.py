@@ -14,8 +14,8 @@ from torchrl.collectors import BaseCollector
 from torchrl.envs import TransformedEnv
 
 from rlexp.collectors.share import Workers
+from rlexp.envs.normalization import RunningObservationNorm, observation_norms
 from rlexp.envs.snapshot import State
-from rlexp.normalization import RunningObservationNorm, observation_norms
 
 
 class MultiCollector(BaseCollector):

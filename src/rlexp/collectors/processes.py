@@ -35,7 +35,7 @@ class Processes:
 
     def __init__(self, shares: Sequence[Share], timeout: float) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["rlexp.collectors.share", "rlexp.collectors.rollout"])
+        context.set_forkserver_preload(["rlexp.collectors.share", "rlexp.kernels.rollout"])
         self._timeout = timeout
         self._workers = [_Worker(context, share) for share in shares]
 

@@ -12,7 +12,7 @@ from typing import Any
 from tensordict import TensorDictBase
 from torchrl.collectors import BaseCollector
 
-from rlexp.collectors import RayCollector
+from rlexp.collectors import RayCollectorConfig
 from rlexp.collectors.share import Share, ShareWorker, WorkerError
 from rlexp.config import ConfigError, Problem
 from rlexp.envs.snapshot import StateUnavailableError
@@ -29,7 +29,7 @@ class RayWorkers:
         ConfigError: Ray is not installed, there is no cluster at the address, or it is too small.
     """
 
-    def __init__(self, shares: Sequence[Share], spec: RayCollector) -> None:
+    def __init__(self, shares: Sequence[Share], spec: RayCollectorConfig) -> None:
         try:
             import ray
         except ImportError as error:
@@ -137,7 +137,7 @@ class RemoteShare(BaseCollector):
         raise NotImplementedError
 
 
-def _connect(ray: Any, spec: RayCollector, cpus: float) -> None:
+def _connect(ray: Any, spec: RayCollectorConfig, cpus: float) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
     if spec.address is None:
         # For this run alone: nothing of it listens beyond this machine or reports anywhere.

@@ -12,9 +12,9 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.envs import ObservationNorm
 
-from rlexp.collectors import CollectorSpec, Source
+from rlexp.collectors import CollectorConfig, Source
+from rlexp.envs.normalization import RunningObservationNorm, observation_norms
 from rlexp.envs.snapshot import State, saving
-from rlexp.normalization import RunningObservationNorm, observation_norms
 from rlexp.seeding import load_rng_state, rng_state, seed_everything
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -60,7 +60,7 @@ class Share:
     """
 
     source: Source
-    collector: CollectorSpec
+    collector: CollectorConfig
     index: int
     of: int
 
@@ -138,7 +138,7 @@ class ShareWorker:
     def state(self) -> dict[str, Any]:
         """All else that decides what the next share is."""
         return {
-            "collector": self._share.collector.state(self._collector),
+            "collector": self._collector.state_dict(),
             "transforms": self._env.transform.state_dict(),
             "rng": rng_state(),
         }
@@ -146,7 +146,7 @@ class ShareWorker:
     def load_state(self, states: Sequence[dict[str, Any]]) -> None:
         """Take this share's of all shares' `state`."""
         state = states[self._share.index]
-        self._share.collector.load_state(self._collector, state["collector"])
+        self._collector.load_state_dict(state["collector"])
         self._env.transform.load_state_dict(state["transforms"])
         load_rng_state(state["rng"])
 

@@ -18,14 +18,15 @@ from rlexp.config.compose import (
     tolerant,
 )
 from rlexp.config.problems import ConfigError, Problem, did_you_mean
-from rlexp.config.reader import below, check_targets, flat, named_packages, read
-from rlexp.config.spec import TARGET, Count, Fraction, Integer, Node, NonNegative, Positive, Spec, build_at
+from rlexp.config.reader import check_targets, flat, is_under, named_packages, read
+from rlexp.config.spec import TARGET, Config, Count, Fraction, Integer, Node, NonNegative, Positive, build_at
 
 __all__ = [
     "NO_RESULTS",
     "TARGET",
     "VERSION_BASE",
     "Composed",
+    "Config",
     "ConfigError",
     "Count",
     "Fraction",
@@ -35,8 +36,6 @@ __all__ = [
     "Positive",
     "Problem",
     "Sources",
-    "Spec",
-    "below",
     "build_at",
     "check_targets",
     "conf_dir",
@@ -44,6 +43,7 @@ __all__ = [
     "expand_sweeps",
     "flat",
     "groups",
+    "is_under",
     "load",
     "load_hydra",
     "named_packages",

@@ -28,6 +28,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rlexp.config.legacy import current_override
 from rlexp.config.problems import ConfigError, Problem, did_you_mean
 
 CONFIG_NAME = "train"
@@ -263,7 +264,9 @@ def _parse(text: str) -> Override:
 def _tolerant(overrides: Sequence[str]) -> tuple[list[str], list[Problem]]:
     checked: list[str] = []
     problems: list[Problem] = []
-    for text in overrides:
+    for given in overrides:
+        if (text := current_override(given)) is None:
+            continue
         try:
             override = _parse(text)
         except ConfigError as error:

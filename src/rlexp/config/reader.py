@@ -9,10 +9,11 @@ from typing import Any, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from rlexp.config.legacy import current_target
 from rlexp.config.problems import ConfigError, Problem, did_you_mean
-from rlexp.config.spec import TARGET, Node, Spec, locate, path_of
+from rlexp.config.spec import TARGET, Config, Node, locate, path_of
 
-S = TypeVar("S", bound=Spec)
+S = TypeVar("S", bound=Config)
 
 TRUSTED = ("rlexp", "torch", "torchrl", "tensordict", "gymnasium")
 
@@ -62,12 +63,12 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{key}", value
 
 
-def below(key: str, nodes: Sequence[str]) -> bool:
+def is_under(key: str, nodes: Sequence[str]) -> bool:
     """Whether a full path is one of these settings, or a setting of one of these nodes."""
     return any(key == node or key.startswith(f"{node}.") for node in nodes)
 
 
-def check_targets(spec: Spec) -> None:
+def check_targets(spec: Config) -> None:
     """Import every target below a spec and bind its arguments; builds nothing.
 
     Raises:
@@ -75,7 +76,7 @@ def check_targets(spec: Spec) -> None:
             training needs and this machine lacks.
     """
     problems = [p.under(f"{path}.") for path, node in spec.nodes() for p in node.problems()]
-    problems += spec.lacking()
+    problems += spec.missing_requirements()
     if problems:
         raise ConfigError(problems)
 
@@ -85,7 +86,7 @@ class _Reader:
         self.problems = list(known)
         self._trusted = trusted
 
-    def read(self, schema: type[Spec], values: Mapping[str, Any], prefix: str) -> Spec | None:
+    def read(self, schema: type[Config], values: Mapping[str, Any], prefix: str) -> Config | None:
         read: dict[str, Any] = {}
         failed: set[str] = set()
         for key, value in values.items():
@@ -106,21 +107,28 @@ class _Reader:
         return spec
 
     def _value(self, annotation: object, value: object, prefix: str) -> object:
-        """Read what a ``_target_`` says; only where a `Spec` is expected is the target imported to find its schema."""
+        """Read a node; its target is imported only where a `Config` is expected, to find its schema."""
         if isinstance(value, list):
             return [self._value(None, item, f"{prefix}{i}.") for i, item in enumerate(value)]
         if not isinstance(value, Mapping):
             return value
-        expected = annotation if inspect.isclass(annotation) and issubclass(annotation, Spec) else None
+        expected = annotation if inspect.isclass(annotation) and issubclass(annotation, Config) else None
         if TARGET not in value:
             if expected is not None:
                 return self.read(expected, value, prefix)
             named = get_args(annotation)[1] if get_origin(annotation) is dict else None
-            if inspect.isclass(named) and issubclass(named, Spec | Node) and (unbuilt := list(_unbuilt(value, prefix))):
+            if (
+                inspect.isclass(named)
+                and issubclass(named, Config | Node)
+                and (unbuilt := list(_unbuilt(value, prefix)))
+            ):
                 self.problems += unbuilt
                 return value
             return {key: self._value(named, item, f"{prefix}{key}.") for key, item in value.items()}
-        target, arguments = str(value[TARGET]), {key: item for key, item in value.items() if key != TARGET}
+        target, arguments = (
+            current_target(str(value[TARGET])),
+            {key: item for key, item in value.items() if key != TARGET},
+        )
         if not self._may_import(target, f"{prefix}{TARGET}", target):
             return value
         if expected is None:

@@ -1,7 +1,7 @@
 """Typed, immutable descriptions of what a run builds, and the one place that instantiates.
 
-A config node with a ``_target_`` becomes a `Spec` where a group expects one (a pydantic model, checked in milliseconds,
-torch not imported), and elsewhere a `Node`, a call of any callable (checked against its signature when it is built).
+A config node with a ``_target_`` becomes a `Config` where a group expects one (a pydantic model, checked in
+milliseconds without torch), and elsewhere a `Node`, a call of any callable (checked against its signature when built).
 Both are plain data: they pickle, compare and can be sent to another process.
 """
 
@@ -31,7 +31,7 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 
 
-class Spec(BaseModel):
+class Config(BaseModel):
     """Base of every schema: immutable, strict, no unknown names, no NaN or infinity.
 
     Attributes:
@@ -46,7 +46,7 @@ class Spec(BaseModel):
         """Rules across this spec's own settings; keys are relative to the spec."""
         return iter(())
 
-    def lacking(self) -> Iterator[Problem]:
+    def missing_requirements(self) -> Iterator[Problem]:
         """What training with these settings needs and this machine lacks; keys are relative to the spec.
 
         Whoever only evaluates what was trained with them elsewhere is not asked.
@@ -70,7 +70,7 @@ class Spec(BaseModel):
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
             values[name] = _plain(value)
-            if isinstance(value, Spec) and type(value) is field.annotation:
+            if isinstance(value, Config) and type(value) is field.annotation:
                 values[name].pop(TARGET, None)  # it can be nothing else, and no config says it
         return values
 
@@ -182,7 +182,7 @@ def path_of(cls: type) -> str:
 
 
 def _nodes(value: object, path: str) -> Iterator[tuple[str, Node]]:
-    if isinstance(value, Spec):
+    if isinstance(value, Config):
         yield from ((f"{path}.{key}", node) for key, node in value.nodes())
     elif isinstance(value, Node):
         yield path, value
@@ -204,7 +204,7 @@ def _built(value: Any) -> Any:
 
 
 def _plain(value: object) -> Any:
-    if isinstance(value, Spec | Node):
+    if isinstance(value, Config | Node):
         return value.to_dict()
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}

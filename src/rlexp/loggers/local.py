@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from rlexp.files import write_text
-from rlexp.loggers import Row, Sink
+from rlexp.loggers.sink import Row, Sink
 
 
 class MetricsFile:

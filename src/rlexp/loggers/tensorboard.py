@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 
-from rlexp.loggers import Row, Sink
+from rlexp.loggers.sink import Row, Sink
 
 
 class TensorBoardSink(Sink):

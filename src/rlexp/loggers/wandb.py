@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import wandb
 
-from rlexp.config import NO_RESULTS, below, flat
+from rlexp.config import NO_RESULTS, flat, is_under
 from rlexp.config.redaction import redact
-from rlexp.loggers import Row, Sink
+from rlexp.loggers.sink import Row, Sink
 
 if TYPE_CHECKING:
-    from rlexp.loggers import Wandb
+    from rlexp.loggers.config import WandbConfig
 
 log = logging.getLogger(__name__)
 
 
-def open_wandb(spec: Wandb, run_dir: Path, config: Mapping[str, Any], run_id: str) -> list[Sink]:
+def open_wandb(spec: WandbConfig, run_dir: Path, config: Mapping[str, Any], run_id: str) -> list[Sink]:
     """Start a W&B run; where W&B cannot, say so and go on without it."""
     if spec.mode == "disabled":
         return []
@@ -35,14 +35,14 @@ def open_wandb(spec: Wandb, run_dir: Path, config: Mapping[str, Any], run_id: st
         return open_wandb(spec.model_copy(update={"mode": "offline"}), run_dir, config, run_id)
 
 
-def _mode(spec: Wandb) -> Literal["online", "offline"]:
+def _mode(spec: WandbConfig) -> Literal["online", "offline"]:
     if spec.mode == "auto":
         return "online" if wandb.login(prompt=False, verify=False) else "offline"
     return "online" if spec.mode == "online" else "offline"
 
 
 def _start(
-    spec: Wandb, run_dir: Path, config: Mapping[str, Any], run_id: str, mode: Literal["online", "offline"]
+    spec: WandbConfig, run_dir: Path, config: Mapping[str, Any], run_id: str, mode: Literal["online", "offline"]
 ) -> wandb.Run:
     if mode == "online" and not wandb.login(prompt=False, verify=False):
         # Asked on a terminal, W&B would wait for a key for ever.
@@ -81,7 +81,7 @@ def _start(
 def group_of(config: Mapping[str, Any]) -> str:
     """The W&B group of a run: the same for all seeds of one configuration, so that W&B's averages are over seeds."""
     # Unsorted, unlike `config_hash`: the order of transforms is part of what they do.
-    kept = json.dumps({key: value for key, value in flat(config) if not below(key, NO_RESULTS)})
+    kept = json.dumps({key: value for key, value in flat(config) if not is_under(key, NO_RESULTS)})
     return f"{config['env']['name']}-{hashlib.sha256(kept.encode()).hexdigest()[:8]}"
 
 

@@ -1,26 +1,27 @@
-"""Policies: a `PolicySpec` describes actor and critic, `build` makes torchrl's modules. Imports no torch until then."""
+"""Policies: actors and critics; torchrl's modules. Imports no torch."""
 
-from rlexp.policies.networks import (
-    BetaPolicy,
-    CategoricalPolicy,
-    CNNPolicy,
-    GRUPolicy,
-    LSTMPolicy,
-    NormalPolicy,
-    RecurrentPolicy,
-    TanhNormalPolicy,
+from rlexp.policies.actor_critic import ActorCritic
+from rlexp.policies.config import (
+    BetaConfig,
+    CategoricalConfig,
+    CNNConfig,
+    GRUConfig,
+    LSTMConfig,
+    NormalConfig,
+    PolicyConfig,
+    RecurrentConfig,
+    TanhNormalConfig,
 )
-from rlexp.policies.spec import ActorCritic, PolicySpec
 
 __all__ = [
     "ActorCritic",
-    "BetaPolicy",
-    "CNNPolicy",
-    "CategoricalPolicy",
-    "GRUPolicy",
-    "LSTMPolicy",
-    "NormalPolicy",
-    "PolicySpec",
-    "RecurrentPolicy",
-    "TanhNormalPolicy",
+    "BetaConfig",
+    "CNNConfig",
+    "CategoricalConfig",
+    "GRUConfig",
+    "LSTMConfig",
+    "NormalConfig",
+    "PolicyConfig",
+    "RecurrentConfig",
+    "TanhNormalConfig",
 ]

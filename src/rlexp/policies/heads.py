@@ -34,7 +34,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Scale:
-    """How a Gaussian gets its standard deviation; see `rlexp.policies.GaussianSettings`."""
+    """How a Gaussian gets its standard deviation; see `rlexp.policies.GaussianConfig`."""
 
     state_independent: bool
     mapping: str
@@ -42,7 +42,7 @@ class Scale:
 
 
 def head(kind: str, spec: TensorSpec, scale: Scale | None) -> Head:
-    """The head of one of `rlexp.policies.spec.distributions_for`.
+    """The head of one of `rlexp.policies.actor_critic.distributions_for`.
 
     Args:
         kind: the distribution's name.

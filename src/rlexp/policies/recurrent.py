@@ -1,20 +1,22 @@
-"""Networks with a memory: one step at a time to act, whole sequences to learn."""
+"""Recurrent networks: one step at a time to act, whole sequences to learn."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
 import torch
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.data import Unbounded
 from torchrl.envs import InitTracker, TensorDictPrimer, TransformedEnv
+from torchrl.modules import ValueOperator
 
 STATE = "recurrent_state"
 STEP_KEYS = ["observation", "is_init", STATE]
 
 
-class Memory(nn.Module):
+class RecurrentCore(nn.Module):
     """An encoder and one layer of ``torch.nn.GRU`` or ``torch.nn.LSTM``.
 
     torchrl's ``GRUModule`` and ``LSTMModule`` take two to four times as long: they make tensordicts of padded
@@ -25,7 +27,7 @@ class Memory(nn.Module):
         rnn: reads what the encoder gives; ``batch_first``.
 
     Attributes:
-        state_size: numbers that it remembers of each episode: a GRU's hidden state, or an LSTM's and its cell state.
+        state_size: width of the recurrent state: a GRU's hidden state, or an LSTM's hidden state and cell state.
     """
 
     def __init__(self, encoder: nn.Module, rnn: nn.GRU | nn.LSTM) -> None:
@@ -38,11 +40,11 @@ class Memory(nn.Module):
 
         Args:
             observation: ``[n, *observation]``.
-            is_init: whether an episode begins here ``[n, 1]``: nothing is remembered of the one before.
-            state: what is remembered ``[n, state_size]``.
+            is_init: whether an episode begins here ``[n, 1]``: the state is zero there.
+            state: the recurrent state before the step ``[n, state_size]``.
 
         Returns:
-            Features ``[n, hidden_size]`` and what is remembered after the step.
+            Features ``[n, hidden_size]`` and the recurrent state after the step.
         """
         features, state = self._run(self.encoder(observation)[:, None], state.masked_fill(is_init, 0))
         return features[:, 0], state
@@ -53,7 +55,7 @@ class Memory(nn.Module):
         Args:
             observation: ``[n, length, *observation]``.
             is_init: ``[n, length, 1]``.
-            state: what was remembered before the first step ``[n, state_size]``.
+            state: the recurrent state before the first step ``[n, state_size]``.
         """
         encoded = self.encoder(observation)
         length = encoded.shape[1]
@@ -74,45 +76,47 @@ class Memory(nn.Module):
 
 
 class RecurrentActor(nn.Module):
-    """From steps or sequences to a distribution's parameters and what is remembered.
+    """From steps or sequences to a distribution's parameters and the next recurrent state.
 
-    While it acts it carries what both networks remember, its own share first, so that a batch holds both.
+    While acting it advances the states of both networks, its own first, so that a batch holds both.
 
     Args:
-        memory: its own.
+        core: the actor's.
         head: from features to the distribution's parameters, one or more.
-        beside: the critic's memory, if that is another.
-        sequence_length: consecutive steps that are learned from together.
+        critic_core: the critic's, where it has one of its own.
+        sequence_length: consecutive steps of a training sequence.
     """
 
-    def __init__(self, memory: Memory, head: nn.Module, beside: Memory | None, sequence_length: int) -> None:
+    def __init__(
+        self, core: RecurrentCore, head: nn.Module, critic_core: RecurrentCore | None, sequence_length: int
+    ) -> None:
         super().__init__()
-        self.memory, self.head, self.beside, self.sequence_length = memory, head, beside, sequence_length
+        self.core, self.head, self.critic_core, self.sequence_length = core, head, critic_core, sequence_length
 
     @property
     def state_size(self) -> int:
-        """Numbers that are remembered of each episode."""
-        return self.memory.state_size + (0 if self.beside is None else self.beside.state_size)
+        """Width of the recurrent state, the critic's included."""
+        return self.core.state_size + (0 if self.critic_core is None else self.critic_core.state_size)
 
     def forward(self, observation: Tensor, is_init: Tensor, state: Tensor) -> tuple[Tensor, ...]:
-        """Act on steps, or look at sequences again.
+        """Advance by one step, or evaluate whole sequences.
 
         Args:
             observation: ``[n, *observation]``, or of sequences ``[n, length, *observation]``.
             is_init: whether an episode begins there ``[n, 1]`` or ``[n, length, 1]``.
-            state: what was remembered before each step ``[n, state_size]`` or ``[n, length, state_size]``.
+            state: the recurrent state before each step ``[n, state_size]`` or ``[n, length, state_size]``.
 
         Returns:
-            The distribution's parameters, and what is remembered after the steps; for sequences ``state`` as it is.
+            The distribution's parameters, and the state after the steps; for sequences ``state`` unchanged.
         """
-        own = state[..., : self.memory.state_size]
+        own = state[..., : self.core.state_size]
         if is_init.dim() == 3:
-            features = self.memory.sequences(observation, is_init, own[:, 0])
+            features = self.core.sequences(observation, is_init, own[:, 0])
         else:
-            features, after = self.memory.step(observation, is_init, own)
-            if self.beside is not None:
-                _, others = self.beside.step(observation, is_init, state[..., self.memory.state_size :])
-                after = torch.cat([after, others], -1)
+            features, after = self.core.step(observation, is_init, own)
+            if self.critic_core is not None:
+                _, critic_state = self.critic_core.step(observation, is_init, state[..., self.core.state_size :])
+                after = torch.cat([after, critic_state], -1)
             state = after
         parameters = self.head(features)
         return (*(parameters if isinstance(parameters, tuple) else (parameters,)), state)
@@ -122,35 +126,35 @@ class RecurrentCritic(nn.Module):
     """From steps or sequences to values.
 
     Args:
-        memory: the actor's, or its own.
+        core: the actor's, or the critic's own.
         head: from features to a value.
-        shared: whether the memory is the actor's.
-        sequence_length: consecutive steps that are learned from together.
+        shared: whether the core is the actor's.
+        sequence_length: consecutive steps of a training sequence.
     """
 
-    def __init__(self, memory: Memory, head: nn.Module, sequence_length: int, *, shared: bool) -> None:
+    def __init__(self, core: RecurrentCore, head: nn.Module, sequence_length: int, *, shared: bool) -> None:
         super().__init__()
-        self.memory, self.head, self.shared, self.sequence_length = memory, head, shared, sequence_length
+        self.core, self.head, self.shared, self.sequence_length = core, head, shared, sequence_length
 
     def forward(self, observation: Tensor, is_init: Tensor, state: Tensor) -> Tensor:
         """Values ``[n, 1]``, or of sequences ``[n, length, 1]``; arguments as in `RecurrentActor`."""
-        size = self.memory.state_size
+        size = self.core.state_size
         own = state[..., :size] if self.shared else state[..., -size:]
         if is_init.dim() == 3:
-            features = self.memory.sequences(observation, is_init, own[:, 0])
+            features = self.core.sequences(observation, is_init, own[:, 0])
         else:
-            features, _ = self.memory.step(observation, is_init, own)
+            features, _ = self.core.step(observation, is_init, own)
         value: Tensor = self.head(features)
         return value
 
 
 def recurrent_network(actor: TensorDictModuleBase) -> RecurrentActor | None:
-    """The network of an actor with a memory; None for one that has none."""
+    """The recurrent network of an actor; None for a feed-forward one."""
     return next((module for module in actor.modules() if isinstance(module, RecurrentActor)), None)
 
 
 def carry_state(env: TransformedEnv, actor: TensorDictModuleBase) -> None:
-    """Let torchrl's own loops carry what ``actor`` remembers, by its ``InitTracker`` and ``TensorDictPrimer``."""
+    """Let torchrl's own loops carry the recurrent state of ``actor``, by ``InitTracker`` and ``TensorDictPrimer``."""
     network = recurrent_network(actor)
     if network is not None:
         env.append_transform(InitTracker())
@@ -161,3 +165,25 @@ def carries_state(env: TransformedEnv) -> bool:
     """Whether `carry_state` gave ``env`` something to carry."""
     primers = [transform for transform in env.transform if isinstance(transform, TensorDictPrimer)]
     return any(set(primer.primers.keys()) == {STATE} for primer in primers)
+
+
+def state_values(critic: ValueOperator, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
+    """The critic's values of the states that the steps of a batch ``[num_envs, steps]`` start from and lead to.
+
+    A recurrent critic evaluates the training sequences, each from the state stored at its first step. Its value of the
+    state that a step leads to is that of the next step's start, unless the episode or the batch ends there.
+
+    Returns:
+        Two tensors ``[num_envs, steps, 1]``.
+    """
+    network, after = critic.module, batch["next"]
+    if not isinstance(network, RecurrentCritic):
+        value, next_value = (critic(steps.select(*critic.in_keys))["state_value"] for steps in (batch, after))
+        return value, next_value
+    entries = [batch[key].unflatten(1, (-1, network.sequence_length)).flatten(0, 1) for key in STEP_KEYS]
+    value = network(*entries).view(*batch.shape, 1)
+    ends = after["done"][..., 0].clone()
+    ends[:, -1] = True
+    next_value = value.roll(-1, 1)
+    next_value[ends] = network(*(after[key][ends] for key in STEP_KEYS))
+    return value, next_value

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rlexp.config import NO_RESULTS, below
+from rlexp.config import NO_RESULTS, is_under
 from rlexp.report.runs import Run
 
 _UNSET = "unset"
@@ -56,7 +56,7 @@ def group_runs(runs: Iterable[Run], ignore: Sequence[str] = ()) -> list[Group]:
     members: dict[str, list[Run]] = defaultdict(list)
     configs: dict[str, dict[str, str]] = {}
     for run in sorted((run for run in runs if run.settings), key=lambda run: (run.started, run.path)):
-        config = {k: _text(v) for k, v in _with_order(run.settings).items() if not below(k, ignored)}
+        config = {k: _text(v) for k, v in _with_order(run.settings).items() if not is_under(k, ignored)}
         identity = json.dumps(config, sort_keys=True)
         members[identity].append(run)
         configs[identity] = config

@@ -26,11 +26,13 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from rlexp.config.legacy import current_config
+from rlexp.runs import migrations
 from rlexp.runs.rundir import versions
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MANIFEST, TENSORS, STATE, SESSION = "manifest.json", "tensors.safetensors", "state.json", "session.json"
 _PAYLOAD = {TENSORS, STATE, SESSION}
 
@@ -46,16 +48,11 @@ class TrainState:
     Attributes:
         frames: simulator frames collected.
         iteration: batches trained on.
-        final: the newest evaluation, field by field; None before the first.
-        best: the evaluation of the highest mean return, likewise.
-        best_frames: when that was.
+        evaluator: the newest and the best evaluation.
         actor: the policy's parameters.
         critic: the critic's parameters.
         transforms: the environment's transforms, normalisation statistics among them.
-        reward_norm: statistics of the reward scaling; empty without it.
-        loss: the coefficients that its objective weighs its parts by.
-        optimizer: moments and step counts.
-        scheduler: position in the learning-rate schedule.
+        learner: all else that the learner needs: optimizer, schedule, coefficients, reward statistics.
         simulators: each simulator in the middle of its episode; None where it cannot be had.
         collector: the transition that the next batch starts from.
         callbacks: what each callback gives to remember, by its name.
@@ -67,16 +64,11 @@ class TrainState:
 
     frames: int
     iteration: int
-    final: dict[str, Any] | None
-    best: dict[str, Any] | None
-    best_frames: int | None
+    evaluator: dict[str, Any]
     actor: dict[str, Tensor]
     critic: dict[str, Tensor]
     transforms: dict[str, Tensor]
-    reward_norm: dict[str, Tensor]
-    loss: dict[str, Tensor]
-    optimizer: dict[str, Any]
-    scheduler: dict[str, Any]
+    learner: dict[str, Any]
     simulators: dict[str, Any] | None
     collector: dict[str, Any]
     callbacks: dict[str, dict[str, Any]]
@@ -210,7 +202,7 @@ def saved(folder: Path) -> list[Path]:
     return sorted(path for path in found if path.name.isdigit() and path.is_dir())
 
 
-def go_on_from(checkpoint: Path, best_frames: int | None) -> None:
+def resume_from(checkpoint: Path, best_frames: int | None) -> None:
     """Make a checkpoint the newest of its run, and ``best`` what it was then.
 
     Newer ones, damaged or left by a training that is taken back, are kept as ``superseded-<frames>``.
@@ -235,10 +227,11 @@ def go_on_from(checkpoint: Path, best_frames: int | None) -> None:
 def _load(path: Path) -> Checkpoint:
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
-        if (found := manifest["format_version"]) != FORMAT_VERSION:
+        if (found := manifest["format_version"]) not in (*migrations.FORMATS, FORMAT_VERSION):
             writer = manifest.get("versions", {}).get("rlexp")
             raise CheckpointError(
-                f"{path} has format {found}, written by rlexp {writer}; this version reads format {FORMAT_VERSION}."
+                f"{path} has format {found}, written by rlexp {writer}; this version reads formats "
+                f"{migrations.FORMATS[0]} to {FORMAT_VERSION}."
             )
         if manifest.pop("sha256") != _digest(manifest):
             raise CheckpointError(f"{path} is damaged: {MANIFEST} is not what was saved (SHA-256 differs).")
@@ -246,8 +239,11 @@ def _load(path: Path) -> Checkpoint:
             raise CheckpointError(f"{path} is damaged: {MANIFEST} names other files: {', '.join(sorted(unknown))}.")
         content = {name: _verified(path / name, **entry) for name, entry in manifest["files"].items()}
         fields = _unpack(json.loads(content[STATE]), load_tensors(content[TENSORS]))
-        state = TrainState(**fields, session=json.loads(content[SESSION]))
-        return Checkpoint(path, state, manifest["config"])
+        config = manifest["config"]
+        if found != FORMAT_VERSION:
+            config = current_config(config)
+            fields = migrations.migrated(found, fields, config)
+        return Checkpoint(path, TrainState(**fields, session=json.loads(content[SESSION])), config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}.") from error
 

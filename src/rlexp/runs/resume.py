@@ -1,4 +1,4 @@
-"""Where a training starts: afresh, or where a run in its folder stopped, with the changes that a resume may make."""
+"""Where a training starts: afresh, or from a run's checkpoint with the changes that a resume may make."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from rlexp.config import Composed, ConfigError, Problem, below, flat, named_packages, read
+from rlexp.config import Composed, ConfigError, Problem, flat, is_under, load, named_packages, read
 from rlexp.config.redaction import REDACTED
-from rlexp.experiment import COMMAND_SETTINGS, Experiment, check_config
+from rlexp.experiment import COMMAND_SETTINGS, ExperimentConfig, check_config
 from rlexp.runs import checkpoint
 from rlexp.runs.checkpoint import Checkpoint, CheckpointError
 from rlexp.runs.rundir import RunDir
@@ -37,19 +37,19 @@ class Start:
     """A run that is ready to be trained.
 
     Attributes:
-        experiment: the checked config.
-        run: the run's folder, locked if there is something in it.
-        checkpoint: where it goes on from; None is from the beginning.
+        config: the checked config.
+        run: the run's folder, locked if there is a run in it.
+        checkpoint: what it resumes from; None starts afresh.
     """
 
-    experiment: Experiment
+    config: ExperimentConfig
     run: RunDir
     checkpoint: Checkpoint | None
 
     @property
     def complete(self) -> bool:
         """Whether nothing is left to do, its summary included."""
-        if self.checkpoint is None or self.checkpoint.state.frames < self.experiment.total_frames:
+        if self.checkpoint is None or self.checkpoint.state.frames < self.config.total_frames:
             return False
         return self.run.summary.exists() and _read_json(self.run.summary)["status"] == "completed"
 
@@ -59,32 +59,28 @@ class Start:
         return float(_read_json(self.run.summary)["final"]["eval/return"])
 
 
-def prepare(composed: Composed, overrides: Sequence[str]) -> Start:
-    """Find out what a command line's ``resume`` means.
+def open_run(
+    composed: Composed, overrides: Sequence[str], folder: Path, resume: Path | Literal["auto"] | None = None
+) -> Start:
+    """Start a run in a folder, or resume one.
 
     Args:
         composed: what the command line composed to.
         overrides: the command line's overrides, which are laid over the config that a run was saved with.
+        folder: where a new run goes.
+        resume: a run's folder or one of its checkpoints; ``auto`` resumes the run in ``folder`` where there is one;
+            None starts afresh.
 
     Raises:
         ConfigError: the config is wrong, or changes what a resumed run cannot change.
         CheckpointError: there is a run, but no checkpoint of it that is whole.
         RunBusyError: another process trains in the folder.
     """
-    resume = composed.values.get("resume")
-    if resume is None:
-        return Start(check_config(composed), RunDir(Path(composed.run_dir)), None)
-    if resume == "auto":
-        if not any(text.startswith("hydra.run.dir=") for text in overrides):
-            message = "needs a folder that is the same each time: hydra.run.dir=..."
-            raise ConfigError([Problem("resume", message, "auto")])
-        path = Path(composed.run_dir)
-        if not RunDir(path).started:
-            return Start(check_config(composed), RunDir(path), None)
-    else:
-        path = Path(str(resume))
-        if not path.is_dir():
-            raise ConfigError([Problem("resume", "there is no such folder.", str(resume))])
+    if resume is None or (resume == "auto" and not RunDir(folder).started):
+        return Start(check_config(composed), RunDir(folder), None)
+    path = folder if resume == "auto" else Path(resume)
+    if not path.is_dir():
+        raise ConfigError([Problem("resume", "there is no such folder.", str(path))])
     run = RunDir(path.resolve().parents[1] if checkpoint.is_checkpoint(path) else path)
     if not run.started:
         raise CheckpointError(f"{path} is neither a run's folder nor a checkpoint in one. See warm_start for others.")
@@ -97,7 +93,34 @@ def prepare(composed: Composed, overrides: Sequence[str]) -> Start:
         raise
 
 
-def changed(saved: Mapping[str, Any], composed: Composed, overrides: Sequence[str]) -> Experiment:
+def open_command(composed: Composed, overrides: Sequence[str]) -> Start:
+    """`open_run` as a command line's ``resume`` and ``hydra.run.dir`` say.
+
+    Raises:
+        ConfigError, CheckpointError, RunBusyError: as `open_run`.
+    """
+    resume = composed.values.get("resume")
+    if resume == "auto" and not any(text.startswith("hydra.run.dir=") for text in overrides):
+        message = "needs a folder that is the same each time: hydra.run.dir=..."
+        raise ConfigError([Problem("resume", message, "auto")])
+    found = resume if resume in (None, "auto") else Path(str(resume))
+    return open_run(composed, overrides, Path(composed.run_dir), found)
+
+
+def resume_run(path: Path, overrides: Sequence[str] = ()) -> Start:
+    """Resume a run from Python.
+
+    Args:
+        path: the run's folder, or one of its checkpoints.
+        overrides: what changes.
+
+    Raises:
+        ConfigError, CheckpointError, RunBusyError: as `open_run`.
+    """
+    return open_run(load(overrides), overrides, path, path)
+
+
+def changed(saved: Mapping[str, Any], composed: Composed, overrides: Sequence[str]) -> ExperimentConfig:
     """The config of a run with the command line's changes laid over it.
 
     Raises:
@@ -112,11 +135,11 @@ def changed(saved: Mapping[str, Any], composed: Composed, overrides: Sequence[st
         old, new = before.get(key), after.get(key)
         if new == REDACTED:
             problems.append(Problem(key, f"is a secret and was not saved: give it again with {key}=..."))
-        elif old not in (new, REDACTED) and not below(key, _MAY_CHANGE):
+        elif old not in (new, REDACTED) and not is_under(key, _MAY_CHANGE):
             message = f"cannot change when a run is resumed: it was {old}. For a new run, see warm_start."
             problems.append(Problem(key, message, str(new)))
     trust = {*named_packages(composed.values), *map(str, composed.values.get("trust") or [])}
-    return read(Experiment, values, problems, trust=trust)
+    return read(ExperimentConfig, values, problems, trust=trust)
 
 
 def _paths(overrides: Sequence[str]) -> Iterator[list[str]]:

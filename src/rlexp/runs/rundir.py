@@ -21,9 +21,9 @@ from omegaconf import OmegaConf
 
 from rlexp.config.redaction import redact
 from rlexp.files import write_json, write_text
+from rlexp.machine import usable_cpus
 
 _PACKAGES = ("rlexp", "torch", "torchrl", "tensordict", "gymnasium", "mujoco", "numpy", "hydra-core", "wandb")
-_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 
 class RunBusyError(Exception):
@@ -143,16 +143,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def usable_cpus() -> int:
-    """Processors that this process may use, within a container's share of them (``cpu.max`` of its control group)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = _CPU_MAX.read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
 def _git() -> dict[str, Any] | None:

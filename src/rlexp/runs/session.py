@@ -13,11 +13,11 @@ from typing import Any
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from rlexp.config.redaction import RedactingFormatter, redact
-from rlexp.experiment import Experiment
+from rlexp.experiment import ExperimentConfig
 from rlexp.files import write_json
 from rlexp.loggers import Row, Sink
-from rlexp.loggers.local import MetricsFile, ProgressBar
-from rlexp.runs.plots import plot_training
+from rlexp.loggers.local import MetricsFile, ProgressBar, read_metrics
+from rlexp.plots import plot_training
 from rlexp.runs.rundir import RunDir
 from rlexp.runs.stops import STOPS
 
@@ -32,15 +32,17 @@ class Session:
 
     Args:
         run: the run's folder, locked.
-        experiment: what is run.
+        config: the checked config.
         info: facts for ``metadata.json``.
         frames: where training starts; what the run logged beyond is cut off.
         run_id: identifies the run to its sinks, the same each time that it is resumed.
     """
 
-    def __init__(self, run: RunDir, experiment: Experiment, info: Mapping[str, Any], frames: int, run_id: str) -> None:
+    def __init__(
+        self, run: RunDir, config: ExperimentConfig, info: Mapping[str, Any], frames: int, run_id: str
+    ) -> None:
         self._run = run
-        self._experiment = experiment
+        self._config = config
         self._info = info
         self._frames = frames
         self._run_id = run_id
@@ -53,14 +55,14 @@ class Session:
 
     def __enter__(self) -> Session:
         logging.getLogger("rlexp").addHandler(self._log_file)
-        config = redact(self._experiment.to_dict())
+        config = redact(self._config.to_dict())
         self._run.write_config(config)
         info = {**self._info, "run_id": self._run_id}
-        self._run.write_metadata(config, info, self._frames, self._experiment.total_frames)
+        self._run.write_metadata(config, info, self._frames, self._config.total_frames)
         write_json(self._run.summary, {"status": "running"})
         self._metrics = MetricsFile(self._run.metrics, self._frames)
-        self._bar = ProgressBar(self._experiment.total_frames, self._frames)
-        self._copies = self._experiment.logger.open(self._run.path, config, self._run_id, self._frames)
+        self._bar = ProgressBar(self._config.total_frames, self._frames)
+        self._copies = self._config.logger.open(self._run.path, config, self._run_id, self._frames)
         self._previous = {number: signal.signal(number, self._on_signal) for number in STOPS}
         return self
 
@@ -106,7 +108,7 @@ class Session:
 
     def _plot(self) -> None:
         if self._run.metrics.stat().st_size:
-            plot_training(self._run.path, self._run.plots)
+            plot_training(read_metrics(self._run.path), self._run.plots)
 
     def _attempt(self, ending: Callable[[], object]) -> None:
         """One step of the end; on a full disk the others must still be made, and the run's own error be seen."""

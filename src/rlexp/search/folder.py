@@ -17,7 +17,7 @@ import yaml
 from rlexp.config import Composed, Sources, load
 from rlexp.files import alone, write_text
 from rlexp.runs.rundir import RunDir
-from rlexp.search import SearchSettings
+from rlexp.search.config import SearchConfig
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SearchPlan:
     """What is searched.
 
     Attributes:
@@ -35,7 +35,7 @@ class Plan:
     """
 
     overrides: Sequence[str]
-    settings: SearchSettings
+    settings: SearchConfig
     config_dir: str | None
 
     def load(self, overrides: Sequence[str]) -> Composed:
@@ -115,7 +115,7 @@ class SearchDir:
         comment = f"Trial {best.number} of a search: mean final evaluation {best.value:,.1f}."
         write_text(self.best, f"# @package _global_\n# {comment}\n{yaml.safe_dump(values, sort_keys=False)}")
 
-    def commands(self, plan: Plan, best: FrozenTrial) -> list[str]:
+    def commands(self, plan: SearchPlan, best: FrozenTrial) -> list[str]:
         """How to run the best settings: on seeds that the search has not seen, and as a preset."""
         seeds = f"seed=range({plan.settings.seeds},{plan.settings.seeds + 10})"
         # What is set on the command line would win over the preset.

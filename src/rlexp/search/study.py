@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 from collections.abc import Sequence
-from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +14,13 @@ from optuna.trial import Trial, TrialState
 
 from rlexp.callbacks import Callback
 from rlexp.config import ConfigError
-from rlexp.runs.resume import prepare
+from rlexp.runs.resume import open_run
 from rlexp.runs.rundir import RunBusyError, RunDir
 from rlexp.runs.stops import Stopped
-from rlexp.search import SearchSettings
-from rlexp.search.folder import Plan, SearchDir, best_of, overrides_of, state_of
+from rlexp.search.config import SearchConfig
+from rlexp.search.folder import SearchDir, SearchPlan, best_of, overrides_of, state_of
 from rlexp.search.pictures import draw
-from rlexp.trainer import Trainer
+from rlexp.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from rlexp.agent.evaluation import Evaluation
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def search(folder: SearchDir, plan: Plan) -> optuna.Study:
+def search(folder: SearchDir, plan: SearchPlan) -> optuna.Study:
     """Run trials until there are as many as the plan says; several processes may do so in one folder.
 
     Every trial's number, settings and scores are in the study's database as soon as they are known, and its runs in
@@ -68,7 +66,7 @@ def search(folder: SearchDir, plan: Plan) -> optuna.Study:
     return study
 
 
-def open_study(folder: SearchDir, settings: SearchSettings) -> optuna.Study:
+def open_study(folder: SearchDir, settings: SearchConfig) -> optuna.Study:
     """The study of a folder, new or as it was left."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # Steps are frames, those of earlier seeds included; the warm-up is part of the first seed's.
@@ -113,11 +111,10 @@ class Pruning(Callback):
             self._trial.report(fmean([*self._finals, evaluation.mean_return]), step)
         if not trainer.finished and self._trial.should_prune():
             self.pruned = True
-            # As a scheduler would: the run finishes its batch, saves, and says in its summary that it was stopped.
-            signal.raise_signal(signal.SIGTERM)
+            trainer.stop()
 
 
-def _claim(study: optuna.Study, folder: SearchDir, settings: SearchSettings) -> tuple[Trial, RunDir] | None:
+def _claim(study: optuna.Study, folder: SearchDir, settings: SearchConfig) -> tuple[Trial, RunDir] | None:
     """A trial that nobody works on, held: one that a dead process left, else a new one; None when there are enough."""
     with folder.alone():
         trials = study.get_trials(deepcopy=False)
@@ -139,13 +136,13 @@ def _claim(study: optuna.Study, folder: SearchDir, settings: SearchSettings) -> 
         return trial, held
 
 
-def _sampler(settings: SearchSettings, number: int) -> optuna.samplers.BaseSampler:
+def _sampler(settings: SearchConfig, number: int) -> optuna.samplers.BaseSampler:
     """A sampler with a seed of its own for each trial: its generator is in no database, and is not needed there."""
     seed = int(np.random.SeedSequence([settings.seed, number]).generate_state(1)[0])
     return optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=settings.startup)
 
 
-def _run(study: optuna.Study, trial: Trial, folder: SearchDir, plan: Plan) -> None:
+def _run(study: optuna.Study, trial: Trial, folder: SearchDir, plan: SearchPlan) -> None:
     """Train a trial's seeds one after another, and tell the study how it ended.
 
     Raises:
@@ -162,28 +159,25 @@ def _run(study: optuna.Study, trial: Trial, folder: SearchDir, plan: Plan) -> No
         run = folder.run(trial.number, seed)
         overrides = [*plan.overrides, *chosen, f"seed={seed}"]
         composed = plan.load(overrides)
-        composed.values["resume"] = "auto"
-        begin = prepare(replace(composed, run_dir=str(run)), [*overrides, "hydra.run.dir=run"])
-        total = begin.experiment.total_frames
+        begin = open_run(composed, overrides, run, "auto")
+        total = begin.config.total_frames
         if begin.complete:
             finals.append(begin.complete_return)
             frames += total
             continue
-        trainer = Trainer(begin.experiment, begin.run, begin.checkpoint)
+        trainer = Trainer(begin.config, begin.run, begin.checkpoint)
         pruning = Pruning(trial, told, finals, frames, plan.settings.warmup * total)
         trainer.callbacks["rlexp-search"] = pruning
         try:
             summary = trainer.fit()
-        except Stopped:
-            if not pruning.pruned:
-                raise
-            break
-        except (ConfigError, OSError):
+        except (ConfigError, OSError, Stopped):
             raise
         except Exception as error:
             trial.set_user_attr("error", f"{type(error).__name__}: {error}")
             study.tell(trial, state=TrialState.FAIL)
             return
+        if pruning.pruned:
+            break
         finals.append(summary["final"]["eval/return"])
         frames += total
     if len(finals) == plan.settings.seeds:
@@ -192,7 +186,7 @@ def _run(study: optuna.Study, trial: Trial, folder: SearchDir, plan: Plan) -> No
         study.tell(trial, state=TrialState.PRUNED)
 
 
-def _suggest(trial: Trial, key: str, settings: SearchSettings) -> Any:
+def _suggest(trial: Trial, key: str, settings: SearchConfig) -> Any:
     candidates = settings.space[key]
     if candidates.choices is not None:
         return trial.suggest_categorical(key, [_scalar(choice) for choice in candidates.choices])

@@ -7,6 +7,6 @@ returns = [job.result for job in jobs]
 """
 
 from rlexp.sweeps.engine import LauncherError, run_jobs
-from rlexp.sweeps.folder import Job, Plan, SweepDir
+from rlexp.sweeps.folder import Job, SweepDir, SweepPlan
 
-__all__ = ["Job", "LauncherError", "Plan", "SweepDir", "run_jobs"]
+__all__ = ["Job", "LauncherError", "SweepDir", "SweepPlan", "run_jobs"]

@@ -20,7 +20,7 @@ from rlexp.config.redaction import redact
 from rlexp.experiment import check_config
 from rlexp.files import write_json
 from rlexp.runs.stops import STOPS, Stopped
-from rlexp.sweeps.folder import COMPLETED, RUNNING, UNFINISHED, Job, Plan, SweepDir, read_summary
+from rlexp.sweeps.folder import COMPLETED, RUNNING, UNFINISHED, Job, SweepDir, SweepPlan, read_summary
 from rlexp.sweeps.job import Site, supervise
 from rlexp.sweeps.launchers import JobLauncher
 from rlexp.sweeps.progress import Progress
@@ -63,7 +63,7 @@ def run_jobs(
         OSError: the folder cannot be written.
     """
     sweep = SweepDir(folder)
-    plan = Plan([list(overrides) for overrides in jobs], list(hydra), sources or Sources())
+    plan = SweepPlan([list(overrides) for overrides in jobs], list(hydra), sources or Sources())
     if sweep.planned:
         _check_same(sweep.plan(), plan)
         done = {job.number for job in sweep.jobs() if job.status == COMPLETED}
@@ -83,7 +83,7 @@ def run_jobs(
         sweep.unlock()
 
 
-def _check_same(before: Plan, now: Plan) -> None:
+def _check_same(before: SweepPlan, now: SweepPlan) -> None:
     if before.jobs == now.jobs:
         return
     old, new = ({text for job in plan.jobs for text in job} for plan in (before, now))
@@ -93,7 +93,7 @@ def _check_same(before: Plan, now: Plan) -> None:
     raise ConfigError([*lacking, *added] or [Problem("sweep.resume", counts)])
 
 
-def _configs(plan: Plan, todo: Sequence[int]) -> dict[int, dict[str, Any]]:
+def _configs(plan: SweepPlan, todo: Sequence[int]) -> dict[int, dict[str, Any]]:
     """The checked configs of the jobs that are left, as they may be saved."""
     configs = {}
     for number in todo:
@@ -105,7 +105,7 @@ def _configs(plan: Plan, todo: Sequence[int]) -> dict[int, dict[str, Any]]:
     return configs
 
 
-def _begin(sweep: SweepDir, plan: Plan, configs: Mapping[int, Mapping[str, Any]]) -> None:
+def _begin(sweep: SweepDir, plan: SweepPlan, configs: Mapping[int, Mapping[str, Any]]) -> None:
     """Write the plan, or see that nothing has changed and nobody else is at work since it was written.
 
     Raises:

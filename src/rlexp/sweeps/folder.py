@@ -22,7 +22,7 @@ _COLUMNS = ("job", "overrides", "status", "result", "seconds", "error")
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """What a sweep runs; it never changes once its folder has it.
 
     Attributes:
@@ -81,12 +81,12 @@ class SweepDir:
         """Whether a sweep was begun here."""
         return self._plan.exists()
 
-    def plan(self) -> Plan:
+    def plan(self) -> SweepPlan:
         """The sweep that was begun here."""
         values = json.loads(self._plan.read_text(encoding="utf-8"))
-        return Plan(values["jobs"], values["hydra"], Sources(**values["sources"]))
+        return SweepPlan(values["jobs"], values["hydra"], Sources(**values["sources"]))
 
-    def write_plan(self, plan: Plan) -> None:
+    def write_plan(self, plan: SweepPlan) -> None:
         """Save what the sweep runs."""
         write_json(self._plan, asdict(plan))
 

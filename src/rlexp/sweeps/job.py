@@ -12,7 +12,7 @@ import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def supervise(site: Site, config: DictConfig) -> None:
         # joblib's processes have a method of their own, which those that they start do not know.
         multiprocessing.set_start_method("forkserver", force=True)
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["rlexp.trainer", "rlexp.runs.resume", "gymnasium.envs.mujoco"])
+    processes.set_forkserver_preload(["rlexp.training.trainer", "rlexp.runs.resume", "gymnasium.envs.mujoco"])
     run.path.mkdir(parents=True, exist_ok=True)
     write_json(run.summary, {"status": RUNNING})
     process = processes.Process(target=_train, args=(site, run.path, plan.jobs[number], plan.sources))
@@ -126,19 +126,16 @@ def _train(site: Site, folder: Path, overrides: Sequence[str], sources: Sources)
     os.dup2(log, 2)
     threading.Thread(target=_stop_if_deserted, daemon=True).start()
     logging.getLogger("rlexp").setLevel(logging.INFO)
-    overrides = [*overrides, f"hydra.run.dir={quoted(str(folder))}", "resume=auto"]
-    sys.argv = ["rlexp-train", *overrides]
+    sys.argv = ["rlexp-train", *overrides, f"hydra.run.dir={quoted(str(folder))}", "resume=auto"]
 
-    from rlexp.runs.resume import prepare
+    from rlexp.runs.resume import open_run
     from rlexp.runs.stops import Stopped
-    from rlexp.trainer import Trainer
+    from rlexp.training.trainer import Trainer
 
     try:
-        composed = load(overrides[:-2], sources)
-        composed.values["resume"] = "auto"
-        start = prepare(replace(composed, run_dir=str(folder)), overrides)
+        start = open_run(load(overrides, sources), overrides, folder, "auto")
         if not start.complete:
-            Trainer(start.experiment, start.run, start.checkpoint).fit()
+            Trainer(start.config, start.run, start.checkpoint).fit()
     except Stopped:
         pass
     except RunBusyError as error:

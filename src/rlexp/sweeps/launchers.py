@@ -12,14 +12,14 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from rlexp.config import ConfigError, Problem, load_hydra, quoted
-from rlexp.runs.rundir import usable_cpus
-from rlexp.sweeps.folder import Plan
+from rlexp.machine import usable_cpus
+from rlexp.sweeps.folder import SweepPlan
 
 _EXTRAS = {"JoblibLauncher": "joblib", "LocalLauncher": "submitit", "SlurmLauncher": "submitit", "RayLauncher": "ray"}
 
 
 @dataclass(frozen=True)
-class Share:
+class CoresPerJob:
     """How the cores are shared out.
 
     Attributes:
@@ -37,7 +37,7 @@ class Share:
         return f"{jobs}, {self.cores} core{'s' if self.cores > 1 else ''} each"
 
 
-def share_cores(launcher: DictConfig, jobs: int, cores: int) -> Share:
+def share_cores(launcher: DictConfig, jobs: int, cores: int) -> CoresPerJob:
     """Share this machine's cores out among the jobs that a launcher runs at once, so that none waits for another's.
 
     Args:
@@ -50,26 +50,26 @@ def share_cores(launcher: DictConfig, jobs: int, cores: int) -> Share:
     """
     match _name(launcher):
         case "BasicLauncher":
-            return Share(1, cores)
+            return CoresPerJob(1, cores)
         case "JoblibLauncher":
             wanted = launcher.get("n_jobs", -1)
             at_once = max(1, cores + 1 + wanted) if wanted < 0 else wanted
             _check("hydra.launcher.n_jobs", wanted, at_once, cores)
             at_once = min(at_once, jobs)
-            return Share(at_once, cores // at_once)
+            return CoresPerJob(at_once, cores // at_once)
         case "LocalLauncher":
             each = launcher.cpus_per_task or 1
             _check("hydra.launcher.cpus_per_task", each, each, cores)
-            return Share(min(cores // each, jobs), each, rounds=True)
+            return CoresPerJob(min(cores // each, jobs), each, rounds=True)
         case "SlurmLauncher":
-            return Share(None, launcher.cpus_per_task or 1)
+            return CoresPerJob(None, launcher.cpus_per_task or 1)
         case "RayLauncher":
             each = int(launcher.ray.remote.get("num_cpus", 1))
             if launcher.ray.init.get("address") == "local":
                 _check("hydra.launcher.ray.remote.num_cpus", each, each, cores)
-            return Share(None, each)
+            return CoresPerJob(None, each)
         case _:
-            return Share(None, 1)
+            return CoresPerJob(None, 1)
 
 
 def _check(key: str, given: int, needed: int, cores: int) -> None:
@@ -94,7 +94,7 @@ class JobLauncher:
         ConfigError: there is no such launcher, it is not installed, or its settings are wrong.
     """
 
-    def __init__(self, task: Callable[[DictConfig], None], folder: str, jobs: int, plan: Plan) -> None:
+    def __init__(self, task: Callable[[DictConfig], None], folder: str, jobs: int, plan: SweepPlan) -> None:
         # The launcher composes the config of Hydra's part alone: a job composes its own, as rlexp-train would.
         fixed = ["hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null"]
         fixed += [f"hydra.sweep.dir={quoted(folder)}", "hydra.sweep.subdir=${job}", "hydra.job.chdir=false"]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlexp.sweeps.folder import COMPLETED, FAILED, RUNNING, Job
-from rlexp.sweeps.launchers import Share
+from rlexp.sweeps.launchers import CoresPerJob
 
 
 class Progress:
@@ -20,7 +20,7 @@ class Progress:
         share: how the cores are shared out.
     """
 
-    def __init__(self, folder: Path, todo: int, share: Share) -> None:
+    def __init__(self, folder: Path, todo: int, share: CoresPerJob) -> None:
         self._start = time.monotonic()
         self._shown = ""
         self._live = sys.stderr.isatty()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from rlexp.config import Node, Positive
-from rlexp.losses import ClipPPO, MinibatchLoss
-from rlexp.policies import ActorCritic, PolicySpec, TanhNormalPolicy
+from rlexp.losses import ClipPPOConfig, MinibatchLoss
+from rlexp.policies import ActorCritic, PolicyConfig, TanhNormalConfig
 
 
-class LinearPolicy(PolicySpec):
+class LinearPolicy(PolicyConfig):
     """Linear actor and critic.
 
     Attributes:
@@ -19,7 +19,7 @@ class LinearPolicy(PolicySpec):
     scale_lb: Positive
 
     def build(self, env: Any, device: Any) -> ActorCritic:
-        return TanhNormalPolicy(
+        return TanhNormalConfig(
             num_cells=[1],
             activation_class="Tanh",
             actor_network=Node(target="acme_rl.networks.Linear", arguments={}),
@@ -33,8 +33,8 @@ class LinearPolicy(PolicySpec):
         ).build(env, device)
 
 
-class HalvedPPO(ClipPPO):
+class HalvedPPO(ClipPPOConfig):
     """PPO with half the weight on the critic."""
 
     def build_loss(self, networks: ActorCritic) -> MinibatchLoss:
-        return ClipPPO.build_loss(self.model_copy(update={"critic_coeff": self.critic_coeff / 2}), networks)
+        return ClipPPOConfig.build_loss(self.model_copy(update={"critic_coeff": self.critic_coeff / 2}), networks)

@@ -1,0 +1,177 @@
+"""A trained agent, brought back from its checkpoint alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.data import Bounded, Categorical
+from torchrl.envs import Compose, ObservationNorm, Transform, TransformedEnv, VecNorm, VecNormV2
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from rlexp.agent.video import rendering
+from rlexp.envs.normalization import RunningObservationNorm
+from rlexp.experiment import ExperimentConfig, read_config
+from rlexp.policies import ActorCritic
+from rlexp.policies.recurrent import carry_state
+from rlexp.runs import checkpoint
+from rlexp.runs.checkpoint import Checkpoint, CheckpointError
+
+ROUNDING = 1e-5  # share of an action's range: float32 sums in another order
+
+
+class Agent:
+    """The networks of a checkpoint and an environment with its normalisation statistics, frozen.
+
+    Args:
+        source: a checkpoint; its path, that of ``checkpoints/best``, or a run's folder for its latest one.
+        device: where the networks go.
+        trust: packages of your own that the checkpoint's config may import, beside rlexp, torch and the like.
+        render: make simulators that can render pictures.
+
+    Raises:
+        CheckpointError: there is no checkpoint, it is damaged, or it does not fit the environment as it is here.
+        ConfigError: the environment it was trained in cannot be built here, or needs code that is not trusted.
+        VideoError: pictures are asked of an environment that has none.
+    """
+
+    def __init__(
+        self,
+        source: Checkpoint | Path | str,
+        device: torch.device | str = "cpu",
+        trust: Sequence[str] = (),
+        *,
+        render: bool = False,
+    ) -> None:
+        saved = source if isinstance(source, Checkpoint) else checkpoint.load(Path(source))
+        self.path = saved.path
+        self.frames = saved.state.frames
+        self.experiment: ExperimentConfig = read_config(saved.config, trust)
+        spec = rendering(self.experiment.env) if render else self.experiment.env
+        # As wide as in training, so that every number comes out of the same matrix products.
+        self.env: TransformedEnv = spec.build(self.experiment.evaluation.episodes)
+        differences: list[str] = []
+        for index, (name, transform) in enumerate(zip(spec.transforms, self.env.transform, strict=True)):
+            prefix = f"transforms.{index}."
+            state = {k.removeprefix(prefix): v for k, v in saved.state.transforms.items() if k.startswith(prefix)}
+            differences += self._restore(f"env.transforms.{name}", transform, state)
+        self._refuse(differences)
+        self.networks: ActorCritic = self.experiment.policy.build(self.env, torch.device(device))
+        for name in ("actor", "critic"):
+            network, state = getattr(self.networks, name), getattr(saved.state, name)
+            differences += _differences(name, network.state_dict(), state)
+        self._refuse(differences)
+        carry_state(self.env, self.networks.actor)
+        self.networks.actor.load_state_dict(saved.state.actor)
+        self.networks.critic.load_state_dict(saved.state.critic)
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder; for a checkpoint that lies in none, the one that holds the checkpoint."""
+        parent = self.path.resolve().parent
+        return parent.parent if parent.name == "checkpoints" else parent
+
+    def _restore(self, name: str, transform: Transform, state: Mapping[str, Tensor]) -> Iterator[str]:
+        """Freeze a normalisation at its saved statistics; yields what does not fit."""
+        if isinstance(transform, VecNorm | VecNormV2):
+            raise CheckpointError(
+                f"{self.path} was trained with {name}, torchrl's {type(transform).__name__}, whose statistics cannot "
+                "be frozen here. Train with env/transforms=running (rlexp.envs.normalization.RunningObservationNorm)."
+            )
+        if not isinstance(transform, ObservationNorm):
+            return
+        if not {"loc", "scale"} <= state.keys():
+            raise CheckpointError(
+                f"{self.path} holds no statistics of {name}: without them the policy would see other observations "
+                "than it was trained on. Name another checkpoint."
+            )
+        for key in transform.in_keys:
+            shape = transform.parent.observation_spec_unbatched[key].shape
+            if state["loc"].shape != shape:
+                yield f"{name}.loc is {list(state['loc'].shape)}, and the environment's {key} is {list(shape)}"
+        transform.loc, transform.scale = state["loc"], state["scale"]
+        if isinstance(transform, RunningObservationNorm):
+            transform.collecting = False
+
+    def _refuse(self, differences: list[str]) -> None:
+        if differences:
+            shown = "".join(f"\n  {difference}" for difference in differences)
+            raise CheckpointError(f"{self.path} does not fit its environment as it is here:{shown}")
+
+    @torch.no_grad()
+    def steps(self, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """What the simulators gave and what they did, while the agent acts as in evaluation.
+
+        Args:
+            count: steps, of all simulators together.
+            seed: what their episodes derive from.
+
+        Returns:
+            Raw observations ``[count, *observation]`` and the actions taken on them, ``[count, *action]``.
+        """
+        observations, actions, _ = self.rollout(-(-count // self.env.batch_size[0]), seed)
+        return observations.flatten(0, 1)[:count], actions.flatten(0, 1)[:count]
+
+    @torch.no_grad()
+    def rollout(self, steps: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Raw observations, actions and ends of episodes, each ``[steps, num_envs, ...]``; otherwise as `steps`."""
+        witness = _Witness()
+        env = TransformedEnv(self.env.base_env, Compose(witness, *(t.clone() for t in self.env.transform)))
+        env.set_seed(seed)
+        device = next(self.networks.actor.parameters()).device
+        rows: list[tuple[Tensor, ...]] = []
+        tensordict = env.reset()
+        with set_exploration_type(ExplorationType.DETERMINISTIC):
+            for _ in range(steps):
+                observation = witness.observation
+                stepped, tensordict = env.step_and_maybe_reset(
+                    self.networks.actor(tensordict.to(device)).to(env.device)
+                )
+                action = self.env.base_env.action_spec.project(witness.action)  # as the simulators clip it
+                rows.append((observation, action, stepped["next", "done"][:, 0]))
+        observations, actions, ends = (torch.stack(entries) for entries in zip(*rows, strict=True))
+        return observations, actions, ends
+
+    def unlike(self, actions: Tensor, expected: Tensor) -> str | None:
+        """How far actions ``[count, *action]`` are from those expected, in words; None where rounding explains it."""
+        spec = self.env.base_env.action_spec_unbatched
+        if isinstance(spec, Categorical):
+            different = (actions.cpu() != expected.cpu()).sum().item()
+            return f"of {expected.numel():,} actions {different:,} are others" if different else None
+        bounds = (spec.space.low, spec.space.high) if isinstance(spec, Bounded) else (-0.5, 0.5)
+        span = torch.as_tensor(bounds[1]).double() - torch.as_tensor(bounds[0]).double()
+        largest = ((actions.cpu().double() - expected.cpu().double()) / span).abs().max().item()
+        if largest <= ROUNDING:  # false for NaN
+            return None
+        return f"over {len(expected):,} observations an action differs by up to {largest:.3g} of its range"
+
+
+class _Witness(Transform):
+    """Keeps what goes in and out of the bare simulators."""
+
+    observation: Tensor
+    action: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(in_keys=[], out_keys=[])
+
+    def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
+        self.observation = next_tensordict["observation"].clone()
+        return next_tensordict
+
+    def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        return self._call(tensordict_reset)
+
+    def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
+        self.action = tensordict["action"].clone()
+        return tensordict
+
+
+def _differences(name: str, needed: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> Iterator[str]:
+    for key in sorted(needed.keys() | saved.keys()):
+        ours, theirs = (list(state[key].shape) if key in state else "nothing" for state in (needed, saved))
+        if ours != theirs:
+            yield f"{name}.{key} is {theirs}, and {ours} is needed"

@@ -1,0 +1,185 @@
+"""A trained policy outside its environment: raw observations in, the environment's actions out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+from torchrl.data import Bounded
+from torchrl.envs import Compose, ObservationNorm, Transform
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from rlexp.agent.agent import Agent
+from rlexp.policies.recurrent import STATE, RecurrentActor, recurrent_network
+
+Array = TypeVar("Array", Tensor, npt.NDArray[Any])
+
+
+class UnfaithfulPolicyError(Exception):
+    """A policy outside its environment would not act as it does inside; the message says why."""
+
+
+class Policy(nn.Module):
+    """From raw observations to the environment's actions, deterministic; all that the run put between is inside.
+
+    Normalisation is at its saved statistics. A policy with a memory remembers the observations since `reset`. What no
+    function of the observation can be, such as a transform that stacks frames, is refused. One thing stays with the
+    caller: an action lasts ``env.frame_skip`` simulator frames.
+
+    Args:
+        agent: where the actor, the statistics and the other transforms come from.
+
+    Raises:
+        UnfaithfulPolicyError: a transform needs more than the observation, or the policy does not choose the actions
+            that the agent chooses in its environment.
+    """
+
+    _remembered: Tensor | None = None
+
+    def __init__(self, agent: Agent) -> None:
+        super().__init__()
+        self.actor = agent.networks.actor
+        spec = agent.env.base_env.observation_spec_unbatched["observation"]
+        self.observation_shape, self.observation_dtype = spec.shape, spec.dtype
+        self.action_spec = agent.env.base_env.action_spec_unbatched
+        self.recurrent = recurrent_network(self.actor) is not None
+        before, needed = _feeding(agent.env.transform, set(self.actor.in_keys) - {"is_init", STATE})
+        if needed != {"observation"}:
+            reason = f"its transforms read {', '.join(sorted(needed - {'observation'}))} besides the observation"
+            raise UnfaithfulPolicyError(f"{agent.path} cannot act on observations alone: {reason}.")
+        after = [t for t in reversed(list(agent.env.transform)) if "action" in t.out_keys_inv]
+        self.before, self.after = nn.ModuleList(map(_fixed, before)), nn.ModuleList(map(_fixed, after))
+        self.eval().requires_grad_(False)
+        self.to(next(self.actor.parameters()).device)
+        observations, actions, ends = agent.rollout(8)
+        try:
+            chosen = []
+            for observation, end in zip(observations, ends, strict=True):
+                chosen.append(self(observation))
+                self.reset(end)
+            difference = agent.unlike(torch.stack(chosen), actions)
+        except Exception as error:
+            difference = f"{type(error).__name__}: {error}"
+        self.reset()
+        if difference is not None:
+            raise UnfaithfulPolicyError(
+                f"{agent.path} does not act on observations alone as it does in its environment: {difference}. "
+                "One of env.transforms remembers earlier steps, or is no function of the observation."
+            )
+
+    def reset(self, ended: Tensor | npt.NDArray[np.bool_] | None = None) -> None:
+        """Forget what was seen; to be called where an episode ends. Policies without a memory have nothing to forget.
+
+        Args:
+            ended: which of the observations' leading entries begin a new episode ``[...]``; None means all, and that
+                the next observations may have others.
+        """
+        if ended is None or self._remembered is None:
+            self._remembered = None
+        else:
+            forget = torch.as_tensor(ended).to(self._remembered.device)[..., None]
+            self._remembered = self._remembered.masked_fill(forget, 0)
+
+    def forward(self, observation: Array) -> Array:
+        """Act.
+
+        Args:
+            observation: as the simulator gives it, ``[..., *observation]``; a tensor or a NumPy array.
+
+        Returns:
+            Actions ``[..., *action]`` within the environment's bounds: an array for an array, and for a tensor a
+            tensor on the policy's device.
+
+        Raises:
+            ValueError: the observation has another environment's shape, or, of a policy with a memory, leading
+                dimensions other than the one before it.
+        """
+        if isinstance(observation, np.ndarray):
+            return cast("Array", self(torch.from_numpy(observation)).numpy(force=True))
+        if observation.shape[observation.dim() - len(self.observation_shape) :] != self.observation_shape:
+            found, shape = list(observation.shape), list(self.observation_shape)
+            raise ValueError(f"the observation has shape {found}; this policy reads [..., {str(shape)[1:]}")
+        weights = next(self.actor.parameters())
+        tensordict: TensorDictBase = TensorDict({"observation": observation.to(weights.device, self.observation_dtype)})
+        for transform in self.before:
+            tensordict = cast("Transform", transform)._call(tensordict)
+        if tensordict["observation"].is_floating_point():
+            tensordict["observation"] = tensordict["observation"].to(weights.dtype)
+        with set_exploration_type(ExplorationType.DETERMINISTIC):
+            tensordict = self._remembering(tensordict) if self.recurrent else self.actor(tensordict)
+        for transform in self.after:
+            tensordict = cast("Transform", transform)._inv_call(tensordict)
+        action = tensordict["action"]
+        if isinstance(self.action_spec, Bounded):
+            low, high = (bound.to(action) for bound in (self.action_spec.space.low, self.action_spec.space.high))
+            action = action.clamp(low, high)  # as the environment does
+        return cast("Array", action)
+
+    def _remembering(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Act on steps ``[...]`` and what was seen before them."""
+        observation = tensordict["observation"]
+        batch = observation.shape[: observation.dim() - len(self.observation_shape)]
+        if self._remembered is None:
+            size = cast("RecurrentActor", recurrent_network(self.actor)).state_size
+            self._remembered = observation.new_zeros(*batch, size)
+        if self._remembered.shape[:-1] != batch:
+            found, before = list(batch), list(self._remembered.shape[:-1])
+            raise ValueError(f"{found} observations follow {before} that are remembered; reset() forgets them.")
+        rows = batch.numel()
+        steps = TensorDict(
+            {
+                "observation": observation.reshape(rows, *self.observation_shape),
+                "is_init": torch.zeros(rows, 1, dtype=torch.bool, device=observation.device),
+                STATE: self._remembered.reshape(rows, -1),
+            },
+            [rows],
+        )
+        acted = self.actor(steps)
+        self._remembered = acted["next", STATE].unflatten(0, batch) if batch else acted["next", STATE][0]
+        return TensorDict({"action": acted["action"].unflatten(0, batch) if batch else acted["action"][0]})
+
+
+def load_policy(path: Path | str, device: torch.device | str = "cpu", trust: Sequence[str] = ()) -> Policy:
+    """The policy of a checkpoint, of ``RUN_DIR/checkpoints/best``, or of the latest one in a run's folder.
+
+    Args:
+        path: a checkpoint, or a run's folder.
+        device: where the networks go.
+        trust: packages of your own that the checkpoint's config may import, beside rlexp, torch and the like.
+
+    Raises:
+        CheckpointError: there is no checkpoint, it is damaged, or it does not fit the environment as it is here.
+        ConfigError: the environment it was trained in cannot be built here, or needs code that is not trusted.
+        UnfaithfulPolicyError: it cannot act on observations alone.
+    """
+    return Policy(Agent(path, device, trust))
+
+
+def _feeding(transforms: Compose, keys: set[str]) -> tuple[list[Transform], set[str]]:
+    """The transforms that ``keys`` come out of, in order, and the keys of the simulator that go in."""
+    chain: list[Transform] = []
+    for transform in reversed(list(transforms)):
+        made = keys & set(transform.out_keys)
+        if made:
+            pairwise = len(transform.in_keys) == len(transform.out_keys)
+            pairs = zip(transform.in_keys, transform.out_keys, strict=True) if pairwise else ()
+            read = {source for source, result in pairs if result in made} if pairwise else set(transform.in_keys)
+            keys = (keys - made) | read
+            chain.insert(0, transform)
+    return chain, keys
+
+
+def _fixed(transform: Transform) -> Transform:
+    """A copy for use outside an environment."""
+    copy: Transform = transform.clone()
+    copy.set_missing_tolerance(True)  # there are observations and actions here, and no rewards
+    if isinstance(copy, ObservationNorm):
+        # A plain bool, for a branch on a tensor cannot be exported.
+        copy.standard_normal = bool(copy._buffers.pop("standard_normal"))
+    return copy

@@ -1,0 +1,159 @@
+"""Settings of the collectors; imports torch only to build."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rlexp.config import Config, Count, Positive, Problem
+from rlexp.envs import EnvConfig, GymConfig, SimulatorConfig
+from rlexp.policies import PolicyConfig
+
+if TYPE_CHECKING:
+    import torch
+    from tensordict.nn import TensorDictModuleBase
+    from torchrl.collectors import BaseCollector
+    from torchrl.envs import EnvBase
+
+    from rlexp.collectors.share import Share, Workers
+
+
+@dataclass(frozen=True)
+class Source:
+    """What batches come from; picklable, so that another process can build its own.
+
+    Attributes:
+        env: the environments.
+        policy: the policy that acts in them.
+        seed: seeds everything random in them.
+        kernels: whether kernels may stand in for torchrl's parts.
+    """
+
+    env: EnvConfig
+    policy: PolicyConfig
+    seed: int
+    kernels: bool
+
+
+class CollectorConfig(Config):
+    """Base of all collectors.
+
+    Attributes:
+        frames_per_batch: simulator frames of one batch, all environments together.
+        timeout: seconds to wait for a worker process before it is given up.
+    """
+
+    frames_per_batch: Count
+    timeout: Positive
+
+    @property
+    def busy_while_learning(self) -> int:
+        """Processes on this machine that collect while the learner learns."""
+        return 0
+
+    def problems_with(self, env: EnvConfig) -> Iterator[Problem]:
+        """Rules across this spec's settings and the environment's; keys are full paths."""
+        return iter(())
+
+    def build(self, env: EnvBase, actor: TensorDictModuleBase, source: Source, device: torch.device) -> BaseCollector:
+        """A collector that yields batches ``[num_envs, steps]`` without end.
+
+        Args:
+            env: all environments, seeded, their normalisation initialised.
+            actor: the policy; its weights at the start of a batch collect that batch.
+            source: what both were built from, and whether kernels may stand in for torchrl's parts.
+            device: where the actor is and the batches go.
+
+        Raises:
+            ConfigError: the environment or the policy cannot be collected with in this way.
+        """
+        raise NotImplementedError
+
+
+class SyncCollectorConfig(CollectorConfig):
+    """Steps the environment and the policy in turn, in this process: ``torchrl.collectors.Collector``."""
+
+    builds = ("torchrl.collectors.Collector",)
+
+    def build(self, env: EnvBase, actor: TensorDictModuleBase, source: Source, device: torch.device) -> BaseCollector:
+        """Torchrl's single-process collector, or the array rollout, which collects the same."""
+        from rlexp.collectors.sync import SyncCollector
+        from rlexp.kernels.select import Kernels
+
+        steps = self.frames_per_batch // source.env.frame_skip
+        fast = Kernels(source.kernels).collector(env, actor, steps, device)
+        return SyncCollector(env, actor, steps, device) if fast is None else fast
+
+
+class WorkersConfig(CollectorConfig):
+    """Base of the collectors that divide the environments among processes, each with a copy of the policy.
+
+    Attributes:
+        num_workers: processes, each with as many environments.
+    """
+
+    num_workers: Count
+
+    def problems_with(self, env: EnvConfig) -> Iterator[Problem]:
+        """The environments must be shared out evenly, over processes that start none of their own."""
+        if env.num_envs % self.num_workers:
+            fits = ", ".join(str(n) for n in range(1, env.num_envs + 1) if env.num_envs % n == 0)
+            message = f"must divide env.num_envs = {env.num_envs}, so that each process has as many: {fits}."
+            yield Problem("collector.num_workers", message, str(self.num_workers))
+        threads = isinstance(env, GymConfig) and env.backend == "envpool"
+        if isinstance(env, SimulatorConfig) and env.num_workers not in ("auto", 1) and not threads:
+            message = "must be 1 with this collector: collector.num_workers shares the simulators out."
+            yield Problem("env.num_workers", message, str(env.num_workers))
+
+    def build(self, env: EnvBase, actor: TensorDictModuleBase, source: Source, device: torch.device) -> BaseCollector:
+        """The collector, its processes started."""
+        from rlexp.collectors.multi import MultiCollector
+        from rlexp.collectors.share import Share
+
+        inner = SyncCollectorConfig(frames_per_batch=self.frames_per_batch // self.num_workers, timeout=self.timeout)
+        shares = [Share(source, inner, i, self.num_workers) for i in range(self.num_workers)]
+        return MultiCollector(env, actor, self._workers(shares), device, ahead=self.busy_while_learning > 0)
+
+    def _workers(self, shares: list[Share]) -> Workers:
+        from rlexp.collectors.processes import Processes
+
+        return Processes(shares, self.timeout)
+
+
+class MultiSyncCollectorConfig(WorkersConfig):
+    """Processes on this machine that collect a batch together, then wait while the learner learns from it.
+
+    Builds `rlexp.collectors.multi.MultiCollector` over `rlexp.collectors.processes.Processes`.
+    """
+
+
+class MultiAsyncCollectorConfig(WorkersConfig):
+    """As `MultiSyncCollectorConfig`, but the next batch is collected while the learner learns from this one.
+
+    Every batch but the first comes from the policy before the newest update.
+    """
+
+    @property
+    def busy_while_learning(self) -> int:
+        """All of them."""
+        return self.num_workers
+
+
+class RayCollectorConfig(WorkersConfig):
+    """As `MultiSyncCollectorConfig`, with processes anywhere in a Ray cluster (builds torchrl's ``RayCollector``).
+
+    Attributes:
+        address: of a running cluster; None starts Ray on this machine, for this run alone.
+        num_cpus: of the cluster, that Ray keeps for each worker.
+        init: further keyword arguments of ``ray.init``.
+    """
+
+    address: str | None
+    num_cpus: Positive
+    init: dict[str, Any]
+
+    def _workers(self, shares: list[Share]) -> Workers:
+        from rlexp.collectors.ray import RayWorkers
+
+        return RayWorkers(shares, self)

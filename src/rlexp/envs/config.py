@@ -1,0 +1,281 @@
+"""Settings of the environments; imports torch only to build."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Iterator
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, Literal
+
+from rlexp.config import Config, ConfigError, Count, Node, Problem, build_at, did_you_mean
+
+if TYPE_CHECKING:
+    from torchrl.envs import EnvBase, TransformedEnv
+
+
+log = logging.getLogger(__name__)
+
+
+class EnvConfig(Config):
+    """What every environment has, whatever simulates it. Subclasses build the simulator.
+
+    Attributes:
+        name: names the run's folder and groups its results.
+        num_envs: simulators stepped together.
+        frame_skip: simulator frames that one action lasts; frames everywhere count simulator frames.
+        init_random_steps: random steps that the observation statistics start from; they count as no frames.
+        transforms: the torchrl transforms, in order; names are free.
+    """
+
+    name: str
+    num_envs: Count
+    frame_skip: Count
+    init_random_steps: Count
+    transforms: dict[str, Node]
+
+    def with_workers(self, frames: int, cores: int) -> EnvConfig:
+        """The same, with the processes or threads that step so many frames soonest on so many cores."""
+        return self
+
+    def build_base(self, num_envs: int) -> EnvBase:
+        """The bare simulators, batch size ``[num_envs]``, unseeded."""
+        raise NotImplementedError
+
+    def build(self, num_envs: int) -> TransformedEnv:
+        """The simulators behind the transforms, ready to be seeded.
+
+        Raises:
+            ConfigError: the simulator or a transform cannot be built with these settings.
+        """
+        from torchrl.envs import Compose, RewardSum, StepCounter, TransformedEnv
+
+        transforms = [build_at(f"env.transforms.{name}", node.build) for name, node in self.transforms.items()]
+        for needed in (StepCounter, RewardSum):
+            if not any(isinstance(transform, needed) for transform in transforms):
+                message = f"must hold a torchrl.envs.{needed.__name__}: the metrics read what it counts."
+                raise ConfigError([Problem("env.transforms", message)])
+        return TransformedEnv(self.build_base(num_envs), Compose(*transforms), auto_unwrap=False)
+
+
+class PixelsConfig(Config):
+    """What is seen of a rendered simulator: the newest gray pictures, uint8 ``[stack, size, size]``.
+
+    Attributes:
+        size: width and height of a picture.
+        stack: pictures seen together.
+    """
+
+    size: Count
+    stack: Count
+
+
+class SimulatorConfig(EnvConfig):
+    """Simulators with Gymnasium's interface, stepped together by `rlexp.envs.gymnasium.BatchedGymEnv`.
+
+    Attributes:
+        num_workers: processes (the training's own is one) or EnvPool's threads that share the simulators out; ``auto``
+            is what `shared_out` finds, and one where nobody asked it.
+        max_episode_steps: time limit in Gymnasium steps; None keeps the task's own.
+        from_pixels: observe rendered pictures, not what the simulator gives.
+        pixels: what is seen of them.
+        kwargs: further keyword arguments of ``gymnasium.make``.
+    """
+
+    num_workers: Count | Literal["auto"]
+    max_episode_steps: Count | None
+    from_pixels: bool
+    pixels: PixelsConfig
+    kwargs: dict[str, Any]
+
+    @property
+    def gymnasium_id(self) -> str:
+        """Gymnasium's id of one simulator."""
+        raise NotImplementedError
+
+    def problems(self) -> Iterator[Problem]:
+        """No idle workers, and no statistics of pictures."""
+        if self.num_workers != "auto" and self.num_workers > self.num_envs:
+            message = f"is more than there are simulators: env.num_envs is {self.num_envs}."
+            yield Problem("num_workers", message, str(self.num_workers))
+        if self.from_pixels:
+            for name, node in self.transforms.items():
+                seen = node.arguments.get("in_keys", ["observation"])
+                if "Norm" in node.target.rpartition(".")[2] and "observation" in seen:
+                    message = "normalises by statistics, and pixels are not to be: give env/transforms=none."
+                    yield Problem(f"transforms.{name}", message, node.target)
+
+    def with_workers(self, frames: int, cores: int) -> SimulatorConfig:
+        """With as many workers as pay, where ``auto`` leaves it open; says how many, and why.
+
+        Raises:
+            ConfigError: a simulator cannot be made.
+        """
+        if self.num_workers != "auto" or min(cores, self.num_envs) == 1:
+            return self
+        workers, reason = self._workers(frames, cores)
+        log.info("env.num_workers=auto: %d of %d, since %s", workers, cores, reason)
+        return self.model_copy(update={"num_workers": workers})
+
+    def _workers(self, frames: int, cores: int) -> tuple[int, str]:
+        """How many processes step the simulators soonest, and why."""
+        from rlexp.envs.simulators import best_workers
+
+        if not self._known_everywhere():
+            return 1, f"no other process knows {self.gymnasium_id}, which env.id=my_module:{self.gymnasium_id} imports"
+        with closing(self.build_base(1)) as simulator:
+            seconds = simulator.seconds_per_step()
+        workers = best_workers(seconds, self.num_envs, cores, frames // (self.num_envs * self.frame_skip))
+        return workers, f"a simulator's step takes {seconds * 1e6:,.0f} us"
+
+    def _known_everywhere(self) -> bool:
+        """Whether another process can make the environment by its id."""
+        import gymnasium
+
+        id = self.gymnasium_id
+        return ":" in id or str(gymnasium.spec(id).entry_point).startswith("gymnasium.")
+
+    def _share(self, num_envs: int) -> int:
+        """Workers of so many simulators: no more than those, and one where ``auto`` is still open."""
+        return 1 if self.num_workers == "auto" else min(self.num_workers, num_envs)
+
+    def _options(self) -> dict[str, Any]:
+        """What the simulators are made with, whatever their number."""
+        limit = {} if self.max_episode_steps is None else {"max_episode_steps": int(self.max_episode_steps)}
+        # Repeated behind the camera: pictures between two actions are neither drawn nor stacked.
+        seen = {"pixels": (int(self.pixels.size), int(self.pixels.stack)), "repeat": int(self.frame_skip)}
+        return {**(seen if self.from_pixels else {"frame_skip": self.frame_skip}), **limit, **self.kwargs}
+
+    def build_base(self, num_envs: int) -> EnvBase:
+        """The simulators, shared out over no more processes than there are simulators."""
+        from rlexp.envs.gymnasium import BatchedGymEnv
+
+        workers = self._share(num_envs)
+        return BatchedGymEnv(self.gymnasium_id, num_envs=num_envs, num_workers=workers, **self._options())
+
+
+class GymConfig(SimulatorConfig):
+    """Any Gymnasium environment with a Box or Discrete action space.
+
+    Builds `rlexp.envs.gymnasium.BatchedGymEnv` or, with ``backend: envpool``, `rlexp.envs.envpool.BatchedEnvPool`.
+
+    Attributes:
+        id: Gymnasium's id; ``module:id`` imports the module that registers it first.
+        backend: what steps the simulators: ``gymnasium``, or EnvPool's C++ threads for the tasks that it has.
+    """
+
+    id: str
+    backend: Literal["gymnasium", "envpool"]
+
+    @property
+    def gymnasium_id(self) -> str:
+        """Gymnasium's id of one simulator."""
+        return self.id
+
+    def imports(self) -> Iterator[tuple[str, str]]:
+        """The module that registers the id."""
+        module, colon, _ = self.id.rpartition(":")
+        if colon:
+            yield "id", module
+
+    def problems(self) -> Iterator[Problem]:
+        """The id must be registered, with a time limit: evaluation runs whole episodes."""
+        yield from super().problems()
+        yield from self._envpool_problems() if self.backend == "envpool" else self._gymnasium_problems()
+
+    def _gymnasium_problems(self) -> Iterator[Problem]:
+        import gymnasium
+
+        module, _, name = self.id.rpartition(":")
+        try:
+            if module:
+                importlib.import_module(module)
+            spec = gymnasium.spec(name)
+        except ImportError as error:
+            yield Problem("id", f"its module cannot be imported: {error}.", self.id)
+        except gymnasium.error.Error:
+            hint = did_you_mean(name, list(gymnasium.registry), f"{module}:" if module else "")
+            yield Problem("id", f"Gymnasium has no environment of this id. {hint}", self.id)
+        else:
+            if spec.max_episode_steps is None and self.max_episode_steps is None:
+                yield Problem("max_episode_steps", f"is needed: {self.id} is registered without a time limit.", "null")
+
+    def _envpool_problems(self) -> Iterator[Problem]:
+        if self.from_pixels:
+            yield Problem("backend", "gives no pictures: use env.backend=gymnasium.", "envpool")
+        try:
+            import envpool
+        except ImportError:
+            yield Problem("backend", "needs the package envpool: pip install 'rlexp[envpool]'.", "envpool")
+            return
+        if self.id not in (ids := envpool.list_all_envs()):
+            hint = did_you_mean(self.id, ids)
+            yield Problem("id", f"EnvPool has no environment of this id; env.backend=gymnasium may. {hint}", self.id)
+
+    def _workers(self, frames: int, cores: int) -> tuple[int, str]:
+        """As `SimulatorConfig` has it; EnvPool's threads as many as there are cores."""
+        if self.backend == "gymnasium":
+            return super()._workers(frames, cores)
+        return min(cores, self.num_envs), "EnvPool's threads take no time to start"
+
+    def build_base(self, num_envs: int) -> EnvBase:
+        """The simulators, shared out over no more processes or threads than there are simulators."""
+        if self.backend == "gymnasium":
+            return super().build_base(num_envs)
+        from rlexp.envs.envpool import BatchedEnvPool
+
+        return BatchedEnvPool(self.id, num_envs=num_envs, num_threads=self._share(num_envs), **self._options())
+
+
+class DmControlConfig(SimulatorConfig):
+    """A task of dm_control's suite, by Shimmy's Gymnasium interface.
+
+    Attributes:
+        domain: the body, such as ``cartpole``.
+        task: what it is to do, such as ``swingup``.
+    """
+
+    domain: str
+    task: str
+
+    @property
+    def gymnasium_id(self) -> str:
+        """Gymnasium's id of one simulator."""
+        from rlexp.envs.dm_control import env_id
+
+        return env_id(self.domain, self.task)
+
+    def problems(self) -> Iterator[Problem]:
+        """The suite must have the task, with a time limit: evaluation runs whole episodes."""
+        yield from super().problems()
+        try:
+            from rlexp.envs.dm_control import tasks
+        except ImportError as error:
+            yield Problem("domain", f"needs more packages: pip install 'rlexp[dm_control]' ({error}).", self.domain)
+            return
+        if self.domain not in (found := tasks()):
+            yield Problem("domain", f"dm_control has no such domain. {did_you_mean(self.domain, found)}", self.domain)
+        elif self.task not in found[self.domain]:
+            hint = did_you_mean(self.task, found[self.domain])
+            yield Problem("task", f"dm_control's {self.domain} has no such task. {hint}", self.task)
+        elif self.domain == "lqr" and self.max_episode_steps is None:
+            yield Problem("max_episode_steps", "is needed: dm_control's lqr has no time limit.", "null")
+
+
+class TorchrlConfig(EnvConfig):
+    """Any torchrl environment, as `rlexp.envs.torchrl.batched` brings it into form.
+
+    Attributes:
+        make: one environment; ``frame_skip`` is handed to it where it is not 1.
+    """
+
+    make: Node
+
+    def build_base(self, num_envs: int) -> EnvBase:
+        """As many copies in a row, or the environment itself where it is a batch already."""
+        from rlexp.envs.torchrl import batched
+
+        if "dm_control" in self.make.target.split("."):
+            import rlexp.envs.dm_control  # noqa: F401 - makes dm_control work with MuJoCo 4
+        skip = {} if self.frame_skip == 1 else {"frame_skip": int(self.frame_skip)}
+        return batched(lambda: build_at("env.make", lambda: self.make.build(**skip)), num_envs, self.num_envs)

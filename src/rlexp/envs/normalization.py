@@ -1,0 +1,139 @@
+"""Observation normalisation: running statistics, saved with the run and frozen for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+from torchrl.envs import ObservationNorm, TransformedEnv
+
+
+class Moments(nn.Module):
+    """Mean and variance of everything seen so far, exact, in float64.
+
+    Args:
+        shape: shape of one sample.
+    """
+
+    count: Tensor
+    mean: Tensor
+    var: Tensor
+
+    def __init__(self, shape: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(tuple(shape), dtype=torch.float64))
+        self.register_buffer("var", torch.ones(tuple(shape), dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, samples: Tensor) -> None:
+        """Take in ``samples`` ``[n, *shape]``."""
+        self.merge(*batch_moments(samples.to(self.mean)))
+
+    @torch.no_grad()
+    def merge(self, n: int, mean: Tensor, var: Tensor) -> None:
+        """Take in ``n`` samples of this mean and variance (Chan, Golub and LeVeque 1979, eq. 2.1)."""
+        total = self.count + n
+        delta = mean - self.mean
+        merged = (self.var * self.count + var * n) / total
+        self.var.copy_(merged + delta.square() * self.count * n / total.square())
+        self.mean.add_(delta * n / total)
+        self.count.copy_(total)
+
+
+def batch_moments(samples: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Count, mean and variance of ``samples`` ``[n, *shape]``."""
+    return len(samples), samples.mean(0), samples.var(0, correction=0)
+
+
+class RunningObservationNorm(ObservationNorm):
+    r"""torchrl's ``ObservationNorm`` whose mean and standard deviation follow what the agent sees.
+
+    $o \mapsto \mathrm{clip}((o - \mu) / \sigma, -c, c)$. The statistics stand still while a batch is collected, so that
+    all of it is normalised alike whichever process stepped the simulator; `commit` then folds the batch in.
+
+    Args:
+        in_keys: the observation to normalise in place.
+        clip: the bound $c$ on normalised values.
+    """
+
+    def __init__(self, in_keys: Sequence[str] = ("observation",), clip: float = 10.0) -> None:
+        super().__init__(in_keys=list(in_keys), standard_normal=True)
+        self.clip = clip
+        self.collecting = True
+        self._pending: list[Tensor] = []
+        self._merged: list[tuple[int, Tensor, Tensor]] = []
+
+    def init_stats(self, num_iter: int, *args: object, **kwargs: object) -> None:
+        """Take the first statistics from random steps; they weigh like the agent's own."""
+        super().init_stats(num_iter, *args, **kwargs)
+        self._pending.clear()
+        self.moments = Moments(self.loc.shape)
+        self.moments.count.fill_(num_iter)
+        self.moments.mean.copy_(self.loc)
+        self.moments.var.copy_(self.scale.square())
+
+    def commit(self) -> None:
+        """Fold in the observations stepped to since the last commit, each once; those of resets do not count."""
+        batch = [*self._merged, *self.take()]
+        self._merged.clear()
+        for moments in batch:
+            self.moments.merge(*moments)
+        if batch:
+            self.loc.copy_(self.moments.mean)
+            self.scale.copy_(self.moments.var.sqrt().clamp_min(self.eps))
+
+    def take(self) -> list[tuple[int, Tensor, Tensor]]:
+        """Count, mean and variance, in float64, of what `observe` put by, if anything, which it then forgets."""
+        if not self._pending:
+            return []
+        samples = torch.cat([o.reshape(-1, *self.loc.shape) for o in self._pending])
+        self._pending.clear()
+        return [batch_moments(samples.to(torch.float64))]
+
+    def merge(self, n: int, mean: Tensor, var: Tensor) -> None:
+        """Put by for the next `commit` what the same transform in another process has taken (`take`)."""
+        self._merged.append((n, mean, var))
+
+    def observe(self, observations: Tensor) -> None:
+        """Put raw observations ``[..., *observation]`` by for the next `commit`."""
+        if self.collecting:
+            self._pending.append(observations)
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        for key in self.in_keys:
+            self.observe(next_tensordict.get(key))
+        return super()._step(tensordict, next_tensordict)
+
+    def _apply_transform(self, obs: Tensor) -> Tensor:
+        normalized: Tensor = super()._apply_transform(obs)
+        return normalized.clamp(-self.clip, self.clip).to(obs.dtype)
+
+
+def observation_norms(env: TransformedEnv) -> list[ObservationNorm]:
+    """The normalising transforms of ``env``, in order."""
+    return [t for t in env.transform if isinstance(t, ObservationNorm)]
+
+
+def init_normalization(env: TransformedEnv, random_steps: int) -> None:
+    """Give every observation normalisation its first statistics, from random steps in ``env`` as the tutorial does."""
+    dims = tuple(range(len(env.batch_size) + 1))
+    for norm in observation_norms(env):
+        norm.init_stats(random_steps, reduce_dim=dims, cat_dim=dims[-1])
+
+
+def commit_normalization(env: TransformedEnv) -> None:
+    """Let the running statistics take in the batch that was just collected."""
+    for norm in observation_norms(env):
+        if isinstance(norm, RunningObservationNorm):
+            norm.commit()
+
+
+def copy_normalization(source: TransformedEnv, target: TransformedEnv) -> None:
+    """Freeze ``target``'s normalisation at ``source``'s statistics of this moment."""
+    for ours, theirs in zip(observation_norms(source), observation_norms(target), strict=True):
+        theirs.loc, theirs.scale = ours.loc.clone(), ours.scale.clone()
+        if isinstance(theirs, RunningObservationNorm):
+            theirs.collecting = False

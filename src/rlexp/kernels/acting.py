@@ -1,0 +1,245 @@
+"""Actions for many simulators at once. Reference: one call of ``torchrl.modules.ProbabilisticActor`` per step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import AddStateIndependentNormalScale, TensorDictModuleBase
+from torch import Tensor, nn
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import ProbabilisticActor
+
+from rlexp.kernels.distributions import Parts
+from rlexp.kernels.mlp import MLPLayers
+from rlexp.kernels.unsupported import UnsupportedError
+from rlexp.policies.recurrent import STATE, RecurrentActor
+
+Array = npt.NDArray[Any]
+
+# Up to here BLAS runs on the calling thread; beyond it, it wakes threads of its own, which `threads` does not count.
+_SMALL_WEIGHT, _SMALL_PRODUCT = 9_000, 2**18
+
+
+def acting(actor: TensorDictModuleBase, num_envs: int, *, deterministic: bool = False) -> Acting:
+    """What acts as ``actor`` does, in NumPy as far as its network is plain and small.
+
+    Raises:
+        UnsupportedError: it reads more than observations.
+    """
+    if (parts := Parts.of(actor)) is not None:
+        kind = RecurrentActing if isinstance(parts.network, RecurrentActor) else FamilyActing
+        return kind(cast("ProbabilisticActor", actor), parts, num_envs, deterministic=deterministic)
+    if list(actor.in_keys) != ["observation"]:
+        raise UnsupportedError(f"the policy reads {actor.in_keys} and not observation alone")
+    return ActorActing(actor, deterministic=deterministic)
+
+
+class Acting:
+    """Acts for many simulators, step by step."""
+
+    def begin(self, steps: int) -> None:
+        """Prepare for ``steps`` steps of networks that stay as they are."""
+
+    def __call__(self, observation: Array) -> Array:
+        """Actions ``[num_envs, *action]`` for observations ``[num_envs, *observation]``."""
+        raise NotImplementedError
+
+    def restart(self, chosen: Array) -> None:
+        """The chosen simulators begin an episode: their recurrent states are zero."""
+
+    def outputs(self, batch: TensorDictBase) -> TensorDictBase:
+        """What the actor writes beside its actions, for the batch ``[num_envs, steps]`` since `begin`."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Tensor]:
+        """What carries over from one batch to the next."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Continue from what `state` gave."""
+
+
+class FamilyActing(Acting):
+    """Acts by the parts of an actor: one network forward and a few array operations a step.
+
+    A small network runs in NumPy: eager torch spends three times as long on its calls as on the arithmetic.
+
+    Args:
+        actor: the actor, whose network is read afresh at every `begin`.
+        parts: its parts.
+        num_envs: rows of every observation.
+        deterministic: act without noise.
+    """
+
+    def __init__(self, actor: ProbabilisticActor, parts: Parts, num_envs: int, *, deterministic: bool = False) -> None:
+        self._actor, self._network, self._family = actor, parts.network, parts.family
+        self._num_envs = num_envs
+        self._deterministic = deterministic
+
+    def begin(self, steps: int) -> None:
+        """Prepare for ``steps`` steps of a network that does not change meanwhile."""
+        self._parameters = self._forward()
+
+    def __call__(self, observation: Array) -> Array:
+        """Actions ``[num_envs, *action]`` for observations ``[num_envs, *observation]``."""
+        parameters = self._parameters(observation)
+        # Drawn step by step, as the actor itself draws: the same seed gives both the same noise.
+        noise = None if self._deterministic else self._family.noise(parameters[0].shape).numpy()
+        return self._family.act(parameters, noise)
+
+    def outputs(self, batch: TensorDictBase) -> TensorDictBase:
+        """What the actor writes beside its actions, for a batch of observations and actions; in one call of it."""
+        network, sampler = self._actor.module
+        written = network(batch.select("observation"))
+        log_prob = sampler.get_dist(written).log_prob(batch["action"])
+        return written.exclude("observation").set(sampler.log_prob_key, log_prob)
+
+    def _forward(self) -> Callable[[Array], tuple[Array, ...]]:
+        """The network from array to arrays, by NumPy as far as it is plain and small."""
+        network = self._network
+        body = numpy_forward(network[:-1], self._num_envs) if isinstance(network, nn.Sequential) else None
+        if body is None:
+            return torch_forward(network)
+        head = cast("nn.Sequential", network)[-1]
+        if isinstance(head, nn.Identity):
+            return lambda observation: (body(observation),)
+        if isinstance(head, AddStateIndependentNormalScale):
+            scale = head(torch.zeros_like(head.state_independent_scale))[1].numpy(force=True)
+            return lambda observation: (body(observation), scale)
+        mapped = torch_forward(head)
+        return lambda observation: mapped(body(observation))
+
+
+class RecurrentActing(FamilyActing):
+    """Acts by the parts of an actor with a memory, and remembers for each simulator.
+
+    Args:
+        actor, parts, num_envs, deterministic: as in `FamilyActing`.
+    """
+
+    def __init__(self, actor: ProbabilisticActor, parts: Parts, num_envs: int, *, deterministic: bool = False) -> None:
+        super().__init__(actor, parts, num_envs, deterministic=deterministic)
+        network = cast("RecurrentActor", parts.network)
+        self._device = next(network.parameters()).device
+        self._remembered = torch.zeros(num_envs, network.state_size, device=self._device)
+        self._is_init = torch.ones(num_envs, 1, dtype=torch.bool, device=self._device)
+
+    def begin(self, steps: int) -> None:
+        """Prepare for ``steps`` steps; what is remembered stays."""
+        super().begin(steps)
+        self._written: list[tuple[Tensor, ...]] = []
+
+    def restart(self, chosen: Array) -> None:
+        """Forget what the chosen simulators showed."""
+        rows = torch.from_numpy(chosen).to(self._device)
+        self._remembered = self._remembered.index_fill(0, rows, 0)  # a copy: the batch holds what was remembered
+        self._is_init[rows] = True
+
+    def state(self) -> dict[str, Tensor]:
+        """What is remembered ``[num_envs, state_size]``, and which episodes begin ``[num_envs, 1]``."""
+        return {STATE: self._remembered.clone(), "is_init": self._is_init.clone()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Continue from what `state` gave."""
+        self._remembered, self._is_init = (state[key].to(self._device, copy=True) for key in (STATE, "is_init"))
+
+    def outputs(self, batch: TensorDictBase) -> TensorDictBase:
+        """What the actor wrote since `begin`: parameters, log-probabilities, and what was remembered at each step."""
+        sampler = self._actor.module[1]
+        is_init, before, *parameters, after = (torch.stack(entries, 1) for entries in zip(*self._written, strict=True))
+        written = TensorDict(dict(zip(sampler.in_keys, parameters, strict=True)), batch.batch_size, device=batch.device)
+        written[sampler.log_prob_key] = sampler.get_dist(written).log_prob(batch["action"])
+        written["is_init"], written[STATE] = is_init, before
+        written["next"] = {"is_init": torch.zeros_like(is_init), STATE: after}
+        return written
+
+    def _forward(self) -> Callable[[Array], tuple[Array, ...]]:
+        def forward(observation: Array) -> tuple[Array, ...]:
+            before, is_init = self._remembered, self._is_init
+            given = torch.from_numpy(observation).to(self._device)
+            *parameters, self._remembered = self._network(given, is_init, before)
+            self._is_init = torch.zeros_like(is_init)
+            self._written.append((is_init, before, *parameters, self._remembered))
+            return tuple(parameter.numpy(force=True) for parameter in parameters)
+
+        return forward
+
+
+def torch_forward(network: nn.Module) -> Callable[[Array], tuple[Array, ...]]:
+    """``network`` from array to as many as it returns."""
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+
+    def forward(x: Array) -> tuple[Array, ...]:
+        out = network(torch.from_numpy(x).to(device))
+        return tuple(o.numpy(force=True) for o in ((out,) if isinstance(out, Tensor) else out))
+
+    return forward
+
+
+def numpy_forward(network: nn.Module, rows: int) -> Callable[[Array], Array] | None:
+    """A small perceptron on float32 ``[rows, features]`` in NumPy, or None where it is something else.
+
+    The parameters are views: what an optimizer writes is seen at once. The result is overwritten by the next call.
+    """
+    perceptron = MLPLayers.of(network)
+    if perceptron is None:
+        return None
+    layers = []
+    for layer in perceptron.layers:
+        weight, bias = layer.weight.detach(), layer.bias.detach()
+        small = weight.numel() <= _SMALL_WEIGHT and weight.numel() * rows <= _SMALL_PRODUCT
+        if not small or weight.device.type != "cpu" or weight.dtype != torch.float32:
+            return None
+        layers.append((weight.t().numpy(), bias.numpy(), np.empty((rows, layer.out_features), np.float32)))
+    activate: Callable[..., Array] = np.tanh if perceptron.activation is nn.Tanh else _relu
+
+    def forward(x: Array) -> Array:
+        for weight, bias, out in layers[:-1]:
+            np.add(np.matmul(x, weight, out=out), bias, out=out)
+            x = activate(out, out=out)
+        weight, bias, out = layers[-1]
+        np.add(np.matmul(x, weight, out=out), bias, out=out)
+        return out
+
+    return forward
+
+
+def _relu(x: Array, out: Array) -> Array:
+    return np.maximum(x, 0, out=out)
+
+
+class ActorActing(Acting):
+    """Acts by any torchrl actor that reads ``observation``, one call a step.
+
+    Args:
+        actor: writes ``action`` and whatever else it writes.
+        deterministic: act by the distribution's deterministic sample.
+    """
+
+    def __init__(self, actor: TensorDictModuleBase, *, deterministic: bool = False) -> None:
+        self._actor = actor
+        self._device = next((p.device for p in actor.parameters()), torch.device("cpu"))
+        self._exploration = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
+        self._written: list[TensorDictBase] = []
+
+    def begin(self, steps: int) -> None:
+        """Prepare for ``steps`` steps."""
+        self._written = []
+
+    def __call__(self, observation: Array) -> Array:
+        """Actions ``[num_envs, *action]`` for observations ``[num_envs, *observation]``."""
+        tensordict = TensorDict({"observation": torch.from_numpy(observation)}, [len(observation)])
+        with set_exploration_type(self._exploration):
+            written = self._actor(tensordict.to(self._device))
+        self._written.append(written.exclude("observation"))
+        return cast("Array", written["action"].numpy(force=True))
+
+    def outputs(self, batch: TensorDictBase) -> TensorDictBase:
+        """What the actor wrote beside its actions since `begin`, as the batch ``[num_envs, steps]``."""
+        stacked: TensorDictBase = torch.stack(self._written, 1)
+        return stacked.exclude("action")

@@ -1,0 +1,151 @@
+"""The gradient of PPO's clipped loss, written out for Gaussian actors and critics that are plain MLPs.
+
+Reference: `rlexp.losses.module.AutogradGradient` of `rlexp.losses.module.Loss` over ``torchrl.objectives.ClipPPOLoss``.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from tensordict.nn import AddStateIndependentNormalScale
+from torch import Tensor, nn
+from torchrl.modules import ValueOperator
+
+from rlexp.kernels.distributions import Gaussian, Parts, SquashedGaussian, gaussian_log_prob
+from rlexp.kernels.losses import FastClipPPO, clipped_surrogate
+from rlexp.kernels.mlp import MLPGradient, MLPLayers
+from rlexp.kernels.unsupported import UnsupportedError
+from rlexp.losses.module import MinibatchLoss
+from rlexp.policies import ActorCritic
+
+
+class WrittenOutGradient:
+    r"""The gradient of `FastClipPPO`, for a Gaussian actor, squashed or not, and a critic, both plain MLPs.
+
+    At minibatches of some hundred steps autograd's bookkeeping takes longer than the arithmetic. What the loss has to
+    differentiate is short: with $z = (u - \mathrm{loc}) / \mathrm{scale}$ for the latent action $u$,
+    $\log \pi = \sum -z^2 / 2 - \log \mathrm{scale}$, so that its derivatives are $z / \mathrm{scale}$ by loc and
+    $(z^2 - 1) / \mathrm{scale}$ by scale.
+
+    Args:
+        loss: the loss.
+        gaussian: the family of its actor.
+        actor: the perceptron before the actor's last module, which makes loc and scale of its output.
+        head: that last module.
+        critic: the critic's perceptron.
+    """
+
+    def __init__(
+        self,
+        loss: FastClipPPO,
+        gaussian: SquashedGaussian | Gaussian,
+        actor: MLPLayers,
+        head: nn.Module,
+        critic: MLPLayers,
+    ) -> None:
+        self._loss = loss
+        self._gaussian = gaussian
+        self._actor, self._head, self._critic = MLPGradient(actor), head, MLPGradient(critic)
+        self._like: Tensor | None = None
+        if isinstance(head, AddStateIndependentNormalScale):
+            self._like = torch.zeros_like(head.state_independent_scale)
+        self._exponential: nn.Parameter | None = None
+        if isinstance(head, AddStateIndependentNormalScale) and head.scale_mapping == "exp":
+            self._exponential, self._lower_bound = head.state_independent_scale, float(head.scale_lb)
+
+    @classmethod
+    def of(cls, loss: MinibatchLoss, networks: ActorCritic) -> WrittenOutGradient:
+        """The gradient of ``loss``.
+
+        Raises:
+            UnsupportedError: it or a network is of another kind.
+        """
+        if type(loss) is not FastClipPPO:
+            raise UnsupportedError("the loss is not PPO's clipped surrogate")
+        if loss.clip_value is not None:
+            raise UnsupportedError("loss.clip_value is set")
+        parts = Parts.of(networks.actor)
+        if parts is None:
+            raise UnsupportedError("the actor is not a network followed by a known distribution")
+        if not isinstance(parts.network, nn.Sequential):
+            raise UnsupportedError("the policy is recurrent")
+        if not isinstance(parts.family, SquashedGaussian | Gaussian):
+            raise UnsupportedError("the actor's distribution is not Gaussian")
+        critic = cast("ValueOperator", networks.critic)
+        if list(critic.in_keys) != ["observation"]:
+            raise UnsupportedError("the critic reads more than the observation")
+        actor, value = MLPLayers.of(parts.network[:-1]), MLPLayers.of(critic.module)
+        if actor is None or value is None:
+            raise UnsupportedError("actor or critic is not an MLP of linear layers with Tanh or ReLU")
+        if set(actor.layers) & set(value.layers):  # the gradient of a shared layer is a sum, and each overwrites it
+            raise UnsupportedError("actor and critic share layers")
+        return cls(loss, parts.family, actor, parts.network[-1], value)
+
+    def __call__(self, minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Write the gradient, and return what the loss gave."""
+        loss, observation = self._loss, minibatch["observation"]
+        with torch.no_grad():
+            raw, hidden = self._actor.forward(observation)
+            distribution = self._distribution(raw)
+            loc, scale = (parameter.detach() for parameter in distribution)
+            z = (minibatch["latent"] - loc) / scale
+            log_prob = gaussian_log_prob(z, scale)
+            objective, log_weight, by_log_prob = clipped_surrogate(
+                log_prob, minibatch["latent_log_prob"], loss.advantage(minibatch), *loss.bounds
+            )
+            terms = {"loss_objective": objective, "log_weight": log_weight}
+            weighted = by_log_prob[:, None] / scale
+            by_loc = weighted * z
+            by_scale = by_loc * z - weighted
+            if loss.entropy_bonus:
+                weight = -loss.module.entropy_coeff / len(z)
+                entropy, entropy_by_loc, entropy_by_scale = self._entropy(loc, scale)
+                by_loc += weight * entropy_by_loc
+                by_scale += weight * entropy_by_scale
+                terms |= {"loss_entropy": -loss.module.entropy_coeff * entropy, "entropy": entropy}
+            self._actor.backward(hidden, self._by_raw(raw, distribution, by_loc, by_scale))
+
+            value, hidden = self._critic.forward(observation)
+            error = value - minibatch["value_target"]
+            terms["loss_critic"] = loss.distance.of(error).mean() * loss.module.critic_coeff
+            by_value = loss.distance.slope(error) * (loss.module.critic_coeff / len(error))
+            self._critic.backward(hidden, by_value)
+        return terms
+
+    def _distribution(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """Loc and scale ``[n, actions]``, with the graph of what lies between them and the perceptron's output."""
+        if self._exponential is not None:
+            return raw, self._exponential.exp().clamp_min(self._lower_bound)
+        with torch.enable_grad():
+            if self._like is None:
+                return cast("tuple[Tensor, Tensor]", self._head(raw.requires_grad_()))
+            return raw, self._head(self._like)[1]
+
+    def _by_raw(self, raw: Tensor, distribution: tuple[Tensor, Tensor], by_loc: Tensor, by_scale: Tensor) -> Tensor:
+        """The derivative by the perceptron's output; that by the head's own parameter is written into its ``grad``."""
+        if self._like is None:
+            return torch.autograd.grad(distribution, raw, (by_loc, by_scale))[0]
+        if self._exponential is not None:
+            scale = distribution[1]
+            by_parameter = by_scale.sum(0) * scale * (scale > self._lower_bound)
+            cast("Tensor", self._exponential.grad).copy_(by_parameter)
+            return by_loc
+        for parameter in self._head.parameters():
+            (by_parameter,) = torch.autograd.grad(distribution[1], parameter, by_scale.sum(0))
+            cast("Tensor", parameter.grad).copy_(by_parameter)
+        return by_loc
+
+    def _entropy(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r"""The Gaussian's; if it is squashed, estimated from one reparameterised sample a step. And its derivatives.
+
+        $H = \mathbb{E}[\log \mathrm{scale} + \epsilon^2 / 2 + \log|\mathrm{d}a / \mathrm{d}u|]$ at
+        $u = \mathrm{loc} + \mathrm{scale}\,\epsilon$; the last term's derivative by $u$ is $-2 \tanh u$.
+        """
+        if isinstance(self._gaussian, Gaussian):
+            return self._gaussian.entropy(loc, scale), torch.zeros_like(loc), (1 / scale).expand_as(loc)
+        noise = torch.randn_like(loc)
+        latent = loc + scale * noise
+        by_latent = -2 * latent.tanh()
+        entropy = (self._gaussian.log_slope(latent) - gaussian_log_prob(noise, scale)).mean()
+        return entropy, by_latent, by_latent * noise + 1 / scale

@@ -1,0 +1,111 @@
+"""Plain perceptrons, taken apart for the loops whose cost is calls and not arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+_ACTIVATIONS: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {nn.Tanh: torch.tanh_, nn.ReLU: torch.relu_}
+# From the derivative by a nonlinearity's output, and that output, to the derivative by its input.
+_SLOPES: dict[type[nn.Module], Callable[[Tensor, Tensor], Tensor]] = {
+    nn.Tanh: torch.ops.aten.tanh_backward,
+    nn.ReLU: lambda by_output, output: torch.ops.aten.threshold_backward(by_output, output, 0),
+}
+
+
+@dataclass(frozen=True)
+class MLPLayers:
+    """Linear layers with one kind of nonlinearity between them.
+
+    Attributes:
+        layers: in order; the very modules of the network.
+        activation: ``nn.Tanh`` or ``nn.ReLU``.
+    """
+
+    layers: list[nn.Linear]
+    activation: type[nn.Module]
+
+    @classmethod
+    def of(cls, network: nn.Module) -> MLPLayers | None:
+        """``network`` taken apart, or None where it is something else."""
+        leaves = [module for module in network.modules() if not isinstance(module, nn.Sequential)]
+        layers, between = leaves[::2], leaves[1::2]
+        linear = all(type(layer) is nn.Linear and layer.bias is not None for layer in layers)
+        kinds = {type(module) for module in between}
+        if not linear or len(leaves) % 2 == 0 or len(kinds) != 1 or not kinds <= _ACTIVATIONS.keys():
+            return None
+        return cls(layers, kinds.pop())  # type: ignore[arg-type]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The network's output ``[n, out]`` for ``x`` ``[n, in]``, differentiable by its parameters, not by ``x``.
+
+        One node of the graph instead of two a layer: at this size autograd's bookkeeping costs more than the products.
+        """
+        parameters = [p for layer in self.layers for p in (layer.weight, layer.bias)]
+        out: Tensor = _Function.apply(x, self.activation, *parameters)  # type: ignore[no-untyped-call]
+        return out
+
+
+class MLPGradient:
+    """A perceptron and its gradient outside of autograd, at the cost of the products.
+
+    Args:
+        perceptron: its weights must stay where they are in memory, and so must their ``grad``.
+    """
+
+    def __init__(self, perceptron: MLPLayers) -> None:
+        parameters = [p for layer in perceptron.layers for p in (layer.weight, layer.bias)]
+        self._parameters = [p.detach() for p in parameters]
+        self._grads = [cast("Tensor", p.grad) for p in parameters]
+        self._activation = perceptron.activation
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The output ``[n, out]`` for ``x`` ``[n, in]``, and what `backward` needs: the input of every layer."""
+        return _forward(x, self._activation, self._parameters)
+
+    def backward(self, inputs: list[Tensor], by_output: Tensor) -> None:
+        """Overwrite the gradient of every weight, from the derivative by the output ``[n, out]``."""
+        _backward(inputs, by_output, self._activation, self._parameters, self._grads)
+
+
+def _forward(x: Tensor, activation: type[nn.Module], parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    inputs, activate = [x], _ACTIVATIONS[activation]
+    for i in range(0, len(parameters) - 2, 2):
+        inputs.append(activate(torch.addmm(parameters[i + 1], inputs[-1], parameters[i].t())))
+    return torch.addmm(parameters[-1], inputs[-1], parameters[-2].t()), inputs
+
+
+def _backward(
+    inputs: Sequence[Tensor],
+    by_output: Tensor,
+    activation: type[nn.Module],
+    parameters: Sequence[Tensor],
+    grads: Sequence[Tensor],
+) -> None:
+    """Write the derivatives by ``parameters``, a weight and a bias a layer, into ``grads``."""
+    for i in reversed(range(len(inputs))):
+        torch.mm(by_output.t(), inputs[i], out=grads[2 * i])
+        torch.sum(by_output, 0, out=grads[2 * i + 1])
+        if i:
+            by_output = _SLOPES[activation](by_output @ parameters[2 * i], inputs[i])
+
+
+class _Function(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, activation: type[nn.Module], *parameters: Tensor) -> Tensor:
+        out, inputs = _forward(x, activation, parameters)
+        ctx.save_for_backward(*inputs, *parameters)
+        ctx.activation = activation
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        layers = len(ctx.saved_tensors) // 3
+        inputs, parameters = ctx.saved_tensors[:layers], ctx.saved_tensors[layers:]
+        grads = [torch.empty_like(parameter) for parameter in parameters]
+        _backward(inputs, grad_outputs[0], ctx.activation, parameters, grads)
+        return None, None, *grads

@@ -1,0 +1,332 @@
+"""Batches as a loop over NumPy rows and one tensordict. Reference: ``torchrl.collectors.Collector``."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from torchrl.collectors import BaseCollector
+from torchrl.envs import (
+    DoubleToFloat,
+    InitTracker,
+    ObservationNorm,
+    RewardClipping,
+    RewardScaling,
+    RewardSum,
+    SignTransform,
+    StepCounter,
+    TensorDictPrimer,
+    Transform,
+    TransformedEnv,
+)
+
+from rlexp.envs.arrays import ArrayEnv
+from rlexp.envs.normalization import RunningObservationNorm
+from rlexp.kernels.acting import Array, acting
+from rlexp.kernels.unsupported import UnsupportedError
+from rlexp.policies.recurrent import carries_state
+
+
+class RolloutCollector(BaseCollector):
+    """Steps simulators and policy in turn, and hands out the batches that ``torchrl.collectors.Collector`` would.
+
+    Of the transforms only what the policy sees is computed at each step; step counts, episode returns and trajectory
+    ids are computed for a whole batch at once, and so are the log-probabilities, by the actor itself.
+
+    Args:
+        env: an `ArrayEnv` behind transforms.
+        actor: reads ``observation``, writes ``action`` and its log-probability.
+        steps_per_batch: agent steps of one batch, all simulators together.
+        device: where the actor is and the batches go.
+
+    Shapes:
+        batches ``[num_envs, steps]``; entries as in the environment's specs, and ``("collector", "traj_ids")``.
+
+    Raises:
+        UnsupportedError: the environment, a transform or the actor needs torchrl's own collector.
+        SimulatorError: from the iterator, a simulator in another process failed.
+    """
+
+    def __init__(
+        self, env: TransformedEnv, actor: TensorDictModuleBase, steps_per_batch: int, device: torch.device
+    ) -> None:
+        super().__init__()
+        self.total_frames, self.requested_frames_per_batch = -1, steps_per_batch
+        self.env, self.actor, self.device = env, actor, device
+        self._transforms = ArrayTransforms(env)
+        self._simulators: ArrayEnv = env.base_env
+        (num_envs,) = env.batch_size
+        self._steps = steps_per_batch // num_envs
+        self._act = acting(actor, num_envs)
+        self._simulators.reset_arrays(range(num_envs))
+        self._observation = self._transforms.observation()(self._simulators.arrays.observation)
+        self._step_count = np.zeros(num_envs, np.int64)
+        self._episode_reward = np.zeros(num_envs, self._transforms.reward_dtype)
+        self._traj_id, self._next_traj_id = np.arange(num_envs), num_envs
+
+    def iterator(self) -> Iterator[TensorDictBase]:
+        """Batches for ever."""
+        while True:
+            yield self.rollout()
+
+    @torch.no_grad()
+    def rollout(self) -> TensorDictBase:
+        """The next batch ``[num_envs, steps]``, from the policy as it is now."""
+        simulators, arrays, act = self._simulators, self._simulators.arrays, self._act
+        transform = self._transforms.observation()
+        shape = (self._steps, len(self._observation))
+        raw = np.empty((self._steps, *arrays.observation.shape), arrays.observation.dtype)
+        observation = np.empty((self._steps, *self._observation.shape), self._observation.dtype)
+        after = np.empty_like(observation)
+        action = np.empty((self._steps, *arrays.action.shape), self._transforms.action_dtype)
+        raw_reward = np.empty(shape, arrays.reward.dtype)
+        terminated, truncated, done = (np.empty(shape, np.bool_) for _ in range(3))
+
+        act.begin(self._steps)
+        current = self._observation
+        for t in range(self._steps):
+            observation[t] = current
+            action[t] = act(current)
+            simulators.set_actions(action[t])
+            simulators.step_arrays()
+            raw[t], raw_reward[t] = arrays.observation, arrays.reward
+            terminated[t], truncated[t] = arrays.terminated, arrays.truncated
+            after[t] = current = transform(arrays.observation)
+            ended = np.flatnonzero(np.logical_or(terminated[t], truncated[t], out=done[t]))
+            if len(ended):
+                simulators.reset_arrays(ended.tolist())
+                current[ended] = transform(arrays.observation[ended])
+                act.restart(ended)
+        self._observation = current
+        self._transforms.observe(raw)
+        reward, summed = self._transforms.rewards(raw_reward)
+
+        # No simulator stands at an end when the policy acts: those that do are reset first.
+        before = dict.fromkeys(("done", "terminated", "truncated"), np.zeros(shape, np.bool_))
+        following = {"reward": reward, "done": done, "terminated": terminated, "truncated": truncated}
+        if self._transforms.counts_steps:
+            before["step_count"], self._step_count = step_counts(done, self._step_count)
+            following["step_count"] = before["step_count"] + 1
+        if self._transforms.sums_rewards:
+            before["episode_reward"], following["episode_reward"], self._episode_reward = episode_returns(
+                summed, done, self._episode_reward
+            )
+        traj_ids, self._traj_id, self._next_traj_id = trajectory_ids(done, self._traj_id, self._next_traj_id)
+        batch = TensorDict(
+            {
+                "observation": _per_env(observation),
+                "action": _per_env(action),
+                **{key: _per_env(value[..., None]) for key, value in before.items()},
+                "next": {
+                    "observation": _per_env(after),
+                    **{key: _per_env(value[..., None]) for key, value in following.items()},
+                },
+                "collector": {"traj_ids": _per_env(traj_ids)},
+            },
+            batch_size=(shape[1], shape[0]),
+            device=self.device,
+            names=(None, "time"),
+        )
+        return batch.update(act.outputs(batch))
+
+    def shutdown(self, timeout: float | None = None, close_env: bool = True, raise_on_error: bool = True) -> None:
+        """Close the environment."""
+        if close_env and not self.env.is_closed:
+            self.env.close(raise_if_closed=raise_on_error)
+
+    def set_seed(self, seed: int, static_seed: bool = False) -> int:
+        """Seed the simulators, each at its next reset."""
+        next_seed: int = self.env.set_seed(seed, static_seed=static_seed)
+        return next_seed
+
+    def state_dict(self) -> OrderedDict[str, Any]:
+        """What the next batch begins with, besides the networks', transforms' and simulators' own state.
+
+        The observation is the transformed one that the policy acts on, normalised as the batch before it was.
+        """
+        return OrderedDict(
+            observation=torch.from_numpy(self._observation.copy()),
+            step_count=torch.from_numpy(self._step_count.copy()),
+            episode_reward=torch.from_numpy(self._episode_reward.copy()),
+            traj_id=torch.from_numpy(self._traj_id.copy()),
+            next_traj_id=self._next_traj_id,
+            recurrent=self._act.state(),
+        )
+
+    def load_state_dict(self, state_dict: OrderedDict[str, Any]) -> None:
+        """Go on from a `state_dict`; the simulators' state must be that of the same moment."""
+        self._observation = state_dict["observation"].numpy().copy()
+        self._step_count = state_dict["step_count"].numpy().copy()
+        self._episode_reward = state_dict["episode_reward"].numpy().copy()
+        self._traj_id = state_dict["traj_id"].numpy().copy()
+        self._next_traj_id = state_dict["next_traj_id"]
+        self._act.load_state(state_dict["recurrent"])
+
+
+class ArrayTransforms:
+    """What the transforms of an environment do, on arrays.
+
+    Args:
+        env: its base is an `ArrayEnv`.
+
+    Attributes:
+        action_dtype, reward_dtype: behind the transforms.
+        counts_steps: there is a ``StepCounter``.
+        sums_rewards: there is a ``RewardSum``.
+
+    Raises:
+        UnsupportedError: the environment has no array interface, or a transform is not one of these.
+    """
+
+    def __init__(self, env: TransformedEnv) -> None:
+        if not isinstance(env.base_env, ArrayEnv):
+            raise UnsupportedError(f"{type(env.base_env).__name__} has no array interface")
+        self._chain: list[ObservationNorm | DoubleToFloat] = []
+        self._rewards: list[Transform] = []
+        self.counts_steps = self.sums_rewards = False
+        for transform in env.transform:
+            match transform:
+                case ObservationNorm() if (
+                    type(transform) in (ObservationNorm, RunningObservationNorm)
+                    and transform.in_keys == transform.out_keys == ["observation"]
+                    and not transform.in_keys_inv
+                ):
+                    self._chain.append(transform)
+                case DoubleToFloat() if type(transform) is DoubleToFloat:
+                    self._chain.append(transform)
+                    self._rewards.append(transform)
+                case StepCounter() if transform.max_steps is None and transform.step_count_key == "step_count":
+                    self.counts_steps = True
+                case RewardSum() if (transform.in_keys, transform.out_keys) == (["reward"], ["episode_reward"]):
+                    self.sums_rewards = True
+                    self._rewards.append(transform)
+                case RewardClipping() | RewardScaling() | SignTransform() if type(transform) in (
+                    RewardClipping,
+                    RewardScaling,
+                    SignTransform,
+                ) and transform.in_keys == transform.out_keys == ["reward"]:
+                    self._rewards.append(transform)
+                case InitTracker() | TensorDictPrimer() if carries_state(env):
+                    pass  # a recurrent actor writes their entries itself
+                case _:
+                    raise UnsupportedError(f"the transform {type(transform).__name__}, with these settings, has none")
+        self.action_dtype = _numpy_dtype(env.action_spec.dtype)
+        self.reward_dtype = _numpy_dtype(env.reward_spec.dtype)
+
+    def observation(self) -> Callable[[Array], Array]:
+        """From raw observations ``[n, *observation]`` to new arrays as the policy sees them, by today's statistics."""
+        steps: list[Callable[[Array], Array]] = []
+        for transform in self._chain:
+            if isinstance(transform, DoubleToFloat):
+                if "observation" in transform.out_keys:
+                    steps.append(lambda x: x.astype(np.float32))
+                continue
+            loc, scale = (t.numpy(force=True).copy() for t in (transform.loc, transform.scale))
+            clip = transform.clip if isinstance(transform, RunningObservationNorm) else None
+            steps.append(_normalizer(loc, scale, clip, divide=transform.standard_normal))
+
+        def apply(raw: Array) -> Array:
+            out = raw
+            for step in steps:
+                out = step(out)
+            return out.copy() if out is raw else out
+
+        return apply
+
+    def rewards(self, raw: Array) -> tuple[Array, Array]:
+        """Rewards ``[steps, num_envs]`` behind the transforms, and as they are where ``RewardSum`` adds them up."""
+        reward = summed = torch.from_numpy(raw)[..., None]
+        for transform in self._rewards:
+            if isinstance(transform, RewardSum):
+                summed = reward
+            elif not isinstance(transform, DoubleToFloat):
+                reward = transform._apply_transform(reward.clone())
+            elif "reward" in transform.out_keys:
+                reward = reward.float()
+        return reward[..., 0].numpy(), summed[..., 0].numpy().astype(self.reward_dtype, copy=False)
+
+    def observe(self, raw: Array) -> None:
+        """Let the running statistics know what was stepped to: raw observations ``[steps, num_envs, *observation]``."""
+        for transform in self._chain:
+            if isinstance(transform, RunningObservationNorm):
+                transform.observe(torch.from_numpy(raw))
+
+
+def step_counts(done: Array, carried: Array) -> tuple[Array, Array]:
+    """Steps made in each episode so far.
+
+    Args:
+        done: whether an episode ended with the step ``[steps, num_envs]``.
+        carried: the counts before the first step ``[num_envs]``.
+
+    Returns:
+        The counts before each step ``[steps, num_envs]``, and after the last one ``[num_envs]``.
+    """
+    steps = np.arange(len(done) + 1)[:, None]
+    ended = np.concatenate([np.zeros_like(done[:1]), done])
+    since = steps - np.maximum.accumulate(np.where(ended, steps, 0))
+    counts = since + np.where(np.logical_or.accumulate(ended), 0, carried)
+    return counts[:-1], counts[-1]
+
+
+def episode_returns(reward: Array, done: Array, carried: Array) -> tuple[Array, Array, Array]:
+    """Rewards of each episode so far, added up in order and in the rewards' own type.
+
+    Args:
+        reward: ``[steps, num_envs]``.
+        done: whether an episode ended with the step ``[steps, num_envs]``.
+        carried: the sums before the first step ``[num_envs]``.
+
+    Returns:
+        The sums before and after each step ``[steps, num_envs]``, and those that go on after the last ``[num_envs]``.
+    """
+    steps, num_envs = reward.shape
+    before, after = np.empty_like(reward), np.empty_like(reward)
+    going_on = carried.copy()
+    for i in range(num_envs):
+        start = 0
+        for stop in [*(np.flatnonzero(done[:, i]) + 1).tolist(), steps]:
+            sums = np.add.accumulate(np.concatenate([going_on[i : i + 1], reward[start:stop, i]]))
+            before[start:stop, i], after[start:stop, i] = sums[:-1], sums[1:]
+            going_on[i] = 0 if stop > start and done[stop - 1, i] else sums[-1]
+            start = stop
+    return before, after, going_on
+
+
+def trajectory_ids(done: Array, carried: Array, next_id: int) -> tuple[Array, Array, int]:
+    """Number the episodes in the order in which they began.
+
+    Args:
+        done: whether an episode ended with the step ``[steps, num_envs]``.
+        carried: the ids before the first step ``[num_envs]``.
+        next_id: the first id that was not used.
+
+    Returns:
+        The id of each step's episode ``[steps, num_envs]``, those that go on ``[num_envs]``, and the next unused id.
+    """
+    new = np.where(done, next_id + np.cumsum(done).reshape(done.shape) - 1, 0)
+    ids = np.maximum.accumulate(np.concatenate([carried[None], new]))
+    return ids[:-1], ids[-1], next_id + int(done.sum())
+
+
+def _normalizer(loc: Array, scale: Array, clip: float | None, *, divide: bool) -> Callable[[Array], Array]:
+    def normalize(x: Array) -> Array:
+        out = (x - loc) / scale if divide else x * scale + loc
+        return out if clip is None else out.clip(-clip, clip, out=out)
+
+    return normalize
+
+
+def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    return torch.empty((), dtype=dtype).numpy().dtype
+
+
+def _per_env(rows: Array) -> Tensor:
+    """From ``[steps, num_envs, ...]`` to a tensor ``[num_envs, steps, ...]`` of its own."""
+    return torch.from_numpy(np.ascontiguousarray(rows.swapaxes(0, 1)))

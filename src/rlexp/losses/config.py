@@ -1,0 +1,244 @@
+"""Settings of the losses and of advantage estimation; imports torch only to build."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from math import cos, pi
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from rlexp.config import Config, Fraction, Node, NonNegative, Positive, build_at
+
+if TYPE_CHECKING:
+    from rlexp.losses.advantages import AdvantageEstimator
+    from rlexp.losses.module import Loss
+    from rlexp.policies import ActorCritic
+
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class Annealed:
+    """A coefficient that may fall to 0 over the run.
+
+    Attributes:
+        start: its value in the first update.
+        schedule: how it falls.
+    """
+
+    start: float
+    schedule: Schedule
+
+    def at(self, progress: float) -> float:
+        """The value after a share ``progress`` of the run, from 0 to 1."""
+        match self.schedule:
+            case "constant":
+                return self.start
+            case "linear":
+                return self.start * (1 - progress)
+            case "cosine":
+                return self.start * ((1 + cos(pi * progress)) / 2)
+
+
+class LossConfig(Config):
+    """Base of all losses.
+
+    Attributes:
+        estimator: of advantage and value target: ``gae`` and ``td_lambda`` (Schulman et al. 2016, eq. 16: the two are
+            the same), ``td1`` and ``td0`` (lambda 1 and 0), ``vtrace`` (Espeholt et al. 2018, eq. 1).
+        gamma: discount per agent step.
+        lmbda: lambda of ``gae`` and ``td_lambda``; the other estimators do not use it.
+        average_gae: normalise the advantage over each batch.
+        normalize_reward: divide rewards by the running standard deviation of the discounted return.
+    """
+
+    on_policy: ClassVar[bool] = False
+    """Whether the gradient is only right for the policy that collected the batch: there is no importance ratio."""
+
+    estimator: Literal["gae", "td_lambda", "td1", "td0", "vtrace"]
+    gamma: Fraction
+    lmbda: Fraction
+    average_gae: bool
+    normalize_reward: bool
+
+    def build(self, networks: ActorCritic) -> Loss:
+        """The loss over the networks' own parameters.
+
+        Raises:
+            ConfigError: the loss cannot be built with these settings.
+        """
+        raise NotImplementedError
+
+    def annealed(self) -> dict[str, Annealed]:
+        """The coefficients that may fall to 0 over the run, by their names in the loss module."""
+        return {}
+
+    def build_advantage(self, networks: ActorCritic) -> AdvantageEstimator:
+        """The advantage estimator: ``torchrl.objectives.value.GAE`` or ``VTrace`` over the critic's values."""
+        from torchrl.objectives.value import GAE, VTrace
+
+        from rlexp.losses.advantages import AdvantageEstimator
+
+        if self.estimator == "vtrace":
+            estimator = VTrace(
+                gamma=self.gamma, value_network=None, actor_network=networks.actor, average_adv=self.average_gae
+            )
+        else:
+            lmbda = {"td1": 1.0, "td0": 0.0}.get(self.estimator, self.lmbda)
+            estimator = GAE(
+                gamma=self.gamma, lmbda=lmbda, value_network=None, average_gae=self.average_gae, vectorized=True
+            )
+        return AdvantageEstimator(networks.critic, estimator)
+
+
+class PolicyLossConfig(LossConfig):
+    """Base of the shipped losses.
+
+    Attributes:
+        entropy_coeff: weight of the entropy bonus; with 0 the loss does not compute the entropy.
+        entropy_schedule: how that weight falls to 0 over the run, one step per batch.
+        critic_coeff: weight of the critic's loss.
+        loss_critic_type: distance between value and target.
+        clip_value: bound on how far a value moves from what it was before the update; beyond it the critic's loss has
+            no gradient towards the target. None is no bound.
+        normalize_advantage: to mean 0 and standard deviation 1 over each minibatch.
+    """
+
+    entropy_coeff: NonNegative
+    entropy_schedule: Schedule
+    critic_coeff: NonNegative
+    loss_critic_type: Literal["l1", "l2", "smooth_l1"]
+    clip_value: Positive | None
+    normalize_advantage: bool
+
+    def annealed(self) -> dict[str, Annealed]:
+        """The weight of the entropy bonus."""
+        return {"entropy_coeff": Annealed(self.entropy_coeff, self.entropy_schedule)}
+
+    def arguments(self, networks: ActorCritic) -> dict[str, Any]:
+        """Arguments that the constructors of torchrl's losses share."""
+        return {
+            "actor_network": networks.actor,
+            "critic_network": networks.critic,
+            "entropy_bonus": self.entropy_coeff > 0,
+            "entropy_coeff": self.entropy_coeff,
+            "critic_coeff": self.critic_coeff,
+            "loss_critic_type": self.loss_critic_type,
+            "clip_value": self.clip_value,
+            "functional": False,  # a functional copy of the parameters would double the time of a step
+        }
+
+
+class ClipPPOConfig(PolicyLossConfig):
+    """PPO's clipped surrogate (Schulman et al. 2017, eq. 7 and 9): ``torchrl.objectives.ClipPPOLoss``.
+
+    Attributes:
+        clip_epsilon: the probability ratio is clipped to 1 - epsilon and 1 + epsilon.
+        clip_schedule: how epsilon falls to 0 over the run, one step per batch.
+    """
+
+    builds = ("torchrl.objectives.ClipPPOLoss", "torchrl.objectives.value.GAE")
+
+    clip_epsilon: Positive
+    clip_schedule: Schedule
+
+    def annealed(self) -> dict[str, Annealed]:
+        """The weight of the entropy bonus and the clipping bound."""
+        return super().annealed() | {"clip_epsilon": Annealed(self.clip_epsilon, self.clip_schedule)}
+
+    def build(self, networks: ActorCritic) -> Loss:
+        """Torchrl's ``ClipPPOLoss``."""
+        from torchrl.objectives import ClipPPOLoss
+
+        from rlexp.losses.module import Loss
+
+        module = ClipPPOLoss(
+            clip_epsilon=self.clip_epsilon,
+            normalize_advantage=self.normalize_advantage,
+            log_explained_variance=False,  # the learner logs it once per batch
+            **self.arguments(networks),
+        )
+        return Loss(module, networks)
+
+
+class KLPenaltyPPOConfig(PolicyLossConfig):
+    """PPO with an adaptive KL penalty (Schulman et al. 2017, eq. 8): ``torchrl.objectives.KLPENPPOLoss``.
+
+    Attributes:
+        dtarg: target KL between the policies before and after an update, in nats.
+        beta: weight of the penalty in the first update.
+        increment: factor of the weight after an update whose KL is above 1.5 ``dtarg``.
+        decrement: factor of the weight after an update whose KL is below ``dtarg`` / 1.5.
+    """
+
+    builds = ("torchrl.objectives.KLPENPPOLoss", "torchrl.objectives.value.GAE")
+
+    dtarg: Positive
+    beta: NonNegative
+    increment: Annotated[float, Field(ge=1)]
+    decrement: Annotated[float, Field(gt=0, le=1)]
+
+    def build(self, networks: ActorCritic) -> Loss:
+        """Torchrl's ``KLPENPPOLoss``, its penalty adapted once per update as in the paper."""
+        from rlexp.losses.kl_penalty import KLPenaltyLoss
+        from rlexp.losses.module import Loss
+
+        module = KLPenaltyLoss(
+            dtarg=self.dtarg,
+            beta=self.beta,
+            increment=self.increment,
+            decrement=self.decrement,
+            normalize_advantage=self.normalize_advantage,
+            log_explained_variance=False,
+            **self.arguments(networks),
+        )
+        return Loss(module, networks)
+
+
+class A2CConfig(PolicyLossConfig):
+    """Advantage actor-critic (Mnih et al. 2016, algorithm S3) over a batch of parallel environments.
+
+    Builds ``torchrl.objectives.A2CLoss``.
+    """
+
+    builds = ("torchrl.objectives.A2CLoss", "torchrl.objectives.value.GAE")
+    on_policy = True
+
+    def build(self, networks: ActorCritic) -> Loss:
+        """Torchrl's ``A2CLoss``, which leaves the normalisation of the advantage to us."""
+        from torchrl.objectives import A2CLoss
+
+        from rlexp.losses.module import Loss
+
+        return Loss(A2CLoss(**self.arguments(networks)), networks, normalize_advantage=self.normalize_advantage)
+
+
+class ReinforceConfig(A2CConfig):
+    """REINFORCE with the critic as its baseline (Williams 1992): `A2CConfig` with whole returns, ``estimator: td1``.
+
+    Its two parts are those of ``torchrl.objectives.ReinforceLoss``, weighted.
+    """
+
+    builds = ("torchrl.objectives.ReinforceLoss", "torchrl.objectives.value.TD1Estimator")
+
+
+class AnyLossConfig(LossConfig):
+    """Any ``torchrl.objectives.LossModule`` that takes an actor, a critic and an advantage.
+
+    Attributes:
+        loss_module: the loss; it is called with ``actor_network`` and ``critic_network`` and its own arguments.
+    """
+
+    builds = ("torchrl.objectives.value.GAE",)
+
+    loss_module: Node
+
+    def build(self, networks: ActorCritic) -> Loss:
+        """The loss that the config names."""
+        from rlexp.losses.module import Loss
+
+        build = partial(self.loss_module.build, actor_network=networks.actor, critic_network=networks.critic)
+        return Loss(build_at("loss.loss_module", build), networks)

@@ -1,0 +1,108 @@
+"""What a run takes of the machine: its device, cores and threads, and whether compiling pays."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from rlexp.config import ConfigError, Problem
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+# Compiling takes about half a minute, and saves about half a millisecond per minibatch of some hundred steps.
+_WORTH_COMPILING = 100_000
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that the setting ``device`` names.
+
+    Raises:
+        ConfigError: the machine does not have it.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        available = ", ".join(["auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
+        raise ConfigError([Problem("device", f"there is no such device. Available: {available}.", name)])
+    return device
+
+
+def usable_cpus() -> int:
+    """Processors that this process may use, within a container's share of them (``cpu.max`` of its control group)."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = _CPU_MAX.read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return available
+    return available if quota == "max" else max(1, min(available, int(quota) // int(period)))
+
+
+def cores() -> int:
+    """Cores that this run may use: `usable_cpus`, and no more than ``OMP_NUM_THREADS``.
+
+    Launchers divide the cores among jobs with that variable.
+    """
+    return min(usable_cpus(), int(os.environ.get("OMP_NUM_THREADS") or usable_cpus()))
+
+
+def set_threads(threads: int | Literal["auto"], weights: int, minibatch_size: int, busy: int) -> int:
+    """Set and return torch's number of threads.
+
+    ``auto`` takes one thread per 32 million multiply-adds of a minibatch's forward pass: with less to do, waking a
+    thread costs more than it saves, and threads that wait for work spin on the cores that other jobs need. It stays
+    within `cores`, and leaves one to each process that collects while the learner learns.
+
+    Args:
+        threads: the setting.
+        weights: parameters of all networks.
+        minibatch_size: agent steps of one minibatch.
+        busy: processes that collect while the learner learns.
+    """
+    import torch
+
+    if threads == "auto":
+        free = max(1, cores() - busy)
+        count = max(1, min(free, weights * minibatch_size // 2**25))
+        log.info("threads=auto: %d of %d, for %s weights and minibatches of %s steps",
+                 count, free, f"{weights:,}", f"{minibatch_size:,}")  # fmt: skip
+    else:
+        count = int(threads)
+    torch.set_num_threads(count)
+    return count
+
+
+def use_compiler(setting: bool | Literal["auto"], device: torch.device, minibatches: int) -> bool:
+    """Whether to compile a loss that could be compiled.
+
+    Args:
+        setting: ``compile``; ``auto`` compiles where the run has so many minibatches that it saves the half minute
+            which compiling takes, and logs what it decided.
+        device: what the loss is compiled for.
+        minibatches: of the whole run.
+
+    Raises:
+        ConfigError: it is to be compiled for the CPU, and there is no C++ compiler.
+    """
+    if setting is False:
+        return False
+    compilers = [os.environ.get("CXX"), "g++", "clang++"]
+    missing = device.type == "cpu" and not any(shutil.which(name) for name in compilers if name)
+    if setting is True:
+        if missing:
+            message = "needs a C++ compiler on the CPU: install g++ or clang++, name one in CXX, or use compile=false."
+            raise ConfigError([Problem("compile", message, "true")])
+        return True
+    compiled = minibatches >= _WORTH_COMPILING and not missing
+    reason = "there is no C++ compiler" if missing else f"{minibatches:,} minibatches"
+    log.info("compile=auto: %s, %s", "yes" if compiled else "no", reason)
+    return compiled

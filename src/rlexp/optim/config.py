@@ -1,0 +1,195 @@
+"""Optimizers: an `OptimConfig` describes optimizer and schedule, `build` makes torch's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from rlexp.config import Config, ConfigError, Node, NonNegative, Positive, Problem, build_at
+from rlexp.config.spec import locate
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Betas = Annotated[list[Decay], Field(min_length=2, max_length=2)]
+
+
+class OptimConfig(Config):
+    """Base of all optimizers.
+
+    Attributes:
+        lr: learning rate of the first batch.
+        critic_lr: the same for what the critic does not share with the actor; None is ``lr``.
+        schedule: how they change. ``cosine`` or ``linear``, a step a batch, to 0 at the end of the run; ``constant``;
+            ``kl_adaptive``, a step an epoch, by how far the policy came (`rlexp.optim.schedules.KLAdaptive`); or a node
+            whose target is a torch scheduler, called with the optimizer, a step a batch.
+        elementwise: what it does to a weight depends on that weight's own gradients alone, so that all weights may be
+            given as one vector.
+    """
+
+    elementwise: ClassVar[bool] = False
+
+    lr: Positive
+    critic_lr: Positive | None
+    schedule: Literal["cosine", "linear", "constant", "kl_adaptive"] | Node
+
+    def build(
+        self, weights: nn.Parameter, actor: list[nn.Parameter], critic: list[nn.Parameter], num_batches: int
+    ) -> tuple[Optimizer, LRScheduler]:
+        """Optimizer and schedule over a run of ``num_batches`` batches.
+
+        Args:
+            weights: all that is trained, as one vector.
+            actor: the actor's parameters, views of the vector's beginning.
+            critic: the critic's that are not the actor's, views of the rest.
+            num_batches: steps of the schedule.
+
+        Raises:
+            ConfigError: a target refuses its arguments, or ``critic_lr`` has nothing to train.
+        """
+        from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR
+
+        from rlexp.optim.schedules import KLAdaptive
+        from rlexp.optim.weights import split
+
+        if self.critic_lr is None:
+            optimizer = self.build_optimizer([{"params": [weights] if self.elementwise else [*actor, *critic]}])
+        elif not critic:
+            message = "the critic has no parameters of its own: it shares all of them with the actor."
+            raise ConfigError([Problem("optim.critic_lr", message, str(self.critic_lr))])
+        else:
+            if self.elementwise:
+                sizes = [sum(parameter.numel() for parameter in part) for part in (actor, critic)]
+                actor, critic = ([part] for part in split(weights, sizes))
+            optimizer = self.build_optimizer([{"params": actor}, {"params": critic, "lr": self.critic_lr}])
+        match self.schedule:
+            case "cosine":
+                return optimizer, CosineAnnealingLR(optimizer, T_max=num_batches, eta_min=0.0)
+            case "linear":
+                return optimizer, LinearLR(optimizer, 1.0, 0.0, total_iters=num_batches)
+            case "constant":
+                return optimizer, ConstantLR(optimizer, factor=1.0)
+            case "kl_adaptive":
+                return optimizer, KLAdaptive(optimizer)
+            case Node():
+                return optimizer, build_at("optim.schedule", partial(self.schedule.build, optimizer))
+
+    def build_optimizer(self, parameters: list[dict[str, Any]]) -> Optimizer:
+        """The optimizer alone, over groups of parameters."""
+        raise NotImplementedError
+
+
+class AdamBaseConfig(OptimConfig):
+    """Settings of Adam and its kin.
+
+    Attributes:
+        betas: decay of the two moment estimates.
+        eps: added to the denominator.
+        weight_decay: L2 penalty; of AdamW the share of each weight that a step at rate 1 takes off.
+    """
+
+    elementwise = True
+
+    betas: Betas
+    eps: Positive
+    weight_decay: NonNegative
+
+    def build_optimizer(self, parameters: list[dict[str, Any]]) -> Optimizer:
+        """The class that ``builds`` names, fused where torch can."""
+        build = partial(locate(self.builds[0]), parameters, lr=self.lr, betas=tuple(self.betas), fused=True)
+        optimizer: Optimizer = build(eps=self.eps, weight_decay=self.weight_decay)
+        return optimizer
+
+
+class AdamConfig(AdamBaseConfig):
+    """Adam (Kingma and Ba 2015); builds ``torch.optim.Adam``."""
+
+    builds = ("torch.optim.Adam",)
+
+
+class AdamWConfig(AdamBaseConfig):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019); builds ``torch.optim.AdamW``."""
+
+    builds = ("torch.optim.AdamW",)
+
+
+class RMSpropConfig(OptimConfig):
+    """RMSprop (Tieleman and Hinton 2012); builds ``torch.optim.RMSprop``.
+
+    Attributes:
+        alpha: decay of the mean of squared gradients.
+        eps: added to the denominator.
+        momentum: decay of the mean of steps.
+        centered: divide by the variance instead of the mean of squares.
+        weight_decay: L2 penalty.
+    """
+
+    builds = ("torch.optim.RMSprop",)
+    elementwise = True
+
+    alpha: Decay
+    eps: Positive
+    momentum: Decay
+    centered: bool
+    weight_decay: NonNegative
+
+    def build_optimizer(self, parameters: list[dict[str, Any]]) -> Optimizer:
+        """RMSprop."""
+        from torch.optim import RMSprop
+
+        return RMSprop(
+            parameters, lr=self.lr, alpha=self.alpha, eps=self.eps, momentum=self.momentum, centered=self.centered,
+            weight_decay=self.weight_decay,
+        )  # fmt: skip
+
+
+class SGDConfig(OptimConfig):
+    """Stochastic gradient descent; builds ``torch.optim.SGD``.
+
+    Attributes:
+        momentum: decay of the sum of gradients.
+        nesterov: look ahead by the momentum (Sutskever et al. 2013).
+        weight_decay: L2 penalty.
+    """
+
+    builds = ("torch.optim.SGD",)
+    elementwise = True
+
+    momentum: Decay
+    nesterov: bool
+    weight_decay: NonNegative
+
+    def problems(self) -> Iterator[Problem]:
+        """Nesterov's look ahead is along the momentum."""
+        if self.nesterov and self.momentum == 0:
+            yield Problem("nesterov", "needs momentum, e.g. optim.momentum=0.9.", "true")
+
+    def build_optimizer(self, parameters: list[dict[str, Any]]) -> Optimizer:
+        """SGD, fused where torch can."""
+        from torch.optim import SGD
+
+        return SGD(
+            parameters, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, weight_decay=self.weight_decay,
+            fused=True,
+        )  # fmt: skip
+
+
+class AnyOptimizerConfig(OptimConfig):
+    """Any optimizer that takes parameters and ``lr``.
+
+    Attributes:
+        optimizer: the optimizer; it is called with the parameters and ``lr`` beside its own arguments.
+    """
+
+    optimizer: Node
+
+    def build_optimizer(self, parameters: list[dict[str, Any]]) -> Optimizer:
+        """The optimizer that the config names."""
+        optimizer: Optimizer = build_at("optim.optimizer", partial(self.optimizer.build, parameters, lr=self.lr))
+        return optimizer

@@ -1,0 +1,405 @@
+"""Settings of the policies: a trunk, a distribution over actions, and a critic; imports torch only to build."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from math import prod, sqrt
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from rlexp.config import Config, Count, Node, NonNegative, Positive, Problem, build_at, did_you_mean
+from rlexp.policies.actor_critic import ActorCritic
+from rlexp.policies.spaces import cannot_act, described, distributions_for
+
+if TYPE_CHECKING:
+    import torch
+    from tensordict.nn import TensorDictModuleBase
+    from torch import nn
+    from torchrl.envs import EnvBase
+    from torchrl.modules import ProbabilisticActor
+
+    from rlexp.policies.heads import Head, Scale
+    from rlexp.policies.recurrent import RecurrentCore
+
+ACTIVATIONS = ("CELU", "ELU", "GELU", "LeakyReLU", "Mish", "ReLU", "SELU", "SiLU", "Softplus", "Tanh")
+
+
+class PolicyConfig(Config):
+    """Base of all policies."""
+
+    def build(self, env: EnvBase, device: torch.device) -> ActorCritic:
+        """Fresh networks that fit the environment's specs, on ``device``.
+
+        Raises:
+            ConfigError: the policy cannot act in this environment.
+        """
+        raise NotImplementedError
+
+
+class NetworkConfig(PolicyConfig):
+    """Base of the shipped policies: a trunk, linear layers on it, and a distribution.
+
+    Builds ``torchrl.modules.ProbabilisticActor`` and ``torchrl.modules.ValueOperator``.
+
+    Attributes:
+        num_cells: width of each fully connected hidden layer.
+        activation_class: name of the nonlinearity after each hidden layer, one of torch.nn's.
+        shared: one trunk for actor and critic, instead of one each.
+        orthogonal: orthogonal weights of gain sqrt(2) and zero biases, instead of torch's default.
+        last_layer_gain: with ``orthogonal``, gain of the actor's last layer; small makes all first actions alike.
+    """
+
+    observation_dims: ClassVar[int] = 1
+
+    num_cells: list[Count]
+    activation_class: str
+    shared: bool
+    orthogonal: bool
+    last_layer_gain: NonNegative
+
+    def problems(self) -> Iterator[Problem]:
+        """At least one layer, and a nonlinearity that torch has."""
+        if self.activation_class not in ACTIVATIONS:
+            message = f"is no nonlinearity of torch.nn. {did_you_mean(self.activation_class, ACTIVATIONS)}"
+            yield Problem("activation_class", message, self.activation_class)
+        if not self.num_cells:
+            yield Problem("num_cells", "needs the width of at least one hidden layer, e.g. [64,64].", "[]")
+
+    def build(self, env: EnvBase, device: torch.device) -> ActorCritic:
+        """Actor and critic for the environment's observations and actions."""
+        from tensordict.nn import TensorDictModule
+        from torch import nn
+        from torchrl.modules import ValueOperator
+
+        head = self.head(env, device)
+        self.check_observation(env)
+        body = self.body(env, "actor", head.outputs)
+        others: nn.Module = nn.Linear(int(self.num_cells[-1]), 1) if self.shared else self.body(env, "critic", 1)
+        if self.orthogonal:
+            orthogonal_(body, last_gain=self.last_layer_gain)
+            orthogonal_(others, last_gain=1.0)
+        values = nn.Sequential(next(body.children()), others) if self.shared else others
+        network = nn.Sequential(body, head.module).to(device)
+        module = TensorDictModule(network, in_keys=["observation"], out_keys=head.keys)
+        critic = ValueOperator(values.to(device), in_keys=["observation"])
+        return ActorCritic(probabilistic_actor(module, head, env, device), critic)
+
+    def trunk(self, env: EnvBase) -> tuple[nn.Module, int]:
+        """A new network from observations to features, and how many they are."""
+        raise NotImplementedError
+
+    def body(self, env: EnvBase, which: Literal["actor", "critic"], outputs: int) -> nn.Module:
+        """A new trunk and a linear layer on it."""
+        from torch import nn
+
+        trunk, width = self.trunk(env)
+        return nn.Sequential(trunk, nn.Linear(width, outputs))
+
+    def perceptron(self, in_features: int) -> nn.Module:
+        """The fully connected hidden layers, each with its nonlinearity."""
+        from torch import nn
+        from torchrl.modules import MLP
+
+        *hidden, last = (int(width) for width in self.num_cells)
+        mlp: nn.Module = MLP(
+            in_features=in_features,
+            out_features=last,
+            num_cells=hidden,
+            activation_class=getattr(nn, self.activation_class),
+            activate_last_layer=True,
+        )
+        return mlp
+
+    def choice(self, fitting: list[str]) -> str:
+        """The distribution that this policy takes, of those that fit the actions; any other is refused."""
+        raise NotImplementedError
+
+    def scale(self) -> Scale | None:
+        """How a Gaussian gets its standard deviation; None where there is no Gaussian."""
+        return None
+
+    def head(self, env: EnvBase, device: torch.device) -> Head:
+        """What makes actions out of the trunk's features.
+
+        Raises:
+            ConfigError: the distribution is none over this environment's actions.
+        """
+        from rlexp.policies.heads import head
+
+        spec = env.action_spec_unbatched.to(device)
+        fitting = distributions_for(spec)
+        kind = self.choice(fitting)
+        if kind not in fitting:
+            raise cannot_act(env, f"{kind} is no distribution over this environment's actions, {described(spec)}")
+        return head(kind, spec, self.scale())
+
+    def check_observation(self, env: EnvBase) -> None:
+        """Refuse observations that the trunk cannot read.
+
+        Raises:
+            ConfigError: they are not vectors; of a ``cnn``, not images.
+        """
+        shape = env.observation_spec_unbatched["observation"].shape
+        if len(shape) != self.observation_dims:
+            kind = {1: "vectors", 3: "images [channels, height, width]"}[self.observation_dims]
+            raise cannot_act(
+                env, f"its network reads {kind}, and this environment's observation has shape {list(shape)}"
+            )
+
+
+class MLPConfig(NetworkConfig):
+    """Base of the policies with a ``torchrl.modules.MLP`` as the trunk.
+
+    Attributes:
+        actor_network: a network in place of the actor's MLP; called with ``in_features`` and ``out_features``.
+        critic_network: the same for the critic.
+    """
+
+    builds = ("torchrl.modules.MLP",)
+    distribution: ClassVar[str]
+
+    actor_network: Node | None
+    critic_network: Node | None
+
+    def problems(self) -> Iterator[Problem]:
+        """A network of one's own has no trunk to share."""
+        yield from super().problems()
+        for name in ("actor_network", "critic_network"):
+            if self.shared and getattr(self, name) is not None:
+                yield Problem("shared", f"must be false with a network of your own ({name}).", "true")
+
+    def choice(self, fitting: list[str]) -> str:
+        """The option's own."""
+        return self.distribution
+
+    def trunk(self, env: EnvBase) -> tuple[nn.Module, int]:
+        """The MLP's hidden layers."""
+        return self.perceptron(_features(env)), int(self.num_cells[-1])
+
+    def body(self, env: EnvBase, which: Literal["actor", "critic"], outputs: int) -> nn.Module:
+        """The MLP, or the network that the config names."""
+        key = f"{which}_network"
+        node: Node | None = getattr(self, key)
+        if node is None:
+            return super().body(env, which, outputs)
+        build = partial(node.build, in_features=_features(env), out_features=outputs)
+        own: nn.Module = build_at(f"policy.{key}", build)
+        return own
+
+    def check_observation(self, env: EnvBase) -> None:
+        """Networks of one's own may read what they like."""
+        if self.actor_network is None or self.critic_network is None:
+            super().check_observation(env)
+
+
+class GaussianConfig(Config):
+    """Settings of a Gaussian.
+
+    Attributes:
+        state_independent_scale: one learned standard deviation per action dimension, instead of a network output.
+        scale_mapping: torchrl's name of the map from a parameter to a standard deviation.
+        scale_lb: smallest standard deviation.
+    """
+
+    state_independent_scale: bool
+    scale_mapping: str
+    scale_lb: Positive
+
+    def scale(self) -> Scale | None:
+        """How the standard deviation comes about."""
+        from rlexp.policies.heads import Scale
+
+        return Scale(self.state_independent_scale, self.scale_mapping, self.scale_lb)
+
+
+class TanhNormalConfig(GaussianConfig, MLPConfig):
+    """A Gaussian squashed into the action bounds (Haarnoja et al. 2018, appendix C): ``torchrl.modules.TanhNormal``."""
+
+    distribution = "tanh_normal"
+
+
+class NormalConfig(GaussianConfig, MLPConfig):
+    """A Gaussian without bounds (Schulman et al. 2017): ``torchrl.modules.IndependentNormal``.
+
+    The environment, and nothing before it, clips actions to its bounds: log-probabilities, and what a batch holds as
+    ``action``, are of the action before the clipping.
+    """
+
+    distribution = "normal"
+
+
+class CategoricalConfig(MLPConfig):
+    """One of n actions: ``torch.distributions.Categorical`` over the network's logits."""
+
+    distribution = "categorical"
+
+
+class BetaConfig(MLPConfig):
+    """Beta distributions over the action bounds (Chou et al. 2017): `rlexp.policies.heads.BoundedBeta`."""
+
+    distribution = "beta"
+
+
+class CNNConfig(GaussianConfig, NetworkConfig):
+    """Convolutions over images (Mnih et al. 2015): ``torchrl.modules.ConvNet``, and fully connected layers on it.
+
+    Whole numbers are colours: they are divided by 255. Floating-point images are read as they are.
+
+    Attributes:
+        channels: channels that each convolution gives.
+        kernel_sizes: width and height of each one's kernel.
+        strides: steps of each one's kernel.
+        distribution: over actions; ``auto`` takes categorical, tanh_normal or normal, whichever fits first.
+    """
+
+    observation_dims = 3
+    builds = ("torchrl.modules.ConvNet",)
+
+    channels: Annotated[list[Count], Field(min_length=1)]
+    kernel_sizes: list[Count]
+    strides: list[Count]
+    distribution: Literal["auto", "tanh_normal", "normal", "beta", "categorical"]
+
+    def problems(self) -> Iterator[Problem]:
+        """As many kernels and strides as convolutions."""
+        yield from super().problems()
+        for name in ("kernel_sizes", "strides"):
+            if len(values := getattr(self, name)) != len(self.channels):
+                message = f"needs one entry for each of policy.channels, which are {len(self.channels)}."
+                yield Problem(name, message, str(values))
+
+    def choice(self, fitting: list[str]) -> str:
+        """The one named, or the first that fits."""
+        return fitting[0] if self.distribution == "auto" and fitting else self.distribution
+
+    def trunk(self, env: EnvBase) -> tuple[nn.Module, int]:
+        """Convolutions and fully connected layers."""
+        import torch
+        from torch import nn
+        from torchrl.modules import ConvNet
+
+        from rlexp.policies.pixels import Unit
+
+        shape = env.observation_spec_unbatched["observation"].shape
+        convolutions = nn.Sequential(
+            Unit(),
+            ConvNet(
+                in_features=shape[0],
+                num_cells=[int(n) for n in self.channels],
+                kernel_sizes=[int(n) for n in self.kernel_sizes],
+                strides=[int(n) for n in self.strides],
+                activation_class=getattr(nn, self.activation_class),
+            ),
+        )
+        try:
+            features = convolutions(torch.zeros(1, *shape)).shape[-1]
+        except RuntimeError as error:
+            size, kernels = list(shape[1:]), list(map(int, self.kernel_sizes))
+            raise cannot_act(env, f"an image of {size} is too small for kernels of {kernels}") from error
+        return nn.Sequential(convolutions, self.perceptron(features)), int(self.num_cells[-1])
+
+
+class RecurrentConfig(GaussianConfig, NetworkConfig):
+    """Base of the policies with a memory (Hausknecht and Stone 2015; Kapturowski et al. 2019, stored state).
+
+    An MLP reads the observation, a recurrent layer what it gives, and linear layers what that gives. What is remembered
+    is carried from step to step and from batch to batch, and forgotten where an episode ends. Gradients flow through
+    sequences of consecutive steps, each from the state that was stored at its first step. The critic has the same
+    memory, or one of its own.
+
+    Attributes:
+        hidden_size: features of the recurrent layer.
+        sequence_length: consecutive steps that gradients flow through, and that a minibatch keeps together.
+        distribution: over actions; ``auto`` takes categorical, tanh_normal or normal, whichever fits first.
+    """
+
+    recurrent_layer: ClassVar[Literal["GRU", "LSTM"]]
+
+    hidden_size: Count
+    sequence_length: Count
+    distribution: Literal["auto", "tanh_normal", "normal", "categorical"]
+
+    def choice(self, fitting: list[str]) -> str:
+        """The one named, or the first that fits."""
+        return fitting[0] if self.distribution == "auto" and fitting else self.distribution
+
+    def build(self, env: EnvBase, device: torch.device) -> ActorCritic:
+        """Actor and critic with one memory or two."""
+        from tensordict.nn import TensorDictModule
+        from torch import nn
+        from torchrl.modules import ValueOperator
+
+        from rlexp.policies.recurrent import STATE, STEP_KEYS, RecurrentActor, RecurrentCritic
+
+        head = self.head(env, device)
+        self.check_observation(env)
+        width, length = int(self.hidden_size), int(self.sequence_length)
+        core = self._core(env)
+        output = nn.Linear(width, head.outputs)
+        critic_core = core if self.shared else self._core(env)
+        value_output = nn.Linear(width, 1)
+        if self.orthogonal:
+            orthogonal_(nn.Sequential(core, output), last_gain=self.last_layer_gain)
+            orthogonal_(value_output if self.shared else nn.Sequential(critic_core, value_output), last_gain=1.0)
+        network = RecurrentActor(core, nn.Sequential(output, head.module), None if self.shared else critic_core, length)
+        module = TensorDictModule(network.to(device), in_keys=STEP_KEYS, out_keys=[*head.keys, ("next", STATE)])
+        values = RecurrentCritic(critic_core, value_output, length, shared=self.shared)
+        critic = ValueOperator(values.to(device), in_keys=STEP_KEYS)
+        return ActorCritic(probabilistic_actor(module, head, env, device), critic, length)
+
+    def _core(self, env: EnvBase) -> RecurrentCore:
+        from torch import nn
+
+        from rlexp.policies.recurrent import RecurrentCore
+
+        layer = getattr(nn, self.recurrent_layer)
+        rnn = layer(int(self.num_cells[-1]), int(self.hidden_size), batch_first=True)
+        return RecurrentCore(self.perceptron(_features(env)), rnn)
+
+
+class GRUConfig(RecurrentConfig):
+    """A gated recurrent unit (Cho et al. 2014)."""
+
+    recurrent_layer = "GRU"
+
+
+class LSTMConfig(RecurrentConfig):
+    """A long short-term memory (Hochreiter and Schmidhuber 1997)."""
+
+    recurrent_layer = "LSTM"
+
+
+def probabilistic_actor(
+    module: TensorDictModuleBase, head: Head, env: EnvBase, device: torch.device
+) -> ProbabilisticActor:
+    """The actor over a network that writes the parameters of ``head``'s distribution."""
+    from torchrl.modules import ProbabilisticActor
+
+    return ProbabilisticActor(
+        module,
+        in_keys=head.keys,
+        spec=env.action_spec_unbatched.to(device),
+        distribution_class=head.distribution_class,
+        distribution_kwargs=head.distribution_kwargs,
+        return_log_prob=True,
+    )
+
+
+def orthogonal_(network: nn.Module, last_gain: float) -> None:
+    """Orthogonal weights of gain sqrt(2), 1 in a recurrent layer and ``last_gain`` at the end; zero biases."""
+    from torch import nn
+
+    layers = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.RNNBase)]
+    for layer in layers:
+        gain = last_gain if layer is layers[-1] else 1.0 if isinstance(layer, nn.RNNBase) else sqrt(2)
+        for name, parameter in layer.named_parameters():
+            if "weight" in name:
+                nn.init.orthogonal_(parameter, gain=gain)
+            else:
+                nn.init.zeros_(parameter)
+
+
+def _features(env: EnvBase) -> int:
+    return prod(env.observation_spec_unbatched["observation"].shape)

@@ -1,0 +1,58 @@
+"""Which policies fit which observations and actions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rlexp.config import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from torchrl.data import TensorSpec
+    from torchrl.envs import EnvBase
+
+
+def distributions_for(spec: TensorSpec) -> list[str]:
+    """The distributions over the actions of a spec, the default first; none where no shipped policy can act."""
+    from torchrl.data import Bounded, Categorical, Unbounded
+
+    match spec:
+        case Categorical() if not spec.shape:
+            return ["categorical"]
+        case Bounded() if len(spec.shape) == 1 and spec.dtype.is_floating_point:
+            return ["tanh_normal", "normal", "beta"]
+        case Unbounded() if len(spec.shape) == 1 and spec.dtype.is_floating_point:
+            return ["normal"]
+    return []
+
+
+def described(spec: TensorSpec) -> str:
+    """The actions of a spec in words."""
+    from torchrl.data import Bounded, Categorical, Unbounded
+
+    match spec:
+        case Categorical():
+            return f"discrete, one of {spec.n}"
+        case Bounded() | Unbounded():
+            bounds = "within bounds" if isinstance(spec, Bounded) else "without bounds"
+            return f"continuous, {bounds}, of shape {list(spec.shape)}"
+    return f"a {type(spec).__name__} of shape {list(spec.shape)}"
+
+
+def cannot_act(env: EnvBase, reason: str) -> ConfigError:
+    """The error for a policy that does not fit an environment: the reason, and the options that fit."""
+    action, observation = env.action_spec_unbatched, env.observation_spec_unbatched["observation"]
+    distributions = distributions_for(action)
+    match len(observation.shape):
+        case 1 if distributions:
+            options = [*distributions, "gru", "lstm"]
+        case 3 if distributions:
+            options = ["cnn"]
+        case _:
+            message = (
+                f"{reason}. No shipped policy reads observations of shape {list(observation.shape)} and chooses "
+                f"{described(action)}: change them by env.transforms, or write a policy of your own."
+            )
+            return ConfigError([Problem("policy", message)])
+    *others, last = options
+    fits = f"{', '.join(others)} or {last}" if others else last
+    return ConfigError([Problem("policy", f"{reason}. What fits: policy={fits}.")])

@@ -1,0 +1,143 @@
+"""What a search tries, and how: the schema of the ``search`` group. Imports neither torch nor Optuna."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from rlexp.config import Config, ConfigError, Count, Fraction, Integer, Problem, read
+from rlexp.experiment import read_config
+
+_ENTRY = {"low", "high", "log", "choices"}
+
+
+class CandidatesConfig(Config):
+    """The values that one setting may take: a range or choices.
+
+    Attributes:
+        low: smallest value.
+        high: largest value; where both ends are whole numbers, so is every value.
+        log: whether values are drawn evenly on a logarithmic scale.
+        choices: values in place of a range.
+    """
+
+    low: int | float | None = None
+    high: int | float | None = None
+    log: bool = False
+    choices: list[Any] | None = None
+
+    def problems(self) -> Iterator[Problem]:
+        """A range or choices, and such that there is something to choose."""
+        if self.choices is not None:
+            if self.low is not None or self.high is not None or self.log:
+                yield Problem("choices", "stands alone: low, high and log describe a range.")
+            if len({json.dumps(choice) for choice in self.choices}) < 2:
+                yield Problem("choices", "needs two different values or more.", json.dumps(self.choices))
+        elif self.low is None or self.high is None:
+            yield Problem("low" if self.low is None else "high", "is missing: give low and high, or choices.")
+        elif self.low >= self.high:
+            yield Problem("low", f"must be less than high, which is {self.high}.", str(self.low))
+        elif self.log and self.low <= 0:
+            yield Problem("low", "must be greater than 0 on a logarithmic scale.", str(self.low))
+
+    @property
+    def extremes(self) -> list[Any]:
+        """The values which show whether all are allowed."""
+        return [self.low, self.high] if self.choices is None else self.choices
+
+
+class SearchConfig(Config):
+    """A search over settings.
+
+    Attributes:
+        trials: settings tried; one that was pruned or failed counts.
+        seeds: training seeds of each trial, from 0; its score is the mean of their final evaluations' mean returns.
+        startup: trials with settings drawn at random, before the sampler learns from them and the pruner compares.
+        prune: whether a trial is stopped whose evaluations so far are all below the median of those before it.
+        warmup: share of a run's frames before which no trial is pruned.
+        seed: of the sampler.
+        space: what each setting may be, by its full path.
+    """
+
+    trials: Count
+    seeds: Count
+    startup: Count
+    prune: bool
+    warmup: Fraction
+    seed: Annotated[Integer, Field(ge=0, lt=2**32)]
+    space: dict[str, CandidatesConfig]
+
+
+class _Root(Config):
+    """So that problems are told under the group's name."""
+
+    search: SearchConfig
+
+
+def read_search(values: Mapping[str, Any], experiment: Mapping[str, Any]) -> SearchConfig:
+    """Check what to search, and that the experiment allows every value that may be tried.
+
+    Args:
+        values: the ``search`` group, its space nested as the config is.
+        experiment: plain values of the experiment that the settings belong to, valid in itself.
+
+    Raises:
+        ConfigError: with every problem found, settings under ``search.space``.
+    """
+    problems: list[Problem] = []
+    space: dict[str, CandidatesConfig] = {}
+    for key, entry in _entries(values.get("space") or {}):
+        try:
+            space[key] = read(CandidatesConfig, entry)
+        except ConfigError as error:
+            problems += [problem.under(f"search.space.{key}.") for problem in error.problems]
+    try:
+        settings = read(_Root, {"search": {**values, "space": {}}}).search
+    except ConfigError as error:
+        problems += error.problems
+    for key, candidates in space.items():
+        problems += dict.fromkeys(_refused(key, candidates, experiment))
+    if "seed" in space:
+        problems.append(Problem("search.space.seed", "cannot be searched: a score is the mean over search.seeds."))
+    if not space and not problems:
+        problems.append(Problem("search.space", "is empty: there is nothing to search."))
+    if problems:
+        raise ConfigError(problems)
+    return settings.model_copy(update={"space": space})
+
+
+def _entries(node: object, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The entries of a nested space, each under its setting's full path."""
+    if not isinstance(node, Mapping):
+        yield path, {"choices": [node]}
+    elif _ENTRY & node.keys():
+        yield path, node
+    else:
+        for key, below in node.items():
+            yield from _entries(below, f"{path}.{key}" if path else str(key))
+
+
+def _refused(key: str, candidates: CandidatesConfig, experiment: Mapping[str, Any]) -> Iterator[Problem]:
+    for value in candidates.extremes:
+        try:
+            read_config(_with(experiment, key.split("."), value))
+        except ConfigError as error:
+            for problem in error.problems:
+                told = problem if problem.key == key else Problem(key, f"{problem.key}: {problem.message}", str(value))
+                yield told.under("search.space.")
+
+
+def _with(values: Mapping[str, Any], path: list[str], value: object) -> dict[str, Any]:
+    changed = copy.deepcopy(dict(values))
+    node = changed
+    for name in path[:-1]:
+        below = node.setdefault(name, {})
+        if not isinstance(below, dict):
+            below = node[name] = {}
+        node = below
+    node[path[-1]] = value
+    return changed

@@ -1,0 +1,84 @@
+"""What ``checks=true`` asserts of an experiment's own parts, beside what every run does."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import closing
+from pathlib import Path
+
+import torch
+from tensordict import TensorDictBase
+from torchrl.envs.utils import check_env_specs
+
+from rlexp.agent import Agent
+from rlexp.agent.evaluation import Evaluation, evaluate
+from rlexp.config import ConfigError, Problem, named_packages
+from rlexp.envs import EnvConfig
+from rlexp.envs.normalization import init_normalization
+from rlexp.runs import checkpoint
+from rlexp.seeding import seed_everything, unmoved_generators
+
+log = logging.getLogger(__name__)
+
+_STEPS = 100  # random steps of each simulator
+
+
+class CheckError(Exception):
+    """A part does not do what training relies on; the message says what it does instead."""
+
+
+def check_env(spec: EnvConfig) -> None:
+    """Assert that an environment gives what its specs say (`check_env_specs`), and the same for the same seed.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    with unmoved_generators():
+        first, again = _random_steps(spec), _random_steps(spec)
+    for key, value in first.items(include_nested=True, leaves_only=True):
+        if not torch.equal(value, again[key]):
+            name = key if isinstance(key, str) else ".".join(key)
+            message = (
+                f"{name} is another for the same seed and the same actions, so that no run could be repeated: draw "
+                "from self.np_random, which super().reset(seed=seed) seeds, and keep nothing beyond an episode."
+            )
+            raise ConfigError([Problem("env", message, spec.name)])
+
+
+def _random_steps(spec: EnvConfig) -> TensorDictBase:
+    seed_everything(0)
+    with closing(spec.build(spec.num_envs)) as env:
+        env.set_seed(0)
+        init_normalization(env, spec.init_random_steps)
+        try:
+            check_env_specs(env)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ConfigError([Problem("env", f"gives what its specs do not say: {error}", spec.name)]) from error
+        steps: TensorDictBase = env.rollout(_STEPS, break_when_any_done=False)
+    return steps
+
+
+def check_checkpoint(path: Path, final: Evaluation, device: torch.device, config: object) -> None:
+    """Assert that the agent in a checkpoint is the one that was evaluated.
+
+    Args:
+        path: the checkpoint.
+        final: an evaluation of the agent that it was saved from.
+        device: of that evaluation.
+        config: the run's own, whose packages are trusted.
+
+    Raises:
+        CheckError: its episodes are others.
+    """
+    saved = checkpoint.load(path)
+    for reason in saved.state.inexact:
+        log.warning("A resumed run will not be exact: %s.", reason)
+    with unmoved_generators():
+        agent = Agent(saved, device, sorted(named_packages(config)))
+        with closing(agent.env):
+            found = evaluate(agent.env, agent.networks.actor, final.seeds, kernels=agent.experiment.use_kernels)
+    if found.returns != final.returns:
+        raise CheckError(
+            f"{path} gives returns {found.returns}, the agent that it was saved from gave {final.returns}: the policy "
+            "holds something that is neither parameter nor buffer, or the environment something beyond an episode."
+        )

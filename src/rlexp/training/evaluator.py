@@ -1,0 +1,115 @@
+"""The evaluator: when the current policy is evaluated, in an environment of its own, and which evaluation was best."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torchrl.envs import TransformedEnv
+
+from rlexp.agent.evaluation import Evaluation, evaluate, evaluation_seeds
+from rlexp.agent.video import recorded
+from rlexp.envs import EnvConfig
+from rlexp.envs.normalization import copy_normalization
+from rlexp.experiment import ExperimentConfig
+from rlexp.policies import ActorCritic
+from rlexp.policies.recurrent import carry_state
+
+log = logging.getLogger(__name__)
+
+
+class Evaluator:
+    """Evaluates the deterministic policy on the same episodes each time, and remembers the best.
+
+    Args:
+        config: the checked config.
+        env: the environment's config, with the workers of this run.
+        networks: whose actor is evaluated.
+
+    Attributes:
+        final: the newest evaluation; None before the first.
+        best: the evaluation of the highest mean return.
+        best_frames: when that was.
+    """
+
+    def __init__(self, config: ExperimentConfig, env: EnvConfig, networks: ActorCritic) -> None:
+        self._config, self._actor = config, networks.actor
+        self._interval, self._video_interval = config.evaluation.interval, config.evaluation.video_interval
+        self._seeds = evaluation_seeds(config.seed, config.evaluation.episodes)
+        self.env: TransformedEnv = env.build(config.evaluation.episodes)
+        self.env.base_env.timeout = config.collector.timeout
+        carry_state(self.env, self._actor)
+        self.final: Evaluation | None = None
+        self.best: Evaluation | None = None
+        self.best_frames: int | None = None
+
+    def due(self, before: int, frames: int) -> bool:
+        """Whether there is an evaluation after the batch that ended at ``frames`` and began at ``before``."""
+        return frames >= self._config.total_frames or passed(self._interval, before, frames)
+
+    def video_due(self, before: int, frames: int) -> bool:
+        """Whether there is a video after that batch."""
+        if self._video_interval is None:
+            return False
+        return frames >= self._config.total_frames or passed(self._video_interval, before, frames)
+
+    def evaluate(self, training_env: TransformedEnv, frames: int) -> Evaluation:
+        """Run whole episodes of the current policy.
+
+        Args:
+            training_env: its normalisation statistics of this moment are used.
+            frames: simulator frames collected so far.
+        """
+        copy_normalization(training_env, self.env)
+        self.final = found = evaluate(self.env, self._actor, self._seeds, kernels=self._config.use_kernels)
+        log.info(
+            "%s frames: evaluation return %.1f (%d episodes of %.0f steps on average)",
+            f"{frames:,}", found.mean_return, len(self._seeds), sum(found.lengths) / len(self._seeds),
+        )  # fmt: skip
+        if self.best is None or found.mean_return > self.best.mean_return:
+            self.best, self.best_frames = found, frames
+        return found
+
+    def record_video(self, training_env: TransformedEnv, frames: int, folder: Path) -> Path | None:
+        """Record the first episode of an evaluation of the current policy.
+
+        Returns:
+            The MP4; None where it could not be made, which is logged.
+        """
+        seed = self._config.seed
+        path = folder / f"{frames:012d}_seed{seed}.mp4"
+        try:
+            with recorded(self._config.env, path) as env:
+                copy_normalization(training_env, env)
+                carry_state(env, self._actor)
+                evaluate(env, self._actor, evaluation_seeds(seed, 1), kernels=self._config.use_kernels)
+        except Exception as error:  # whatever a renderer or an encoder raises, training continues
+            log.warning("No video after %s frames: %s", f"{frames:,}", error)
+            return None
+        return path
+
+    def state_dict(self) -> dict[str, Any]:
+        """The newest and the best evaluation, field by field."""
+        return {
+            "final": None if self.final is None else dataclasses.asdict(self.final),
+            "best": None if self.best is None else dataclasses.asdict(self.best),
+            "best_frames": self.best_frames,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`."""
+        self.final = None if state["final"] is None else Evaluation(**state["final"])
+        self.best = None if state["best"] is None else Evaluation(**state["best"])
+        self.best_frames = state["best_frames"]
+
+    def close(self) -> None:
+        """Close the environment."""
+        self.env.close(raise_if_closed=False)  # torchrl's open when first used
+
+
+def passed(interval: int | None, before: int, frames: int) -> bool:
+    """Whether a multiple of ``interval`` lies between two counts of frames, the later one included."""
+    return interval is not None and frames // interval > before // interval

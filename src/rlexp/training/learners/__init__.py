@@ -1,0 +1,7 @@
+"""Learners: each is one rule that improves the policy on a batch. `Learner` is the seam, `build_learner` chooses."""
+
+from rlexp.training.learners.base import Learner
+from rlexp.training.learners.build import build_learner
+from rlexp.training.learners.ppo import PPOLearner
+
+__all__ = ["Learner", "PPOLearner", "build_learner"]

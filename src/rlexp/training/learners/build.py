@@ -1,0 +1,19 @@
+"""The update rule that a loss belongs to."""
+
+from __future__ import annotations
+
+import torch
+
+from rlexp.experiment import ExperimentConfig
+from rlexp.policies import ActorCritic
+from rlexp.training.learners.base import Learner
+from rlexp.training.learners.ppo import PPOLearner
+
+
+def build_learner(config: ExperimentConfig, networks: ActorCritic, device: torch.device) -> Learner:
+    """The learner for ``config.loss``.
+
+    Raises:
+        ConfigError: loss, optimizer or schedule cannot be built with these settings, or do not go together.
+    """
+    return PPOLearner(config, networks, device)

@@ -1,0 +1,464 @@
+"""The trainer: collect, update, evaluate, log, save."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import secrets
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from rlexp.agent.video import check_recording
+from rlexp.callbacks import Callback
+from rlexp.collectors import Source, WorkersConfig
+from rlexp.config import ConfigError, Problem, build_at, check_targets, new_run_path
+from rlexp.config.redaction import redact
+from rlexp.envs import EnvConfig
+from rlexp.envs.normalization import commit_normalization, init_normalization, observation_norms
+from rlexp.envs.snapshot import SavesState, StateUnavailableError, saving
+from rlexp.experiment import ExperimentConfig, read_config
+from rlexp.machine import cores, pick_device, set_threads
+from rlexp.policies.recurrent import carry_state
+from rlexp.runs import checkpoint
+from rlexp.runs.checkpoint import Checkpoint, TrainState
+from rlexp.runs.resume import resume_run
+from rlexp.runs.rundir import RunDir
+from rlexp.runs.session import Session
+from rlexp.runs.stops import Stopped
+from rlexp.seeding import load_rng_state, rng_state, seed_everything, unmoved_generators
+from rlexp.training.checks import check_checkpoint, check_env
+from rlexp.training.evaluator import Evaluator, passed
+from rlexp.training.learners import build_learner
+
+log = logging.getLogger(__name__)
+
+
+class TrainingError(Exception):
+    """Training cannot continue; the message says which number went wrong, and when."""
+
+
+class Trainer:
+    """Trains one agent as an experiment describes it, into one folder.
+
+    One iteration collects a batch with the current policy, improves the policy on it, evaluates when that is due, logs
+    one row and saves when that is due. `fit` runs iterations until the budget is spent; ``for metrics in trainer`` runs
+    them one at a time, without a run's log, plots and summary.
+
+    Args:
+        config: the checked config.
+        run_dir: the run's folder; None makes a new one under ``outputs``.
+        start: the checkpoint in it to resume from; None starts afresh.
+
+    Attributes:
+        env: the training environment, behind its transforms.
+        networks: actor and critic.
+        collector: yields batches ``[num_envs, steps]``.
+        learner: improves the networks on a batch.
+        evaluator: evaluates the policy.
+        frames: simulator frames collected.
+        iteration: batches trained on.
+
+    Raises:
+        ConfigError: a part cannot be built with these settings, or the folder holds a run that would be spoilt.
+        RunBusyError: another process trains in the folder.
+    """
+
+    def __init__(
+        self, config: ExperimentConfig, run_dir: RunDir | Path | str | None = None, start: Checkpoint | None = None
+    ) -> None:
+        check_targets(config)
+        self.config = config
+        if run_dir is None:
+            run_dir = new_run_path(config.env.name)
+        self.run = run_dir if isinstance(run_dir, RunDir) else RunDir(Path(run_dir))
+        with ExitStack() as on_failure:  # a constructor that fails leaves no lock and no process
+            self.run.lock()
+            on_failure.callback(self.run.unlock)
+            if start is None and self.run.started:
+                message = "holds a run already: continue it with resume=..., or choose another folder."
+                raise ConfigError([Problem("hydra.run.dir", message, str(self.run.path))])
+            self._build(start, on_failure)
+            self._restore(start)
+            self._closing = on_failure.pop_all()
+
+    def _build(self, start: Checkpoint | None, on_failure: ExitStack) -> None:
+        config = self.config
+        if config.checks:
+            check_env(config.env)
+        if config.evaluation.video_interval is not None:
+            check_recording(config.env, "evaluation.video_interval")
+        self.device = pick_device(config.device)
+        torch.set_num_threads(1)  # the first weights must not depend on how many cores this machine has
+        seed_everything(config.seed)
+
+        env_config = _with_workers(config)
+        self.env = env_config.build(env_config.num_envs)
+        on_failure.callback(self.env.close, raise_if_closed=False)
+        self.env.base_env.timeout = config.collector.timeout
+        seed = config.seed if start is None else _seed_after(config.seed, start.state.iteration)
+        self.env.set_seed(seed)
+        init_normalization(self.env, env_config.init_random_steps)
+        self.networks = config.policy.build(self.env, self.device)
+        carry_state(self.env, self.networks.actor)
+        self.evaluator = Evaluator(config, env_config, self.networks)
+        on_failure.callback(self.evaluator.close)
+        self.learner = build_learner(config, self.networks, self.device)
+        self.threads = set_threads(
+            config.threads, self.learner.weights.numel(), config.minibatch_size, config.collector.busy_while_learning
+        )
+        source = Source(env_config, config.policy, seed, config.use_kernels)
+        self.collector = config.collector.build(self.env, self.networks.actor, source, self.device)
+        on_failure.callback(self.collector.shutdown)
+        self._batches: Iterator[TensorDictBase] = iter(self.collector)
+
+        self.callbacks: dict[str, Callback] = {
+            name: build_at(f"callbacks.{name}", node.build) for name, node in config.callbacks.items()
+        }
+        self.frames = 0
+        self.iteration = 0
+        self.saved: Path | None = None
+        self.saved_at = time.monotonic()
+        self.seconds = {"collect": 0.0, "update": 0.0, "eval": 0.0}
+        self._stop = False
+        # The agent of a W&B sweep has named its run already; W&B would log under no other id.
+        named = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+        self.run_id = named or secrets.token_hex(4)
+
+    @classmethod
+    def from_config(cls, config: ExperimentConfig | Mapping[str, Any], run_dir: Path | str | None = None) -> Trainer:
+        """Build a trainer from a checked config, or from plain values, which are checked here.
+
+        Raises:
+            ConfigError: with everything that is wrong with the config.
+        """
+        return cls(config if isinstance(config, ExperimentConfig) else read_config(dict(config)), run_dir)
+
+    @classmethod
+    def resume(cls, path: Path | str, overrides: Sequence[str] = ()) -> Trainer:
+        """A trainer that continues a run, as ``rlexp-train resume=PATH`` does.
+
+        Args:
+            path: the run's folder, or one of its checkpoints.
+            overrides: what changes, e.g. ``["total_frames=500_000"]``.
+
+        Raises:
+            ConfigError: a change would make another run of it.
+            CheckpointError: there is no checkpoint that is whole.
+            RunBusyError: another process trains in the folder.
+        """
+        start = resume_run(Path(path), overrides)
+        return cls(start.config, start.run, start.checkpoint)
+
+    def fit(self) -> dict[str, Any]:
+        """Train until the budget is spent, `stop` is called or a signal asks to stop.
+
+        Returns:
+            What ``summary.json`` holds: status, frames, seconds, final and best evaluation.
+
+        Raises:
+            TrainingError: an observation, reward, loss or gradient is not finite.
+            CheckError: ``checks`` is on, and the checkpoint does not hold the agent.
+            Stopped: a signal came; the run is saved.
+        """
+        info = {"seed": self.config.seed, "threads": self.threads, "device": str(self.device)}
+        with (
+            closing(self),
+            torch.autograd.set_detect_anomaly(self.config.checks),
+            Session(self.run, self.config, info, self.frames, self.run_id) as session,
+        ):
+            self.save()
+            while not (self.finished or self._stop or session.stop):
+                metrics = self.iterate()
+                if (video := self.record_video()) is not None:
+                    session.log_video(video, self.frames)
+                session.log({"frames": self.frames} | metrics | self.time_metrics())
+                if self.save_due():
+                    session.sync()
+                    self.save()
+            session.sync()
+            path = self.save()
+            if self.config.checks and self.evaluator.final is not None and self.finished:
+                check_checkpoint(path, self.evaluator.final, self.device, self.config.to_dict())
+            session.summary = self.summary("completed" if self.finished else _status(session.stop))
+        if session.stop is not None and not self.finished:
+            raise Stopped(session.stop)
+        return session.summary
+
+    def iterate(self) -> dict[str, float]:
+        """One iteration: collect a batch, improve the policy on it, evaluate it when that is due.
+
+        Returns:
+            The metrics of a row, the clock's left out.
+
+        Raises:
+            TrainingError: an observation, reward, loss or gradient is not finite.
+        """
+        batch = self.collect()
+        metrics = self.batch_metrics(batch)
+        metrics |= self.update(batch)
+        metrics |= self.evaluate()
+        return metrics
+
+    def __iter__(self) -> Iterator[dict[str, float]]:
+        """Iterations, one at a time, until the budget is spent or `stop` is called."""
+        while not (self.finished or self._stop):
+            yield self.iterate()
+
+    def collect(self) -> TensorDictBase:
+        """One batch of transitions ``[num_envs, steps]`` from the current policy."""
+        with self._timed("collect"):
+            batch = next(self._batches)
+        self.frames += batch.numel() * self.config.env.frame_skip
+        self.iteration += 1
+        self._check_batch(batch)
+        self._call("after_collect", batch)
+        return batch
+
+    def update(self, batch: TensorDictBase) -> dict[str, float]:
+        """Improve the policy on one batch ``[num_envs, steps]``, and let the statistics take it in.
+
+        Raises:
+            TrainingError: a loss, gradient or statistic is not finite.
+        """
+        with self._timed("update"):
+            metrics = self.learner.update(batch, (self.iteration - 1) / self.config.num_batches)
+        self._check_metrics(metrics)
+        commit_normalization(self.env)
+        self._check_statistics()
+        self._call("after_update", metrics)
+        return metrics | {"train/parameters_hash": parameters_hash(self.learner.weights)}
+
+    def evaluate(self) -> dict[str, float]:
+        """Evaluate the policy if that is due after this batch; the ``eval/*`` entries of a metrics row."""
+        if not self.evaluator.due(self._frames_before, self.frames):
+            return {}
+        with self._timed("eval"):
+            found = self.evaluator.evaluate(self.env, self.frames)
+        self._call("after_evaluation", found)
+        return found.metrics()
+
+    def record_video(self) -> Path | None:
+        """Record a video if one is due after this batch; None where it is not, or could not be made."""
+        if not self.evaluator.video_due(self._frames_before, self.frames):
+            return None
+        with self._timed("eval"):
+            return self.evaluator.record_video(self.env, self.frames, self.run.videos)
+
+    def save_due(self) -> bool:
+        """Whether a checkpoint is due after this batch: by frames, by the clock, or since the policy is the best."""
+        minutes = self.config.checkpoint.interval_minutes
+        by_clock = minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
+        by_frames = passed(self.config.checkpoint.interval, self._frames_before, self.frames)
+        return by_clock or by_frames or self.evaluator.best_frames == self.frames
+
+    def save(self) -> Path:
+        """Save a checkpoint of this moment, once; it is the best one if the best evaluation is of this moment."""
+        path = self.run.checkpoints / f"{self.frames:012d}"
+        if self.saved != path:
+            config, keep = redact(self.config.to_dict()), self.config.checkpoint.keep_last
+            best = self.evaluator.best_frames == self.frames
+            self.saved = checkpoint.save(self.run.checkpoints, self.state(), config, keep, best=best)
+            self.saved_at = time.monotonic()
+            self._call("at_checkpoint", path)
+        return path
+
+    def stop(self) -> None:
+        """End `fit` after this batch: the run is saved, and its summary has the status ``stopped``."""
+        self._stop = True
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is spent."""
+        return self.frames >= self.config.total_frames
+
+    def batch_metrics(self, batch: TensorDictBase) -> dict[str, float]:
+        """The ``train/*`` entries of a metrics row that a batch ``[num_envs, steps]`` gives."""
+        after = batch["next"]
+        metrics = {
+            "train/reward": after["reward"].mean().item(),
+            "train/step_count": after["step_count"].max().item(),
+        }
+        if (done := after["done"]).any():
+            metrics["train/episode_return"] = after["episode_reward"][done].mean().item()
+            metrics["train/episode_length"] = after["step_count"][done].double().mean().item()
+        self._check_metrics(metrics)
+        return metrics
+
+    def time_metrics(self) -> dict[str, float]:
+        """The ``time/*`` entries of a metrics row."""
+        training = self.seconds["collect"] + self.seconds["update"]
+        return {"time/fps": self.frames / training} | {f"time/{k}": v for k, v in self.seconds.items()}
+
+    def summary(self, status: str) -> dict[str, Any]:
+        """What ``summary.json`` holds."""
+        final, best = self.evaluator.final, self.evaluator.best
+        return {
+            "status": status,
+            "frames": self.frames,
+            "seconds": sum(self.seconds.values()),
+            "final": None if final is None else final.metrics(),
+            "best": None if best is None else best.metrics(),
+            "checkpoint": None if self.saved is None else str(self.saved),
+        }
+
+    def state(self) -> TrainState:
+        """What a checkpoint holds: the state of each part."""
+        simulators, inexact = None, []
+        try:
+            simulators = self._simulators().simulator_state()
+        except StateUnavailableError as error:
+            inexact.append(str(error))
+        if self.device.type == "cuda":
+            inexact.append("CUDA kernels may add in another order each time")
+        return TrainState(
+            frames=self.frames,
+            iteration=self.iteration,
+            evaluator=self.evaluator.state_dict(),
+            actor=self.networks.actor.state_dict(),
+            critic=self.networks.critic.state_dict(),
+            transforms=self.env.transform.state_dict(),
+            learner=self.learner.state_dict(),
+            simulators=simulators,
+            collector=self.collector.state_dict(),
+            callbacks={name: callback.state() for name, callback in self.callbacks.items()},
+            rng=rng_state(),
+            inexact=inexact,
+            session={"seconds": dict(self.seconds), "run_id": self.run_id},
+        )
+
+    def load_state(self, state: TrainState) -> None:
+        """Continue from a `state`.
+
+        Where the simulators' state cannot be restored, episodes begin afresh and everything else continues; the log
+        says so.
+        """
+        self.frames, self.iteration = state.frames, state.iteration
+        self.seconds, self.run_id = dict(state.session["seconds"]), state.session["run_id"]
+        self.evaluator.load_state_dict(state.evaluator)
+        self.networks.actor.load_state_dict(state.actor)
+        self.networks.critic.load_state_dict(state.critic)
+        self.env.transform.load_state_dict(state.transforms)
+        self.learner.load_state_dict(state.learner)
+        for name, callback in self.callbacks.items():
+            callback.load_state(state.callbacks.get(name, {}))
+        for reason in state.inexact:
+            log.warning("Resuming, but not to the bit: %s.", reason)
+        self._load_episodes(state)
+        load_rng_state(state.rng)  # last: everything above may draw
+
+    def close(self) -> None:
+        """Close the simulators and the collector, and let other processes into the run's folder."""
+        self._closing.close()
+
+    def _restore(self, start: Checkpoint | None) -> None:
+        if start is not None:
+            self.load_state(start.state)
+            self.saved = self.run.checkpoints / start.path.name
+            checkpoint.resume_from(self.saved, self.evaluator.best_frames)
+        elif self.config.warm_start is not None:
+            self._warm_start(Path(self.config.warm_start))
+
+    def _load_episodes(self, state: TrainState) -> None:
+        if state.simulators is not None:
+            try:
+                self._simulators().load_simulator_state(state.simulators)
+            except StateUnavailableError as error:
+                log.warning("Resuming, but not to the bit: %s.", error)
+            else:
+                self.collector.load_state_dict(state.collector)
+                return
+        log.warning("Every episode begins afresh.")
+        self.learner.begin_episodes()
+
+    def _warm_start(self, path: Path) -> None:
+        """Take the weights and normalisation statistics of a checkpoint, and nothing else.
+
+        Raises:
+            CheckpointError: there is no checkpoint, or it is damaged.
+            ConfigError: its networks or statistics are of another shape.
+        """
+        source = checkpoint.load(path)
+        try:
+            self.networks.actor.load_state_dict(source.state.actor)
+            self.networks.critic.load_state_dict(source.state.critic)
+            self.env.transform.load_state_dict(source.state.transforms)
+            self.learner.warm_start(source.state.learner)
+        except RuntimeError as error:
+            message = f"its policy, environment or normalisation is another than this run's: {error}"
+            raise ConfigError([Problem("warm_start", message, str(path))]) from error
+        log.info("Weights and statistics from %s.", source.path)
+
+    def _simulators(self) -> SavesState:
+        """What steps the simulators that batches come from: the collector's workers, or the training environment."""
+        return saving(self.collector if isinstance(self.collector, SavesState) else self.env.base_env)
+
+    @property
+    def _frames_before(self) -> int:
+        return self.frames - self.config.collector.frames_per_batch
+
+    def _call(self, point: str, *arguments: object) -> None:
+        """Run every callback's method for a point of the loop."""
+        for callback in self.callbacks.values():
+            getattr(callback, point)(self, *arguments)
+
+    def _check_batch(self, batch: TensorDictBase) -> None:
+        for key, value in batch.items(include_nested=True, leaves_only=True):
+            if value.is_floating_point() and not value.isfinite().all():
+                name = key if isinstance(key, str) else ".".join(key)
+                raise TrainingError(f"{name} is not finite (NaN or infinity) at {self.frames:,} frames.")
+
+    def _check_statistics(self) -> None:
+        """Clipping hides an infinite observation; the statistics that it went into do not."""
+        for norm in observation_norms(self.env):
+            if not (norm.loc.isfinite().all() and norm.scale.isfinite().all()):
+                raise TrainingError(f"observation is not finite (NaN or infinity) at {self.frames:,} frames.")
+
+    def _check_metrics(self, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            if value - value != 0:
+                raise TrainingError(f"{name} is {value} at {self.frames:,} frames.")
+
+    @contextmanager
+    def _timed(self, kind: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[kind] += time.perf_counter() - start
+
+
+def parameters_hash(weights: Tensor) -> int:
+    """The first 48 bits of the weights' SHA-256: a number that a metrics row holds exactly."""
+    digest = hashlib.sha256(weights.detach().cpu().numpy().tobytes())
+    return int.from_bytes(digest.digest()[:6])
+
+
+def _with_workers(config: ExperimentConfig) -> EnvConfig:
+    """The environment with the number of workers that ``env.num_workers=auto`` stands for, which is logged.
+
+    Where a collector divides the simulators among its processes, each of them has one worker.
+
+    Raises:
+        ConfigError: a simulator cannot be made.
+    """
+    if isinstance(config.collector, WorkersConfig):
+        return config.env
+    with unmoved_generators():
+        return config.env.with_workers(config.total_frames, cores())
+
+
+def _seed_after(seed: int, iteration: int) -> int:
+    """Seeds episodes that begin afresh after a resume, so that they are not the run's first ones again."""
+    return int(np.random.SeedSequence([seed, iteration]).generate_state(1)[0])
+
+
+def _status(stop: signal.Signals | None) -> str:
+    return "requeue" if stop is signal.SIGUSR1 else "stopped"
