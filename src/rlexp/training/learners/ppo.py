@@ -86,7 +86,7 @@ class PPOLearner:
             Metrics of the update: means over its minibatches. Whether they are finite is not checked here.
         """
         config, loss = self.config, self.minibatch_loss
-        lr = self.scheduler.get_last_lr()[0]
+        lr = float(self.scheduler.get_last_lr()[0])
         for name, coefficient in self._annealed.items():
             self.loss.coefficients[name].fill_(coefficient.at(progress))
         if self.reward_norm is not None:
