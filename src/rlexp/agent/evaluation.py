@@ -16,7 +16,8 @@ from torchrl.envs import Compose, Transform, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rlexp.envs.arrays import ArrayEnv
-from rlexp.kernels.select import Kernels, Steps
+from rlexp.kernels.evaluation import Steps
+from rlexp.kernels.select import Kernels
 
 
 @dataclass(frozen=True)

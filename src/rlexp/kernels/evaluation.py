@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 import numpy as np
 from tensordict.nn import TensorDictModuleBase
@@ -11,7 +12,9 @@ from torchrl.envs import TransformedEnv
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.kernels.acting import Array, acting
 from rlexp.kernels.rollout import ArrayTransforms
-from rlexp.kernels.select import Steps
+
+Steps: TypeAlias = Callable[[], Iterator[tuple[Array, Array]]]
+"""Starts episodes in every environment, and yields rewards and ends of each step, each ``[num_envs]``."""
 
 
 def array_steps(env: TransformedEnv, actor: TensorDictModuleBase) -> Steps:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
-import numpy.typing as npt
 import torch
 
 from rlexp.kernels.unsupported import UnsupportedError
@@ -20,13 +19,12 @@ if TYPE_CHECKING:
     from torchrl.envs import TransformedEnv
 
     from rlexp.kernels.cuda_graph import GraphedStep
+    from rlexp.kernels.evaluation import Steps
     from rlexp.losses.advantages import AdvantageEstimator
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-Steps: TypeAlias = "Callable[[], Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]]"
 
 
 class Kernels:

@@ -26,6 +26,9 @@ from rlexp.machine import usable_cpus
 _PACKAGES = ("rlexp", "torch", "torchrl", "tensordict", "gymnasium", "mujoco", "numpy", "hydra-core", "wandb")
 
 
+_LOCK = ".lock"
+
+
 class RunBusyError(Exception):
     """Another process works in the run's folder; the message says which."""
 
@@ -67,7 +70,7 @@ class RunDir:
         if self._lock is not None:
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        file = (self.path / ".lock").open("a+", encoding="utf-8")
+        file = (self.path / _LOCK).open("a+", encoding="utf-8")
         try:
             # The kernel lets go of it when the process dies: no dead owner can hold it.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -86,6 +89,13 @@ class RunDir:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def discard(self) -> None:
+        """`unlock`, and remove the folder where it holds nothing but the lock."""
+        self.unlock()
+        if self.path.is_dir() and [entry.name for entry in self.path.iterdir()] == [_LOCK]:
+            (self.path / _LOCK).unlink()
+            self.path.rmdir()
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Save the resolved config."""

@@ -12,7 +12,7 @@ import numpy as np
 import optuna
 from optuna.trial import Trial, TrialState
 
-from rlexp.callbacks import Callback
+from rlexp.callbacks import Callback, Training
 from rlexp.config import ConfigError
 from rlexp.runs.resume import open_run
 from rlexp.runs.rundir import RunBusyError, RunDir
@@ -102,7 +102,7 @@ class Pruning(Callback):
         self._warmup = warmup
         self.pruned = False
 
-    def after_evaluation(self, trainer: Trainer, evaluation: Evaluation) -> None:
+    def after_evaluation(self, trainer: Training, evaluation: Evaluation) -> None:
         """Report, and stop the run where it has no chance."""
         if trainer.frames < self._warmup:
             return

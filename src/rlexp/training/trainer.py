@@ -83,7 +83,7 @@ class Trainer:
         self.run = run_dir if isinstance(run_dir, RunDir) else RunDir(Path(run_dir))
         with ExitStack() as on_failure:  # a constructor that fails leaves no lock and no process
             self.run.lock()
-            on_failure.callback(self.run.unlock)
+            on_failure.callback(self.run.discard)
             if start is None and self.run.started:
                 message = "holds a run already: continue it with resume=..., or choose another folder."
                 raise ConfigError([Problem("hydra.run.dir", message, str(self.run.path))])
