@@ -81,7 +81,7 @@ def check_state(env: gymnasium.Env[Any, Any], state: State) -> None:
     for layer, attributes in zip(layers, saved, strict=True):
         for name, value in attributes["physics"].items():
             data = _data(getattr(layer, name))
-            if data is None or _digest(data.model) != value["model"]:
+            if data is None or model_digest(data.model) != value["model"]:
                 raise StateUnavailableError(f"{env}: the MuJoCo model is another, or was changed as the simulator ran")
 
 
@@ -207,7 +207,7 @@ def _get_physics(data: mujoco.MjData) -> State:
     integration = np.empty(mujoco.mj_stateSize(data.model, _INTEGRATION))
     mujoco.mj_getState(data.model, data, integration, _INTEGRATION)
     derived = np.concatenate([array.ravel() for array in _derived(data)])
-    return {"model": _digest(data.model), "integration": integration, "derived": derived}
+    return {"model": model_digest(data.model), "integration": integration, "derived": derived}
 
 
 def _set_physics(data: mujoco.MjData, state: State) -> None:
@@ -227,7 +227,8 @@ def _derived(data: mujoco.MjData) -> list[npt.NDArray[np.float64]]:
     return [getattr(data, name) for name in _DERIVED]
 
 
-def _digest(model: mujoco.MjModel) -> str:
+def model_digest(model: mujoco.MjModel) -> str:
+    """SHA-256 of a model: of everything that decides how it moves."""
     content = np.empty(mujoco.mj_sizeModel(model), dtype=np.uint8)
     mujoco.mj_saveModel(model, None, content)
     return hashlib.sha256(content.tobytes()).hexdigest()

@@ -1,0 +1,210 @@
+"""A batch of MuJoCo simulations as one torchrl environment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import mujoco
+import numpy as np
+from gymnasium import spaces
+from gymnasium.utils import seeding
+from mujoco.batch import Batch
+
+from rlexp.envs.arrays import ArrayEnv
+from rlexp.envs.mujoco.task import Array, MujocoTask
+from rlexp.envs.snapshot import State, StateUnavailableError, model_digest
+
+_NO_STAGE = mujoco.mjtStage.mjSTAGE_NONE.value
+
+
+class BatchedMujoco(ArrayEnv):
+    """``num_envs`` simulations of a task with batch size ``[num_envs]``, stepped by ``mujoco.batch``.
+
+    Transitions equal those of the same task's Gymnasium environments to the bit, whatever the number of threads. An
+    observation that ends an episode is the terminal one, and truncation is told from termination.
+
+    Args:
+        task: what is simulated, observed and rewarded.
+        name: names the environment in errors.
+        num_envs: simulations.
+        max_episode_steps: agent steps after which an episode is truncated; None never does.
+        repeat: times each action is repeated; rewards are summed, and the end of an episode ends the repetition.
+        num_threads: threads that step the simulations.
+
+    Shapes:
+        observation ``[num_envs, observation_size]`` and reward ``[num_envs, 1]`` in float64; action ``[num_envs, nu]``
+        in float32; done, terminated, truncated ``[num_envs, 1]``.
+    """
+
+    def __init__(
+        self,
+        task: MujocoTask,
+        name: str,
+        *,
+        num_envs: int,
+        max_episode_steps: int | None,
+        repeat: int = 1,
+        num_threads: int = 1,
+    ) -> None:
+        size = task.observation_size
+        low, high = task.model.actuator_ctrlrange.astype(np.float32).T
+        super().__init__(
+            name, num_envs, spaces.Box(-np.inf, np.inf, (size,), np.float64), spaces.Box(low, high, dtype=np.float32)
+        )
+        self.task, self._name, self._repeat = task, name, repeat
+        self._limit = np.iinfo(np.int64).max if max_episode_steps is None else max_episode_steps
+        self._batch = Batch(task.model, nsim=num_envs, nthread=num_threads, persistent=task.needs_contact_forces)
+        task.bind(self._batch)
+        self._contact = _ContactForces(self._batch, task, num_threads) if task.needs_contact_forces else None
+        self._compared: Array = self._batch.bind(task.compared)
+        self._position = task.position(self._compared)
+        self._elapsed = np.zeros(num_envs, np.int64)
+        self._rngs: list[np.random.Generator | None] = [None] * num_envs
+        self._seeds: list[int | None] = [None] * num_envs
+
+    def set_seeds(self, seeds: Sequence[int]) -> None:
+        """Seed simulation ``i`` with ``seeds[i]`` at its next reset."""
+        self._seeds[: len(seeds)] = seeds
+
+    def step_arrays(self) -> None:
+        """Step every simulation by ``arrays.action``; a final observation stays until the reset."""
+        arrays = self.arrays
+        arrays.terminated[:], arrays.truncated[:] = False, False
+        if self._repeat == 1:
+            self._step(None)
+            arrays.observation[:] = self.task.observe(slice(None))
+            return
+        running = np.arange(len(arrays.reward))
+        total = np.zeros(len(arrays.reward))
+        for _ in range(self._repeat):
+            self._step(running)
+            total[running] += arrays.reward[running]
+            arrays.observation[running] = self.task.observe(running)
+            running = running[~(arrays.terminated[running] | arrays.truncated[running])]
+            if not len(running):
+                break
+        arrays.reward[:] = total
+
+    def _step(self, rows: Array | None) -> None:
+        """One agent step of the simulations ``rows``; None steps all of them."""
+        arrays, task = self.arrays, self.task
+        task.ctrl[:] = arrays.action
+        self._batch.step(rows, nstep=task.frame_skip)
+        if self._contact is not None:
+            self._contact.compute()
+        before, self._position = self._position, task.position(self._compared)
+        reward, terminated = task.reward(arrays.action, before, self._position), task.terminated()
+        if rows is None:
+            self._elapsed += 1
+            arrays.reward[:], arrays.terminated[:] = reward, terminated
+            np.greater_equal(self._elapsed, self._limit, out=arrays.truncated)
+        else:
+            self._elapsed[rows] += 1
+            arrays.reward[rows], arrays.terminated[rows] = reward[rows], terminated[rows]
+            arrays.truncated[rows] = self._elapsed[rows] >= self._limit
+
+    def reset_arrays(self, chosen: Sequence[int]) -> None:
+        """Reset the chosen simulations and put their first observations in ``arrays``."""
+        rows = np.asarray(chosen, np.int32)
+        if not len(rows):
+            return
+        task = self.task
+        self._batch.reset(rows, stage=_NO_STAGE)
+        for i in chosen:
+            if self._seeds[i] is not None or self._rngs[i] is None:
+                self._rngs[i], _ = seeding.np_random(self._seeds[i])
+                self._seeds[i] = None
+            task.qpos[i], task.qvel[i] = task.begin(self._rngs[i])  # type: ignore[arg-type]
+        self._batch.forward(rows)
+        task.contact_forces[rows] = 0
+        self._position[rows] = task.position(self._compared[rows])
+        self._elapsed[rows] = 0
+        self.arrays.observation[rows] = task.observe(rows)
+        self.arrays.terminated[rows] = self.arrays.truncated[rows] = False
+
+    def simulator_state(self) -> State:
+        """Everything that decides what the simulations do next."""
+        arrays = self.arrays
+        return {
+            "model": model_digest(self.task.model),
+            "rows": np.array(self._batch.state),
+            "compared": np.array(self._compared),
+            "elapsed": self._elapsed.copy(),
+            "rngs": [None if rng is None else rng.bit_generator.state for rng in self._rngs],
+            "seeds": list(self._seeds),
+            "arrays": [a.copy() for a in (arrays.observation, arrays.reward, arrays.terminated, arrays.truncated)],
+        }
+
+    def load_simulator_state(self, state: State) -> None:
+        """Continue exactly where `simulator_state` was called.
+
+        Raises:
+            StateUnavailableError: the state is another simulator's.
+        """
+        if "rows" not in state:
+            raise StateUnavailableError(f"the state of {self._name} is that of another env.backend")
+        if state["model"] != model_digest(self.task.model):
+            raise StateUnavailableError(f"{self._name}: the MuJoCo model is another")
+        self._batch.state[:] = state["rows"]
+        self._position = self.task.position(state["compared"])
+        self._elapsed[:] = state["elapsed"]
+        self._rngs = [None if saved is None else _generator(saved) for saved in state["rngs"]]
+        self._seeds = list(state["seeds"])
+        arrays = self.arrays
+        targets = (arrays.observation, arrays.reward, arrays.terminated, arrays.truncated)
+        for array, saved in zip(targets, state["arrays"], strict=True):
+            array[...] = saved
+
+    def close(self, *, raise_if_closed: bool = True) -> None:
+        """End the threads."""
+        if self._contact is not None:
+            self._contact.close()
+        super().close(raise_if_closed=raise_if_closed)
+
+
+def _generator(state: State) -> np.random.Generator:
+    """The generator that Gymnasium's seeding makes, in a saved state."""
+    generator = np.random.Generator(np.random.PCG64())
+    generator.bit_generator.state = state
+    return generator
+
+
+class _ContactForces:
+    """Computes ``cfrc_ext`` after a step, which ``mujoco.batch`` does not: ``mj_rnePostConstraint`` on each simulation.
+
+    Args:
+        batch: persistent, so that it holds each simulation's whole data.
+        task: whose ``contact_forces`` are written.
+        num_threads: threads; MuJoCo's functions run without Python's lock.
+    """
+
+    def __init__(self, batch: Batch, task: MujocoTask, num_threads: int) -> None:
+        self._batch, self._task = batch, task
+        bounds = [batch.nsim * k // num_threads for k in range(num_threads + 1)]
+        self._shares = [(range(*share), mujoco.MjData(task.model)) for share in pairwise(bounds) if share[0] < share[1]]
+        self._pool = ThreadPoolExecutor(len(self._shares) - 1) if len(self._shares) > 1 else None
+
+    def compute(self) -> None:
+        """Write the contact forces of every simulation."""
+        mine, *others = self._shares
+        if self._pool is None:
+            self._share(mine)
+            return
+        pending = [self._pool.submit(self._share, share) for share in others]
+        self._share(mine)
+        for future in pending:
+            future.result()
+
+    def _share(self, share: tuple[range, mujoco.MjData]) -> None:
+        rows, data = share
+        get, model, forces, found = self._batch.get_data, self._task.model, self._task.contact_forces, data.cfrc_ext
+        for i in rows:
+            get(i, data)
+            mujoco.mj_rnePostConstraint(model, data)
+            forces[i] = found
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()

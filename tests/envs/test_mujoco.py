@@ -1,0 +1,111 @@
+"""The batched MuJoCo tasks against Gymnasium's own environments, to the bit."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import closing
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+from rlexp.envs.mujoco.batch import BatchedMujoco
+from rlexp.envs.mujoco.tasks import TASKS
+from rlexp.envs.snapshot import StateUnavailableError
+
+NUM_ENVS, LIMIT = 3, 20
+# Everything that Gymnasium's constructors take, with values other than the defaults.
+KWARGS: dict[str, dict[str, Any]] = {
+    "HalfCheetah-v5": {"forward_reward_weight": 0.7, "ctrl_cost_weight": 0.3, "reset_noise_scale": 0.05,
+                       "exclude_current_positions_from_observation": False, "frame_skip": 3},
+    "Swimmer-v5": {"forward_reward_weight": 0.7, "exclude_current_positions_from_observation": False},
+    "Hopper-v5": {"healthy_angle_range": [-0.1, 0.1], "healthy_state_range": [-3.0, 3.0], "healthy_reward": 0.3},
+    "Walker2d-v5": {"terminate_when_unhealthy": False, "healthy_z_range": [1.0, 1.3], "ctrl_cost_weight": 0.1},
+    "Ant-v5": {"contact_force_range": [-0.5, 0.5], "contact_cost_weight": 0.01, "main_body": 3,
+               "include_cfrc_ext_in_observation": False, "exclude_current_positions_from_observation": False},
+    "Humanoid-v5": {"contact_cost_range": [0.0, 1e-3], "contact_cost_weight": 1e-3,
+                    "include_cinert_in_observation": False, "include_cfrc_ext_in_observation": False},
+    "HumanoidStandup-v5": {"impact_cost_weight": 1e-4, "include_cvel_in_observation": False},
+    "InvertedPendulum-v5": {"reset_noise_scale": 0.1},
+    "InvertedDoublePendulum-v5": {"healthy_reward": 3.0, "reset_noise_scale": 0.2},
+    "Reacher-v5": {"reward_dist_weight": 2.0, "reward_control_weight": 0.3},
+    "Pusher-v5": {"reward_near_weight": 0.1, "reward_dist_weight": 3.0},
+}  # fmt: skip
+
+
+def batch(name: str, kwargs: dict[str, Any], threads: int = 1, repeat: int = 1) -> BatchedMujoco:
+    return BatchedMujoco(
+        TASKS[name](**kwargs), name, num_envs=NUM_ENVS, max_episode_steps=LIMIT, repeat=repeat, num_threads=threads
+    )
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("changed", [False, True], ids=["default", "kwargs"])
+@pytest.mark.parametrize("name", list(TASKS))
+def test_transitions_equal_gymnasiums_to_the_bit(name: str, changed: bool, threads: int) -> None:
+    kwargs = KWARGS.get(name, {}) if changed else {}
+    if changed and not kwargs:
+        pytest.skip("takes no arguments")
+    check_equal(name, kwargs, threads=threads, repeat=1)
+
+
+@pytest.mark.parametrize("name", ["Hopper-v5", "InvertedDoublePendulum-v5"])
+def test_a_repeated_action_ends_with_its_episode(name: str) -> None:
+    check_equal(name, {}, threads=2, repeat=3)
+
+
+def check_equal(name: str, kwargs: dict[str, Any], *, threads: int, repeat: int) -> None:
+    reference = [gymnasium.make(name, max_episode_steps=LIMIT, **kwargs) for _ in range(NUM_ENVS)]
+    space, rng = reference[0].action_space, np.random.default_rng(0)
+    assert isinstance(space, gymnasium.spaces.Box)
+    env = batch(name, kwargs, threads, repeat)
+    env.set_seeds(range(NUM_ENVS))
+    env.reset_arrays(range(NUM_ENVS))
+    assert np.array_equal(env.arrays.observation, [e.reset(seed=i)[0] for i, e in enumerate(reference)])
+    episodes = 0
+    for t in range(2 * LIMIT):
+        actions = rng.uniform(space.low, space.high, (NUM_ENVS, *space.shape)).astype(np.float32)
+        env.set_actions(actions)
+        env.step_arrays()
+        ended = []
+        for i, simulator in enumerate(reference):
+            total = 0.0
+            for _ in range(repeat):
+                observation, reward, terminated, truncated, _ = simulator.step(actions[i].copy())
+                total += float(reward)
+                if terminated or truncated:
+                    break
+            assert np.array_equal(env.arrays.observation[i], observation), (t, i)
+            assert (env.arrays.reward[i], env.arrays.terminated[i]) == (total, terminated), (t, i)
+            assert env.arrays.truncated[i] == truncated, (t, i)
+            if terminated or truncated:
+                ended.append(i)
+        env.reset_arrays(ended)
+        for i in ended:
+            assert np.array_equal(env.arrays.observation[i], reference[i].reset()[0])
+        episodes += len(ended)
+        if t == LIMIT // 2:  # the rest of the way in a fresh batch, from the saved state
+            state = env.simulator_state()
+            env.close()
+            env = batch(name, kwargs, 3 - threads, repeat)
+            env.load_simulator_state(state)
+    assert episodes >= NUM_ENVS
+    env.close()
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_tasks_take_gymnasiums_arguments_with_its_defaults(name: str) -> None:
+    module, _, cls = str(gymnasium.spec(name).entry_point).partition(":")
+    theirs = inspect.signature(getattr(__import__(module, fromlist=[cls]), cls)).parameters
+    ours = inspect.signature(TASKS[name]).parameters
+    assert {key: p.default for key, p in ours.items()} == {
+        key: p.default for key, p in theirs.items() if key not in ("default_camera_config", "kwargs")
+    }
+
+
+def test_a_state_of_another_model_is_refused() -> None:
+    with closing(batch("Hopper-v5", {})) as hopper, closing(batch("Walker2d-v5", {})) as walker:
+        hopper.reset_arrays(range(NUM_ENVS))
+        with pytest.raises(StateUnavailableError, match="the MuJoCo model is another"):
+            walker.load_simulator_state(hopper.simulator_state())
