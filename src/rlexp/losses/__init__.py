@@ -6,8 +6,11 @@ from rlexp.losses.config import (
     ClipPPOConfig,
     KLPenaltyPPOConfig,
     LossConfig,
+    MinibatchLossConfig,
+    NPGConfig,
     PolicyLossConfig,
     ReinforceConfig,
+    TRPOConfig,
 )
 
 __all__ = [
@@ -16,6 +19,9 @@ __all__ = [
     "ClipPPOConfig",
     "KLPenaltyPPOConfig",
     "LossConfig",
+    "MinibatchLossConfig",
+    "NPGConfig",
     "PolicyLossConfig",
     "ReinforceConfig",
+    "TRPOConfig",
 ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from rlexp.config import Config, Fraction, Node, NonNegative, Positive, build_at
+from rlexp.config import Config, Count, Fraction, Node, NonNegative, Positive, build_at
 
 if TYPE_CHECKING:
     from rlexp.losses.advantages import AdvantageEstimator
@@ -55,26 +55,11 @@ class LossConfig(Config):
         normalize_reward: divide rewards by the running standard deviation of the discounted return.
     """
 
-    on_policy: ClassVar[bool] = False
-    """Whether the gradient is only right for the policy that collected the batch: there is no importance ratio."""
-
     estimator: Literal["gae", "td_lambda", "td1", "td0", "vtrace"]
     gamma: Fraction
     lmbda: Fraction
     average_gae: bool
     normalize_reward: bool
-
-    def build(self, networks: ActorCritic) -> Loss:
-        """The loss over the networks' own parameters.
-
-        Raises:
-            ConfigError: the loss cannot be built with these settings.
-        """
-        raise NotImplementedError
-
-    def annealed(self) -> dict[str, Annealed]:
-        """The coefficients that may fall to 0 over the run, by their names in the loss module."""
-        return {}
 
     def build_advantage(self, networks: ActorCritic) -> AdvantageEstimator:
         """The advantage estimator: ``torchrl.objectives.value.GAE`` or ``VTrace`` over the critic's values."""
@@ -94,7 +79,26 @@ class LossConfig(Config):
         return AdvantageEstimator(networks.critic, estimator)
 
 
-class PolicyLossConfig(LossConfig):
+class MinibatchLossConfig(LossConfig):
+    """Base of the losses that epochs of minibatches minimise (`rlexp.training.learners.ppo`)."""
+
+    on_policy: ClassVar[bool] = False
+    """Whether the gradient is right only for the policy that collected the batch: there is no importance ratio."""
+
+    def build(self, networks: ActorCritic) -> Loss:
+        """The loss over the networks' own parameters.
+
+        Raises:
+            ConfigError: the loss cannot be built with these settings.
+        """
+        raise NotImplementedError
+
+    def annealed(self) -> dict[str, Annealed]:
+        """The coefficients that may fall to 0 over the run, by their names in the loss module."""
+        return {}
+
+
+class PolicyLossConfig(MinibatchLossConfig):
     """Base of the shipped losses.
 
     Attributes:
@@ -225,7 +229,7 @@ class ReinforceConfig(A2CConfig):
     builds = ("torchrl.objectives.ReinforceLoss", "torchrl.objectives.value.TD1Estimator")
 
 
-class AnyLossConfig(LossConfig):
+class AnyLossConfig(MinibatchLossConfig):
     """Any ``torchrl.objectives.LossModule`` that takes an actor, a critic and an advantage.
 
     Attributes:
@@ -242,3 +246,35 @@ class AnyLossConfig(LossConfig):
 
         build = partial(self.loss_module.build, actor_network=networks.actor, critic_network=networks.critic)
         return Loss(build_at("loss.loss_module", build), networks)
+
+
+class NPGConfig(LossConfig):
+    """Natural policy gradient (Kakade 2001): one step of a given KL per batch, then passes of the critic.
+
+    The optimizer, ``num_epochs`` and ``minibatch_size`` are the critic's; the policy takes one step per batch.
+
+    Attributes:
+        max_kl: KL of a step from the policy before it to the one after it, by its quadratic approximation, in nats.
+        damping: added to the Fisher matrix's diagonal.
+        cg_iterations: steps of the conjugate gradient method.
+        loss_critic_type: distance between value and target.
+    """
+
+    builds = ("torchrl.objectives.value.GAE",)
+
+    max_kl: Positive
+    damping: NonNegative
+    cg_iterations: Count
+    loss_critic_type: Literal["l1", "l2", "smooth_l1"]
+
+
+class TRPOConfig(NPGConfig):
+    """Trust region policy optimisation (Schulman et al. 2015): a natural gradient step, shortened until it holds.
+
+    Attributes:
+        backtrack_factor: factor of a step that exceeds ``max_kl`` or does not raise the surrogate.
+        backtracks: steps tried; where none holds, the policy stays as it is.
+    """
+
+    backtrack_factor: Annotated[float, Field(gt=0, lt=1)]
+    backtracks: Count

@@ -14,6 +14,7 @@ from rlexp.config import ConfigError, Problem
 from rlexp.experiment import ExperimentConfig
 from rlexp.kernels.select import Kernels
 from rlexp.kernels.unsupported import UnsupportedError
+from rlexp.losses import MinibatchLossConfig
 from rlexp.losses.module import Gradient
 from rlexp.machine import use_compiler
 from rlexp.optim.schedules import KLAdaptive, load_schedule
@@ -48,6 +49,7 @@ class PPOLearner:
     """
 
     def __init__(self, config: ExperimentConfig, networks: ActorCritic, device: torch.device) -> None:
+        assert isinstance(config.loss, MinibatchLossConfig)
         self.config, self.networks = config, networks
         kernels = Kernels(config.use_kernels)
         self.loss = config.loss.build(networks).to(device)

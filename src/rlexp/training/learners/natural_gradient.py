@@ -1,0 +1,266 @@
+"""Natural gradient updates: one step of a given KL per batch by conjugate gradients, then passes of the critic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torch.distributions import Distribution, kl_divergence
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils import parameters_to_vector
+
+from rlexp.config import ConfigError, Problem
+from rlexp.experiment import ExperimentConfig
+from rlexp.kernels.select import Kernels
+from rlexp.losses import NPGConfig, TRPOConfig
+from rlexp.optim.schedules import KLAdaptive, load_schedule
+from rlexp.optim.weights import flatten
+from rlexp.policies import ActorCritic
+from rlexp.training.learners.batches import explained_variance, minibatches, stacked
+from rlexp.training.learners.ppo import clip_grad_norm
+from rlexp.training.learners.reward_norm import RewardNorm
+
+Product = Callable[[Tensor], Tensor]
+_DISTANCES = {"l1": F.l1_loss, "l2": F.mse_loss, "smooth_l1": F.smooth_l1_loss}
+
+
+class NaturalGradientLearner:
+    r"""Natural policy gradient, and TRPO where the loss asks for a line search (Schulman et al. 2015, appendix C).
+
+    The surrogate is $L(\theta) = \mathbb{E}[r(\theta) A]$ with the advantage $A$ normalised over the batch. Its step is
+    $\sqrt{2 \delta / x^\top F x}\; x$ with $x = F^{-1} \nabla L$, where $F$ is the Fisher matrix of the policy, used
+    only in products with vectors.
+
+    Args:
+        config: the checked config; its loss is an `NPGConfig`.
+        networks: what it trains; their parameters become views of one vector, ``weights``.
+        device: where the networks are and the batches come to.
+
+    Raises:
+        ConfigError: the policy is recurrent, shares parameters with the critic, or the optimizer cannot be built.
+    """
+
+    def __init__(self, config: ExperimentConfig, networks: ActorCritic, device: torch.device) -> None:
+        assert isinstance(config.loss, NPGConfig)
+        self.config, self.loss, self.networks = config, config.loss, networks
+        actor, critic = networks.split_parameters()
+        self._check(actor, critic)
+        self.weights = flatten([*actor, *critic])
+        self._actor = actor
+        size = sum(parameter.numel() for parameter in critic)
+        self._critic = torch.nn.Parameter(self.weights.detach()[-size:])
+        assert self.weights.grad is not None
+        self._critic.grad = self.weights.grad[-size:]
+        self.optimizer, self.scheduler = config.optim.build(self._critic, critic, [], config.num_batches)
+        if isinstance(self.scheduler, KLAdaptive):
+            message = "follows the KL of an update, which loss.max_kl sets with this loss: linear, cosine or constant."
+            raise ConfigError([Problem("optim.schedule", message, "kl_adaptive")])
+        self.advantage = Kernels(config.use_kernels).advantage(config.loss.build_advantage(networks).to(device))
+        self.reward_norm: RewardNorm | None = None
+        if config.loss.normalize_reward:
+            self.reward_norm = RewardNorm(config.env.num_envs, config.loss.gamma).to(device)
+
+    def update(self, batch: TensorDictBase, progress: float) -> dict[str, float]:
+        """Improve the policy by one step, and the critic by ``num_epochs`` passes, on one batch ``[num_envs, steps]``.
+
+        Rewards are normalised in place, and advantages and value targets are written into the batch.
+
+        Returns:
+            Metrics: ``loss/objective`` (the negative surrogate before the step), ``loss/kl`` (of the step),
+            ``loss/step_fraction`` (of the full step; 0 where none was taken), and the critic's as for PPO.
+        """
+        lr = float(self.scheduler.get_last_lr()[0])
+        if self.reward_norm is not None:
+            batch["next", "reward"] = self.reward_norm(batch["next", "reward"], batch["next", "done"])
+        self.advantage(batch)
+        explained = explained_variance(batch["state_value"], batch["value_target"])
+        metrics = self._improve_policy(batch.reshape(-1))
+        critic = stacked([self._fit_critic(m) for _ in range(self.config.num_epochs) for m in self._minibatches(batch)])
+        self.scheduler.step()
+        return metrics | {
+            "loss/critic": critic["loss_critic"].mean().item(),
+            "loss/explained_variance": explained,
+            "optim/grad_norm": critic["grad_norm"].mean().item(),
+            "train/lr": lr,
+        }
+
+    def _improve_policy(self, steps: TensorDictBase) -> dict[str, float]:
+        """One natural gradient step on ``steps`` ``[n]``."""
+        advantage = steps["advantage"][:, 0]
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+
+        def surrogate(policy: Distribution) -> Tensor:
+            log_ratio: Tensor = policy.log_prob(steps["action"]) - steps["action_log_prob"]
+            mean: Tensor = (log_ratio.exp() * advantage).mean()
+            return mean
+
+        policy = self._policy(steps)
+        with torch.no_grad():
+            before = self._policy(steps)
+        objective = surrogate(policy)
+        gradient = flat_gradient(objective, self._actor, retain_graph=True)
+        fisher = fisher_product(before, policy, self._actor, self.loss.damping)
+        direction = conjugate_gradients(fisher, gradient, self.loss.cg_iterations)
+        curvature = direction.dot(fisher(direction))
+        # A gradient of 0, where all advantages are equal, has no direction.
+        step = direction * (2 * self.loss.max_kl / curvature).sqrt() if curvature > 0 else torch.zeros_like(direction)
+        with torch.no_grad():
+            fraction, kl = self._take(step, steps, before, surrogate, objective.detach())
+        return {
+            "loss/objective": -objective.item(),
+            "loss/kl": kl.item(),
+            "loss/step_fraction": fraction,
+            "loss/entropy": -steps["action_log_prob"].mean().item(),
+            "loss/gradient_norm": gradient.norm().item(),
+        }
+
+    def _take(
+        self,
+        step: Tensor,
+        steps: TensorDictBase,
+        before: Distribution,
+        surrogate: Callable[[Distribution], Tensor],
+        objective: Tensor,
+    ) -> tuple[float, Tensor]:
+        """Take the step, or the largest fraction of it that holds; the fraction and the KL."""
+        start = parameters_to_vector(self._actor)
+        fraction = 1.0
+        if not isinstance(self.loss, TRPOConfig):
+            self._set(start + step)
+            return fraction, kl_divergence(before, self._policy(steps)).mean()
+        for _ in range(self.loss.backtracks):
+            self._set(start + fraction * step)
+            policy = self._policy(steps)
+            kl = kl_divergence(before, policy).mean()
+            if kl <= self.loss.max_kl and surrogate(policy) > objective:
+                return fraction, kl
+            fraction *= self.loss.backtrack_factor
+        self._set(start)
+        return 0.0, torch.zeros(())
+
+    def _set(self, vector: Tensor) -> None:
+        """Copy a vector into the actor's parameters, which stay the same views."""
+        offset = 0
+        for parameter in self._actor:
+            parameter.copy_(vector[offset : offset + parameter.numel()].view_as(parameter))
+            offset += parameter.numel()
+
+    def _policy(self, steps: TensorDictBase) -> Distribution:
+        policy: Distribution = self.networks.actor.get_dist(steps.select(*self.networks.actor.in_keys))
+        return policy
+
+    def _minibatches(self, batch: TensorDictBase) -> Any:
+        keys = list(dict.fromkeys([*self.networks.critic.in_keys, "value_target"]))
+        return minibatches(batch, keys, self.config.minibatch_size)
+
+    def _fit_critic(self, minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One step of the optimizer on the critic's loss."""
+        assert self._critic.grad is not None
+        self._critic.grad.zero_()
+        value = self.networks.critic(*(minibatch[key] for key in self.networks.critic.in_keys))
+        loss = _DISTANCES[self.loss.loss_critic_type](value, minibatch["value_target"])
+        loss.backward()
+        norm = clip_grad_norm(self._critic, self.config.max_grad_norm)
+        self.optimizer.step()
+        return {"loss_critic": loss.detach(), "grad_norm": norm}
+
+    def _check(self, actor: list[torch.nn.Parameter], critic: list[torch.nn.Parameter]) -> None:
+        """What this update rule asks of the other settings."""
+        for key, value in (("optim.critic_lr", self.config.optim.critic_lr), ("target_kl", self.config.target_kl)):
+            if value is not None:
+                use = {"optim.critic_lr": "optim.lr, which is the critic's", "target_kl": "loss.max_kl"}[key]
+                raise ConfigError([Problem(key, f"has no meaning with this loss: use {use}.", str(value))])
+        if self.config.cuda_graph:
+            raise ConfigError([Problem("cuda_graph", "is for losses that minibatches minimise.", "true")])
+        if self.networks.sequence_length > 1:
+            message = "needs a feed-forward policy; recurrent ones train with loss=clip_ppo."
+            raise ConfigError([Problem("loss", message, type(self.loss).__name__)])
+        shared = set(actor) & set(self.networks.critic.parameters())
+        if shared or not critic:
+            message = "must be false with this loss: the critic's passes would change the policy."
+            raise ConfigError([Problem("policy.shared", message, "true")])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The critic's optimizer and schedule, and reward statistics; the networks are not included."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "reward_norm": {} if self.reward_norm is None else self.reward_norm.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`, perhaps over more or fewer batches than it was taken in."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        load_schedule(self.scheduler, state["scheduler"])
+        if self.reward_norm is not None:
+            self.reward_norm.load_state_dict(state["reward_norm"])
+
+    def warm_start(self, state: Mapping[str, Any]) -> None:
+        """Take the reward statistics of another run's `state_dict`."""
+        if self.reward_norm is not None:
+            self.reward_norm.load_state_dict(state["reward_norm"] | {"discounted": self.reward_norm.discounted})
+
+    def begin_episodes(self) -> None:
+        """Forget the discounted returns of the current episodes."""
+        if self.reward_norm is not None:
+            self.reward_norm.discounted.zero_()
+
+
+def flat_gradient(
+    value: Tensor, parameters: list[torch.nn.Parameter], *, retain_graph: bool = False, create_graph: bool = False
+) -> Tensor:
+    """The gradient of a scalar by all parameters, as one vector."""
+    gradients = torch.autograd.grad(
+        value, parameters, retain_graph=retain_graph or create_graph, create_graph=create_graph
+    )
+    return parameters_to_vector(gradients)
+
+
+def fisher_product(
+    before: Distribution, policy: Distribution, parameters: list[torch.nn.Parameter], damping: float
+) -> Product:
+    r"""$v \mapsto (F + \lambda I) v$ with the Fisher matrix $F$ of a policy, the mean over its rows.
+
+    $F$ is the Hessian, at the current parameters, of the KL from the policy as it is to the policy of the parameters
+    (Schulman et al. 2015, appendix C.1).
+
+    Args:
+        before: the policy as it is, without a graph.
+        policy: the same, differentiable by the parameters.
+        parameters: of the policy.
+        damping: $\lambda$.
+    """
+    kl = kl_divergence(before, policy).mean()
+    slope = flat_gradient(kl, parameters, create_graph=True)
+
+    def product(vector: Tensor) -> Tensor:
+        return flat_gradient(slope.dot(vector), parameters, retain_graph=True) + damping * vector
+
+    return product
+
+
+def conjugate_gradients(product: Product, target: Tensor, iterations: int, tolerance: float = 1e-10) -> Tensor:
+    """Solve ``product(x) = target`` for a positive definite product (Hestenes and Stiefel 1952).
+
+    Args:
+        product: of the matrix with a vector.
+        target: right-hand side ``[n]``.
+        iterations: steps at most.
+        tolerance: of the squared norm of the residual.
+    """
+    x = torch.zeros_like(target)
+    residual, direction = target.clone(), target.clone()
+    squared = residual.dot(residual)
+    for _ in range(iterations):
+        if squared < tolerance:
+            break
+        image = product(direction)
+        length = squared / direction.dot(image)
+        x += length * direction
+        residual -= length * image
+        previous, squared = squared, residual.dot(residual)
+        direction = residual + squared / previous * direction
+    return x
