@@ -68,6 +68,9 @@ def current_config(values: Mapping[str, Any]) -> dict[str, Any]:
         config["kernels"] = False if before.endswith(".SyncCollector") or collector.get("inner") == "sync" else "auto"
         collector.pop("inner", None)
         config.setdefault("cuda_graph", False)
+    policy = config.get("policy")
+    if isinstance(policy, dict) and "scale_lb" in policy:
+        policy.setdefault("scale_init", None)
     return config
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from rlexp.config import Config, Count, Node, NonNegative, Positive, Problem, build_at, did_you_mean
+from rlexp.config import Config, ConfigError, Count, Node, NonNegative, Positive, Problem, build_at, did_you_mean
 from rlexp.policies.actor_critic import ActorCritic
 from rlexp.policies.spaces import cannot_act, described, distributions_for
 
@@ -80,6 +80,8 @@ class NetworkConfig(PolicyConfig):
         if self.orthogonal:
             orthogonal_(body, last_gain=self.last_layer_gain)
             orthogonal_(others, last_gain=1.0)
+        if head.bias is not None:
+            set_bias(body, head.bias)
         values = nn.Sequential(next(body.children()), others) if self.shared else others
         network = nn.Sequential(body, head.module).to(device)
         module = TensorDictModule(network, in_keys=["observation"], out_keys=head.keys)
@@ -200,18 +202,20 @@ class GaussianConfig(Config):
     Attributes:
         state_independent_scale: one learned standard deviation per action dimension, instead of a network output.
         scale_mapping: torchrl's name of the map from a parameter to a standard deviation.
+        scale_init: standard deviation that training starts with; None is what the mapping makes of 0 (``exp``: 1).
         scale_lb: smallest standard deviation.
     """
 
     state_independent_scale: bool
     scale_mapping: str
+    scale_init: Positive | None
     scale_lb: Positive
 
     def scale(self) -> Scale | None:
         """How the standard deviation comes about."""
         from rlexp.policies.heads import Scale
 
-        return Scale(self.state_independent_scale, self.scale_mapping, self.scale_lb)
+        return Scale(self.state_independent_scale, self.scale_mapping, self.scale_lb, self.scale_init)
 
 
 class TanhNormalConfig(GaussianConfig, MLPConfig):
@@ -343,6 +347,8 @@ class RecurrentConfig(GaussianConfig, NetworkConfig):
         if self.orthogonal:
             orthogonal_(nn.Sequential(core, output), last_gain=self.last_layer_gain)
             orthogonal_(value_output if self.shared else nn.Sequential(critic_core, value_output), last_gain=1.0)
+        if head.bias is not None:
+            set_bias(output, head.bias)
         network = RecurrentActor(core, nn.Sequential(output, head.module), None if self.shared else critic_core, length)
         module = TensorDictModule(network.to(device), in_keys=STEP_KEYS, out_keys=[*head.keys, ("next", STATE)])
         values = RecurrentCritic(critic_core, value_output, length, shared=self.shared)
@@ -399,6 +405,23 @@ def orthogonal_(network: nn.Module, last_gain: float) -> None:
                 nn.init.orthogonal_(parameter, gain=gain)
             else:
                 nn.init.zeros_(parameter)
+
+
+def set_bias(network: nn.Module, bias: torch.Tensor) -> None:
+    """Set the bias of a network's last linear layer.
+
+    Raises:
+        ConfigError: it has none of that size.
+    """
+    import torch
+    from torch import nn
+
+    layers = [m for m in network.modules() if isinstance(m, nn.Linear)]
+    if not layers or layers[-1].bias is None or layers[-1].bias.shape != bias.shape:
+        message = "needs a network that ends in a linear layer with a bias, or policy.state_independent_scale=true."
+        raise ConfigError([Problem("policy.scale_init", message)])
+    with torch.no_grad():
+        layers[-1].bias.copy_(bias)
 
 
 def _features(env: EnvBase) -> int:

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
-from tensordict.nn import AddStateIndependentNormalScale, NormalParamExtractor
+from tensordict.nn import AddStateIndependentNormalScale, NormalParamExtractor, mappings
 from torch import Tensor, distributions, nn
 from torch.nn.functional import softplus
 from torchrl.data import TensorSpec
 from torchrl.modules import IndependentNormal, TanhNormal
+
+from rlexp.config import ConfigError, Problem
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class Head:
         keys: names of the parameters.
         distribution_class: of torch or torchrl.
         distribution_kwargs: its further arguments.
+        bias: initial bias of the layer that gives the features ``[outputs]``, for a starting standard deviation of the
+            network's own; None leaves it.
     """
 
     outputs: int
@@ -30,6 +34,7 @@ class Head:
     keys: list[str]
     distribution_class: type[distributions.Distribution]
     distribution_kwargs: dict[str, Any]
+    bias: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Scale:
     state_independent: bool
     mapping: str
     lower_bound: float
+    initial: float | None
 
 
 def head(kind: str, spec: TensorSpec, scale: Scale | None) -> Head:
@@ -58,13 +64,35 @@ def head(kind: str, spec: TensorSpec, scale: Scale | None) -> Head:
         case _:
             assert scale is not None
             options = {"scale_mapping": scale.mapping, "scale_lb": scale.lower_bound}
-            module: nn.Module = NormalParamExtractor(**options)
-            outputs = 2 * spec.shape[0]
-            if scale.state_independent:
-                module = AddStateIndependentNormalScale(spec.shape[0], device=spec.device, **options)
-                outputs = spec.shape[0]
+            actions = spec.shape[0]
+            start = 0.0 if scale.initial is None else parameter_of(scale.initial, scale.mapping)
             family = TanhNormal if kind == "tanh_normal" else IndependentNormal
-            return Head(outputs, module, ["loc", "scale"], family, bounds)
+            if scale.state_independent:
+                module = AddStateIndependentNormalScale(actions, device=spec.device, init_value=start, **options)
+                return Head(actions, module, ["loc", "scale"], family, bounds)
+            bias = None if scale.initial is None else torch.tensor([0.0] * actions + [start] * actions)
+            return Head(2 * actions, NormalParamExtractor(**options), ["loc", "scale"], family, bounds, bias)
+
+
+def parameter_of(scale: float, mapping: str) -> float:
+    """The parameter that a mapping of ``tensordict.nn.mappings`` takes to a standard deviation, found by bisection.
+
+    Raises:
+        ConfigError: the mapping does not reach it.
+    """
+    to_scale = mappings(mapping)
+    low, high = -30.0, 30.0
+
+    def reached(x: float) -> float:
+        return float(to_scale(torch.tensor(x, dtype=torch.float64)))
+
+    if not reached(low) <= scale <= reached(high):
+        message = f"cannot be reached by policy.scale_mapping={mapping}, which begins at {reached(low):.3g}."
+        raise ConfigError([Problem("policy.scale_init", message, str(scale))])
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if reached(middle) < scale else (low, middle)
+    return (low + high) / 2
 
 
 class BetaParameters(nn.Module):
