@@ -1,19 +1,21 @@
 """A Gymnasium simulator's whole state, taken out in the middle of an episode and put into another process's copy.
 
-Exact for MuJoCo environments, dm_control's suite among them, and for those whose attributes are numbers, arrays,
-containers of these and NumPy generators (all of Gymnasium's classic control). Anything else an attribute may hold is
-refused, not guessed.
+Exact for MuJoCo environments, dm_control's suite among them, and for those whose attributes, of instances or of their
+classes, are numbers, arrays, members of Enums, containers of these, NumPy generators, bound methods and environments
+(all of Gymnasium's classic control). Anything else an attribute may hold is refused, not guessed. What lies elsewhere,
+in variables of a module, say, cannot be seen from here.
 """
 
 from __future__ import annotations
 
 import hashlib
+import sys
 import threading
 import types
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import gymnasium
 import mujoco
@@ -65,7 +67,7 @@ def get_state(env: gymnasium.Env[Any, Any]) -> State:
         StateUnavailableError: an attribute is of a kind that is not known to be saved whole.
     """
     layers = list(_layers(env))
-    return {"layers": [_attributes(layer, layers) for layer in layers]}
+    return {"layers": [_layer_state(layer, layers) for layer in layers]}
 
 
 def check_state(env: gymnasium.Env[Any, Any], state: State) -> None:
@@ -79,22 +81,42 @@ def check_state(env: gymnasium.Env[Any, Any], state: State) -> None:
         found = "/".join(attributes["class"] for attributes in saved)
         raise StateUnavailableError(f"the state is that of {found}, not of {env}")
     for layer, attributes in zip(layers, saved, strict=True):
+        present = _attributes(layer)
         for name, value in attributes["physics"].items():
-            data = _data(getattr(layer, name))
+            data = _data(present.get(name))
             if data is None or model_digest(data.model) != value["model"]:
                 raise StateUnavailableError(f"{env}: the MuJoCo model is another, or was changed as the simulator ran")
+        for name, value in attributes.get("environments", {}).items():
+            inner = present.get(name)
+            if not isinstance(inner, gymnasium.Env):
+                raise StateUnavailableError(f"{type(layer).__qualname__}.{name} is no environment here")
+            check_state(inner, value)
+        for name, value in attributes.get("functions", {}).items():
+            if "method" not in value and _function(present.get(name)) != value:
+                raise StateUnavailableError(f"{type(layer).__qualname__}.{name} is another function here")
 
 
 def set_state(env: gymnasium.Env[Any, Any], state: State) -> None:
     """Put a state that fits (`check_state`) into an environment."""
-    for layer, attributes in zip(_layers(env), state["layers"], strict=True):
-        for name, value in attributes["values"].items():
-            _restore(layer, name, value)
+    layers = list(_layers(env))
+    for layer, attributes in zip(layers, state["layers"], strict=True):
+        classes = {cls.__qualname__: cls for cls in _own_classes(layer)}
+        by_owner = [(layer, attributes["values"])]
+        by_owner += [(classes[name], values) for name, values in attributes.get("class_values", {}).items()]
+        for owner, values in by_owner:
+            for name, value in values.items():
+                _restore(owner, name, _decoded(value, getattr(owner, name, None)))
+        for name, value in attributes.get("environments", {}).items():
+            set_state(_attributes(layer)[name], value)
+        for name, value in attributes.get("functions", {}).items():
+            if "method" in value:
+                index, method = value["method"]
+                setattr(layer, name, getattr(layers[index], method))
         for name, value in attributes["generators"].items():
             _set_generator(layer, name, value)
         # Last: attributes may be views into the physics.
         for name, value in attributes["physics"].items():
-            _set_physics(_data(getattr(layer, name)), value)
+            _set_physics(_data(_attributes(layer)[name]), value)
 
 
 def _layers(env: gymnasium.Env[Any, Any]) -> Iterator[object]:
@@ -114,40 +136,98 @@ def _data(value: Any) -> mujoco.MjData | None:
     return inner if isinstance(inner, mujoco.MjData) else None
 
 
-def _attributes(layer: object, layers: list[object]) -> State:
-    values, generators, physics = {}, {}, {}
-    for name, value in vars(layer).items():
+def _attributes(layer: object) -> dict[str, Any]:
+    """The attributes of an instance, those in ``__slots__`` included."""
+    slots = [name for cls in type(layer).__mro__ for name in _names(vars(cls).get("__slots__", ()))]
+    found = {name: getattr(layer, name) for name in slots if name[:2] != "__" and hasattr(layer, name)}
+    return found | vars(layer)
+
+
+def _names(slots: object) -> list[str]:
+    return [slots] if isinstance(slots, str) else list(cast("Iterable[str]", slots))
+
+
+def _layer_state(layer: object, layers: list[object]) -> State:
+    owner = type(layer).__qualname__
+    state: State = {"class": owner, "values": {}, "generators": {}, "physics": {}}
+    optional: State = {"environments": {}, "functions": {}, "class_values": {}}
+    for name, value in _attributes(layer).items():
         if name in _BESIDES or any(value is other for other in layers) or _is_structure(value):
             continue
         if isinstance(value, np.random.Generator):
             bits = value.bit_generator
-            generators[name] = {"kind": type(bits).__name__, "state": bits.state}
+            state["generators"][name] = {"kind": type(bits).__name__, "state": bits.state}
         elif isinstance(value, np.random.RandomState):
-            generators[name] = {"kind": "RandomState", "state": value.get_state(legacy=False)}
+            state["generators"][name] = {"kind": "RandomState", "state": value.get_state(legacy=False)}
         elif (data := _data(value)) is not None:
-            physics[name] = _get_physics(data)
-        elif _is_plain(value):
-            values[name] = value
-        elif isinstance(value, deque) and all(map(_is_plain, value)):
-            values[name] = list(value)
+            state["physics"][name] = _get_physics(data)
+        elif isinstance(value, gymnasium.Env):
+            optional["environments"][name] = get_state(value)
+        elif isinstance(value, types.MethodType) and any(value.__self__ is other for other in layers):
+            index = next(i for i, other in enumerate(layers) if value.__self__ is other)
+            optional["functions"][name] = {"method": (index, value.__name__)}
+        elif (function := _function(value)) is not None:
+            if _hides_state(value):
+                raise StateUnavailableError(f"{owner}.{name} is a function whose closure may hold state")
+            optional["functions"][name] = function
+        elif isinstance(value, deque):
+            state["values"][name] = _encoded(list(value), f"{owner}.{name}")
         else:
-            owner = type(layer).__qualname__
-            raise StateUnavailableError(f"{owner}.{name} is a {type(value).__qualname__}, which cannot be saved")
-    return {"class": type(layer).__qualname__, "values": values, "generators": generators, "physics": physics}
+            state["values"][name] = _encoded(value, f"{owner}.{name}")
+    for cls in _own_classes(layer):
+        plain = {name: value for name, value in vars(cls).items() if name[:2] != "__" and _is_plain(value)}
+        if plain:
+            optional["class_values"][cls.__qualname__] = {n: _encoded(v, f"{owner}.{n}") for n, v in plain.items()}
+    return state | {kind: found for kind, found in optional.items() if found}
+
+
+def _own_classes(layer: object) -> list[type]:
+    """The classes of an instance that are the user's own, whose variables may be part of its state."""
+    return [cls for cls in type(layer).__mro__ if not _is_known(cls.__module__)]
 
 
 # Constructors' arguments, functions among them; what Gymnasium keeps to compare the first two steps by.
 _BESIDES = ("_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs", "_previous_data")
+_KNOWN = (
+    "builtins",
+    "abc",
+    "typing",
+    "gymnasium",
+    "mujoco",
+    "numpy",
+    "dm_control",
+    "dm_env",
+    "shimmy",
+    "rlexp",
+    "ale_py",
+)
+
+
+def _is_known(module: str) -> bool:
+    """Whether a module is of a package whose environments keep their state in their instances' attributes."""
+    return module.split(".")[0] in _KNOWN
 
 
 def _is_structure(value: object) -> bool:
     """Whether the constructor alone decides it, so that a copy made in the same way has it already."""
-    built = (gymnasium.Env, gymnasium.Space, EnvSpec, mujoco.MjModel, Enum, type, types.ModuleType)
-    functions = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, type(threading.Lock()))
-    # What draws the simulator, or names its parts; a picture is drawn from its state alone.
+    built = (gymnasium.Space, EnvSpec, mujoco.MjModel, type, types.ModuleType, type(threading.Lock()))
+    # What draws the simulator, or names its parts; an image is drawn from its state alone.
     drawn = ("MujocoRenderer", "NamedIndexStructs", "Contexts")
     kind = type(value)
-    return isinstance(value, (*built, *functions)) or kind.__name__ in drawn or kind.__module__.startswith("pygame")
+    return isinstance(value, built) or kind.__name__ in drawn or kind.__module__.startswith("pygame")
+
+
+def _function(value: object) -> State | None:
+    """What a function is called; None where it is none."""
+    if not isinstance(value, types.FunctionType | types.MethodType | types.BuiltinFunctionType):
+        return None
+    return {"name": f"{value.__module__}.{value.__qualname__}"}
+
+
+def _hides_state(function: Any) -> bool:
+    """Whether calls may change what a function of the user's own does."""
+    inner = getattr(function, "__func__", function)
+    return bool(getattr(inner, "__closure__", None)) and not _is_known(str(function.__module__))
 
 
 def _is_plain(value: object) -> bool:
@@ -157,18 +237,65 @@ def _is_plain(value: object) -> bool:
         return type(value) is dict and all(isinstance(k, str | int) and _is_plain(v) for k, v in value.items())
     if isinstance(value, tuple | list):
         return type(value) in (tuple, list) and all(map(_is_plain, value))
-    return value is None or type(value) in (bool, int, float, str)
+    return value is None or isinstance(value, Enum) or type(value) in (bool, int, float, str)
 
 
-def _restore(layer: object, name: str, value: Any) -> None:
-    present = vars(layer).get(name)
+def _encoded(value: Any, name: str) -> Any:
+    """A plain value with members of Enums as their names.
+
+    Raises:
+        StateUnavailableError: it is of another kind.
+    """
+    if not _is_plain(value):
+        raise StateUnavailableError(f"{name} is a {type(value).__qualname__}, which cannot be saved")
+    if isinstance(value, Enum):
+        return {_ENUM: [type(value).__module__, type(value).__qualname__, value.name]}
+    if isinstance(value, dict):
+        return {key: _encoded(item, name) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_encoded(item, name) for item in value)
+    return value
+
+
+_ENUM = "__enum__"
+
+
+def _decoded(value: Any, present: Any) -> Any:
+    """The value that `_encoded` was given.
+
+    Raises:
+        StateUnavailableError: it names an Enum that this process does not have.
+    """
+    if isinstance(value, dict) and value.keys() == {_ENUM}:
+        module, qualname, name = value[_ENUM]
+        return _member(module, qualname, name, present)
+    if isinstance(value, dict):
+        return {key: _decoded(item, None) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_decoded(item, None) for item in value)
+    return value
+
+
+def _member(module: str, qualname: str, name: str, present: Any) -> Enum:
+    found: Any = type(present)
+    if (found.__module__, found.__qualname__) != (module, qualname):
+        found = sys.modules.get(module)  # never imported: the environment has what it needs
+        for part in qualname.split("."):
+            found = getattr(found, part, None)
+    if not (isinstance(found, type) and issubclass(found, Enum) and name in found.__members__):
+        raise StateUnavailableError(f"{module}.{qualname}.{name} is no member of an Enum here")
+    return found[name]
+
+
+def _restore(owner: Any, name: str, value: Any) -> None:
+    present = getattr(owner, name, None)
     if isinstance(present, deque):
         present.clear()
         present.extend(value)
     elif isinstance(present, np.ndarray) and not present.flags.owndata and _alike(present, value):
         present[...] = value  # a view: what it looks into must see the value too
     else:
-        setattr(layer, name, value)
+        setattr(owner, name, value)
 
 
 def _alike(present: npt.NDArray[Any], value: Any) -> bool:
@@ -176,7 +303,7 @@ def _alike(present: npt.NDArray[Any], value: Any) -> bool:
 
 
 def _set_generator(layer: object, name: str, value: State) -> None:
-    kind, present = value["kind"], vars(layer).get(name)
+    kind, present = value["kind"], getattr(layer, name, None)
     # The simulator's own parts may share the one that is there.
     if kind == "RandomState":
         if not isinstance(present, np.random.RandomState):

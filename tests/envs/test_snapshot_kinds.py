@@ -1,0 +1,181 @@
+"""What an environment may keep its state in: saved whole, or refused by name."""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections import deque
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+from rlexp.envs.snapshot import StateUnavailableError, check_state, get_state, set_state
+
+
+class Phase(enum.Enum):
+    APPROACH = 0
+    LIFT = 1
+
+
+class Base(gymnasium.Env[Any, Any]):
+    observation_space = gymnasium.spaces.Box(-10, 10, (1,), np.float64)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self) -> None:
+        self.t = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(1), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        return np.zeros(1), self.reward(), False, False, {}
+
+    def reward(self) -> float:
+        raise NotImplementedError
+
+
+class Enums(Base):
+    """Members of an Enum, alone and in containers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.phase, self.seen, self.table = Phase.APPROACH, deque([Phase.APPROACH]), {"last": [Phase.APPROACH]}
+
+    def reward(self) -> float:
+        if self.t % 3 == 0:
+            self.phase = Phase.LIFT if self.phase is Phase.APPROACH else Phase.APPROACH
+            self.seen.append(self.phase)
+            self.table["last"] = [self.phase, *self.table["last"]]
+        lifted = sum(phase is Phase.LIFT for phase in [*self.seen, *self.table["last"]])
+        return float(self.phase is Phase.LIFT) + 10 * lifted
+
+
+class Methods(Base):
+    """One of its own methods."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = self._low
+
+    def _low(self) -> float:
+        return 0.0
+
+    def _high(self) -> float:
+        return 1.0
+
+    def reward(self) -> float:
+        if self.t % 3 == 0:
+            self.act = self._high if self.act == self._low else self._low
+        return self.act()
+
+
+class Inner(Base):
+    """Another environment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plant = gymnasium.make("Pendulum-v1")
+        self.plant.reset(seed=3)
+
+    def reward(self) -> float:
+        return float(self.plant.step(np.full(1, 0.3, np.float32))[1])
+
+
+class Slots(Base):
+    """Slots."""
+
+    __slots__ = ("hidden",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = 0
+
+    def reward(self) -> float:
+        self.hidden += 1
+        return float(self.hidden)
+
+
+class ClassVariable(Base):
+    """A variable of its class, which a subclass does not have a copy of."""
+
+    count = 0
+
+    def reward(self) -> float:
+        ClassVariable.count += 1
+        return float(ClassVariable.count)
+
+
+class Sub(ClassVariable):
+    pass
+
+
+@pytest.mark.parametrize("cls", [Enums, Methods, Inner, Slots, ClassVariable, Sub])
+@pytest.mark.parametrize("steps", [2, 4, 7])
+def test_it_is_saved_whole(cls: type[Base], steps: int) -> None:
+    ClassVariable.count = 0
+    env = cls()
+    env.reset(seed=0)
+    for _ in range(steps):
+        env.step(np.zeros(1))
+    state = get_state(env)
+    expected = [env.step(np.zeros(1))[1] for _ in range(8)]
+    assert len(set(expected)) > 1
+    ClassVariable.count = 0
+    fresh = cls()
+    check_state(fresh, state)
+    set_state(fresh, state)
+    assert [fresh.step(np.zeros(1))[1] for _ in range(8)] == expected
+
+
+def test_the_state_is_plain_data() -> None:
+    env = Enums()
+    text = json.dumps(get_state(env)["layers"][0]["values"])
+    assert "APPROACH" in text
+
+
+def test_an_unknown_member_of_an_enum_is_refused() -> None:
+    env = Enums()
+    state = get_state(env)
+    state["layers"][0]["values"]["phase"] = {"__enum__": ["os", "system", "call"]}
+    with pytest.raises(StateUnavailableError, match=r"os\.system\.call is no member of an Enum"):
+        set_state(env, state)
+
+
+class Closure(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        n = 0
+
+        def count() -> int:
+            nonlocal n
+            n += 1
+            return n
+
+        self.count = count
+
+
+class Iterates(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = iter(range(100))
+
+
+@pytest.mark.parametrize(("cls", "name"), [(Closure, "count"), (Iterates, "numbers")])
+def test_what_cannot_be_saved_is_named(cls: type[Base], name: str) -> None:
+    with pytest.raises(StateUnavailableError, match=rf"{cls.__name__}\.{name} is a "):
+        get_state(cls())
+
+
+def test_a_function_that_another_one_replaced_is_refused() -> None:
+    env = Base()
+    env.shape = len  # type: ignore[attr-defined]
+    state = get_state(env)
+    other = Base()
+    other.shape = sum  # type: ignore[attr-defined]
+    with pytest.raises(StateUnavailableError, match=r"Base\.shape is another function"):
+        check_state(other, state)
