@@ -175,7 +175,7 @@ def _layer_state(layer: object, layers: list[object]) -> State:
         else:
             state["values"][name] = _encoded(value, f"{owner}.{name}")
     for cls in _own_classes(layer):
-        plain = {name: value for name, value in vars(cls).items() if name[:2] != "__" and _is_plain(value)}
+        plain = {name: value for name, value in vars(cls).items() if name[:2] != "__" and is_plain(value)}
         if plain:
             optional["class_values"][cls.__qualname__] = {n: _encoded(v, f"{owner}.{n}") for n, v in plain.items()}
     return state | {kind: found for kind, found in optional.items() if found}
@@ -230,13 +230,14 @@ def _hides_state(function: Any) -> bool:
     return bool(getattr(inner, "__closure__", None)) and not _is_known(str(function.__module__))
 
 
-def _is_plain(value: object) -> bool:
+def is_plain(value: object) -> bool:
+    """Whether a value is a number, a string, an array, a member of an Enum, or a container of these."""
     if isinstance(value, np.ndarray | np.generic):
         return value.dtype.kind in "biuf" and value.dtype.itemsize <= 8
     if isinstance(value, Mapping):
-        return type(value) is dict and all(isinstance(k, str | int) and _is_plain(v) for k, v in value.items())
+        return type(value) is dict and all(isinstance(k, str | int) and is_plain(v) for k, v in value.items())
     if isinstance(value, tuple | list):
-        return type(value) in (tuple, list) and all(map(_is_plain, value))
+        return type(value) in (tuple, list) and all(map(is_plain, value))
     return value is None or isinstance(value, Enum) or type(value) in (bool, int, float, str)
 
 
@@ -246,7 +247,7 @@ def _encoded(value: Any, name: str) -> Any:
     Raises:
         StateUnavailableError: it is of another kind.
     """
-    if not _is_plain(value):
+    if not is_plain(value):
         raise StateUnavailableError(f"{name} is a {type(value).__qualname__}, which cannot be saved")
     if isinstance(value, Enum):
         return {_ENUM: [type(value).__module__, type(value).__qualname__, value.name]}
