@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from rlexp.config import (
     check_targets,
     groups,
     load,
-    option_file,
+    option_text,
     origins,
 )
 from rlexp.experiment import check_config
@@ -147,14 +146,15 @@ def _lines(values: Mapping[str, object], path: str, found: Mapping[str, str]) ->
 
 
 def _copy(option: str, destination: str | None, sources: Sources) -> Path:
-    source = option_file(option.removesuffix(".yaml"), sources)
-    target = Path(destination) if destination else Path("conf") / f"{option.removesuffix('.yaml')}.yaml"
+    option = option.removesuffix(".yaml")
+    text = option_text(option, sources)
+    target = Path(destination) if destination else Path("conf") / f"{option}.yaml"
     if target.is_dir():
-        target /= source.name
+        target /= f"{Path(option).name}.yaml"
     if target.exists():
         raise ConfigError([Problem(str(target), "is there already; name another destination.")])
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+    target.write_text(text, encoding="utf-8")
     return target
 
 
