@@ -56,7 +56,7 @@ def test_copy_is_an_option_to_edit(tmp_path: Path) -> None:
     assert "clip_epsilon: 0.15" in shown.stdout
     assert "seed: 3" in shown.stdout
     again = run_command("rlexp-config", "copy", "loss/clip_ppo", "conf/loss/mine.yaml", cwd=tmp_path)
-    assert (again.returncode, "is there already" in again.stderr) == (2, True)
+    assert (again.returncode, "exists already" in again.stderr) == (2, True)
     typo = run_command("rlexp-config", "copy", "loss/clip_pppo", cwd=tmp_path)
     assert (typo.returncode, "Did you mean loss/clip_ppo?" in typo.stderr) == (2, True)
 

@@ -341,7 +341,7 @@ def _wrong_options(override: Override) -> Iterator[Problem]:
 def _unresolved(error: OmegaConfBaseException) -> Problem:
     key = error.full_key or "config"
     if "MissingMandatoryValue" in type(error).__name__ or "missing" in str(error).lower():
-        return Problem(key, f"has no value: set it with {key}=...")
+        return Problem(key, f"has no value yet: set it with {key}=...")
     return Problem(key, f"{str(error).splitlines()[0]}.")
 
 
