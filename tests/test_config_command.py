@@ -80,7 +80,7 @@ def test_check_says_what_would_run_or_what_is_wrong(tmp_path: Path) -> None:
     [
         ("rlexp-train env=h", {f"env={name}" for name in ("half_cheetah", "hopper", "humanoid", "humanoid_standup")}),
         ("rlexp-train loss.clip_e", {"loss.clip_epsilon="}),
-        ("rlexp-train loss=", {f"loss={name}" for name in ("a2c", "any", "clip_ppo", "kl_ppo", "reinforce")}),
+        ("rlexp-train loss=", {f"loss={name}" for name in ("a2c", "any", "clip_ppo", "kl_ppo", "npg", "reinforce", "trpo")}),
         ("rlexp-train env/transforms=", {f"env/transforms={name}" for name in ("frozen", "none", "running")}),
     ],
 )

@@ -25,7 +25,7 @@ class OptimConfig(Config):
 
     Attributes:
         lr: initial learning rate.
-        critic_lr: the same for what the critic does not share with the actor; None is ``lr``.
+        critic_lr: initial learning rate of the critic's own parameters; None is ``lr``.
         schedule: ``cosine`` or ``linear`` to 0 at the end of the run, one step per batch; ``constant``;
             ``kl_adaptive``, adapted after each epoch by its KL (`rlexp.optim.schedules.KLAdaptive`); or a node
             whose target is a torch scheduler, called with the optimizer, one step per batch.
