@@ -26,6 +26,7 @@ class LinearPolicy(PolicyConfig):
             critic_network=Node(target="acme_rl.networks.Linear", arguments={}),
             state_independent_scale=True,
             scale_mapping="exp",
+            scale_init=None,
             scale_lb=self.scale_lb,
             shared=False,
             orthogonal=False,
