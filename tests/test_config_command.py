@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY, clean_environment, only_run, rows_of, run_command
 
-from rlexp.config import conf_dir
+from rlexp.config import conf_dir, option_text
 
 
 def test_list_names_every_option_with_a_description(tmp_path: Path) -> None:
@@ -22,6 +22,7 @@ def test_list_names_every_option_with_a_description(tmp_path: Path) -> None:
     for path in conf.glob("*/**/*.yaml"):
         assert str(path.parent.relative_to(conf)) in lines
         assert any(line.split()[0] == path.stem and len(line.split()) > 3 for line in lines), path
+    assert "base_" not in done.stdout
     assert run_command("rlexp-config", "list", "polcy", cwd=tmp_path).returncode == 2
 
 
@@ -48,13 +49,14 @@ def test_copy_is_an_option_to_edit(tmp_path: Path) -> None:
     done = run_command("rlexp-config", "copy", "loss/clip_ppo", "conf/loss/mine.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     copy = tmp_path / "conf" / "loss" / "mine.yaml"
-    assert copy.read_text() == (conf_dir() / "loss" / "clip_ppo.yaml").read_text()
+    assert copy.read_text() == option_text("loss/clip_ppo")
+    assert "gamma: 0.99" in copy.read_text()
     copy.write_text(copy.read_text().replace("clip_epsilon: 0.2", "clip_epsilon: 0.15"))
     shown = run_command("rlexp-config", "show", "seed=3", "--config-dir", "conf", "loss=mine", cwd=tmp_path)
     assert "clip_epsilon: 0.15" in shown.stdout
     assert "seed: 3" in shown.stdout
     again = run_command("rlexp-config", "copy", "loss/clip_ppo", "conf/loss/mine.yaml", cwd=tmp_path)
-    assert (again.returncode, "is there already" in again.stderr) == (2, True)
+    assert (again.returncode, "exists already" in again.stderr) == (2, True)
     typo = run_command("rlexp-config", "copy", "loss/clip_pppo", cwd=tmp_path)
     assert (typo.returncode, "Did you mean loss/clip_ppo?" in typo.stderr) == (2, True)
 
@@ -78,6 +80,7 @@ def test_check_says_what_would_run_or_what_is_wrong(tmp_path: Path) -> None:
     [
         ("rlexp-train env=h", {f"env={name}" for name in ("half_cheetah", "hopper", "humanoid", "humanoid_standup")}),
         ("rlexp-train loss.clip_e", {"loss.clip_epsilon="}),
+        ("rlexp-train loss=", {f"loss={name}" for name in ("a2c", "any", "clip_ppo", "kl_ppo", "npg", "reinforce", "trpo")}),
         ("rlexp-train env/transforms=", {f"env/transforms={name}" for name in ("frozen", "none", "running")}),
     ],
 )

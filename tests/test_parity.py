@@ -12,7 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from rlexp import Trainer, load_config
-from rlexp.config import Config, check_targets, conf_dir
+from rlexp.config import Config, Sources, check_targets, conf_dir, load, option_text
 from rlexp.config.spec import locate
 
 CONF = conf_dir()
@@ -52,8 +52,8 @@ def test_option_composes_instantiates_and_learns(path: Path, tmp_path: Path) -> 
 
 def settings_of(path: Path) -> Iterator[tuple[str, str, Any, str]]:
     """Each setting of a file that has a target of its own: target, key, value and the comment on its line."""
-    lines = path.read_text().splitlines()
-    comments = {m[1]: m[2] for line in lines if (m := re.match(r"\s*(\w+):.*?#(.*)", line))}
+    text = option_text(option(path))
+    comments = {m[1]: m[2] for line in text.splitlines() if (m := re.match(r"\s*(\w+):.*?#(.*)", line))}
 
     def walk(node: Any) -> Iterator[tuple[str, str, Any, str]]:
         target = node.get("_target_")
@@ -63,7 +63,18 @@ def settings_of(path: Path) -> Iterator[tuple[str, str, Any, str]]:
             elif target is not None and key not in ("_target_", "defaults"):
                 yield target, key, value, comments.get(key, "")
 
-    yield from walk(OmegaConf.to_container(OmegaConf.load(path)))
+    yield from walk(OmegaConf.to_container(OmegaConf.create(text)))
+
+
+@pytest.mark.parametrize("path", FILES, ids=option)
+def test_a_copy_to_edit_has_all_settings_and_composes_to_the_same(path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / path.relative_to(CONF)
+    copy.parent.mkdir(parents=True)
+    copy.write_text(option_text(option(path)))
+    assert "base_" not in copy.read_text()
+    group, _, name = option(path).rpartition("/")
+    overrides = [f"{group}={name}", *NEEDED.get(option(path), [])]
+    assert load(overrides, Sources(config_dir=str(tmp_path))).values == load(overrides).values
 
 
 @pytest.mark.parametrize("path", FILES, ids=option)
@@ -83,7 +94,7 @@ def test_values_that_differ_from_the_targets_defaults_say_why(path: Path) -> Non
 
 @pytest.mark.parametrize("path", FILES, ids=option)
 def test_every_setting_has_a_comment(path: Path) -> None:
-    text = path.read_text()
+    text = option_text(option(path))
     assert text.startswith("# ")
     # A file that only sets what its base comments needs none of its own.
     if "defaults:" not in text or path.stem == "gym":

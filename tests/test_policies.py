@@ -452,7 +452,7 @@ def test_loaded_policy_with_a_memory_remembers_each_of_a_batch(trained: Trainer)
     with pytest.raises(ValueError, match=r"reset\(\) forgets"):
         policy(first[:2])
     policy.reset(torch.tensor([False, True, False]))
-    remembered = policy._remembered
+    remembered = policy._recurrent_state
     assert remembered is not None
     assert remembered[0].abs().max() > 0
     assert remembered[1].abs().max() == 0
@@ -465,7 +465,7 @@ def test_export_takes_policies_without_memory_only(trained: Trainer, tmp_path: P
     if trained.networks.sequence_length == 1:
         export_policy(agent, "torch", tmp_path / "policy.pt2")
     else:
-        with pytest.raises(ExportError, match="a policy with a memory"):
+        with pytest.raises(ExportError, match="a recurrent policy"):
             export_policy(agent, "torch", tmp_path / "policy.pt2")
 
 

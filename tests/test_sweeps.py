@@ -177,8 +177,8 @@ def test_a_config_that_was_edited_since_is_refused_by_name(begun: SweepDir) -> N
         (["--multirun", "seed=0,1", "launcher=joblib", "hydra.launcher.n_job=1"], "n_job"),
         (["--multirun", "seed=0,1", "hydra.sweep.subdir=x"], "a job's folder is its number"),
         (["--multirun", "resume=a,b"], "sweep.resume"),
-        (["sweep.fail_fast=true"], "say --multirun"),
-        (["launcher=joblib"], "say --multirun"),
+        (["sweep.fail_fast=true"], "is a setting of --multirun"),
+        (["launcher=joblib"], "is a setting of --multirun"),
     ],
 )
 def test_what_is_wrong_with_a_sweep_is_said_before_anything_starts(
@@ -249,7 +249,7 @@ def test_a_signal_saves_what_runs_and_says_how_to_go_on(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         code, output = process.wait(60), (tmp_path / "output.txt").read_text()
         assert code == 143, output
-        assert f"goes on with: rlexp-train --multirun sweep.resume={sweep}" in output
+        assert f"Resume it with: rlexp-train --multirun sweep.resume={sweep}" in output
         deadline = time.monotonic() + 10
         while processes_in(tmp_path):  # those of the launcher and of multiprocessing see it and leave
             assert time.monotonic() < deadline

@@ -1,4 +1,4 @@
-"""A trained agent, back from its checkpoint alone: evaluation, video, export."""
+"""A trained agent, loaded from its checkpoint: evaluation, video, export."""
 
 from rlexp.agent.agent import Agent
 from rlexp.agent.policy import Policy, UnfaithfulPolicyError, load_policy

@@ -1,4 +1,4 @@
-"""A trained agent, brought back from its checkpoint alone."""
+"""A trained agent, loaded from its checkpoint."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Agent:
     Args:
         source: a checkpoint; its path, that of ``checkpoints/best``, or a run's folder for its latest one.
         device: where the networks go.
-        trust: packages of your own that the checkpoint's config may import, beside rlexp, torch and the like.
-        render: make simulators that can render pictures.
+        trust: packages of your own that the checkpoint's config may import, besides rlexp, torch and the like.
+        render: make simulators that can render images.
 
     Raises:
-        CheckpointError: there is no checkpoint, it is damaged, or it does not fit the environment as it is here.
+        CheckpointError: there is no checkpoint, it is damaged, or it does not fit the environment as installed here.
         ConfigError: the environment it was trained in cannot be built here, or needs code that is not trusted.
-        VideoError: pictures are asked of an environment that has none.
+        VideoError: ``render`` is set and the environment cannot render.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Agent:
         self.frames = saved.state.frames
         self.experiment: ExperimentConfig = read_config(saved.config, trust)
         spec = rendering(self.experiment.env) if render else self.experiment.env
-        # As wide as in training, so that every number comes out of the same matrix products.
+        # As many environments as in the run's evaluations: matrix products of another size round differently.
         self.env: TransformedEnv = spec.build(self.experiment.evaluation.episodes)
         differences: list[str] = []
         for index, (name, transform) in enumerate(zip(spec.transforms, self.env.transform, strict=True)):
@@ -70,12 +70,12 @@ class Agent:
 
     @property
     def folder(self) -> Path:
-        """The run's folder; for a checkpoint that lies in none, the one that holds the checkpoint."""
+        """The run's folder; for a checkpoint outside of a run, the folder that holds it."""
         parent = self.path.resolve().parent
         return parent.parent if parent.name == "checkpoints" else parent
 
     def _restore(self, name: str, transform: Transform, state: Mapping[str, Tensor]) -> Iterator[str]:
-        """Freeze a normalisation at its saved statistics; yields what does not fit."""
+        """Freeze a normalisation at its saved statistics; yields the differences in shape."""
         if isinstance(transform, VecNorm | VecNormV2):
             raise CheckpointError(
                 f"{self.path} was trained with {name}, torchrl's {type(transform).__name__}, whose statistics cannot "
@@ -86,7 +86,7 @@ class Agent:
         if not {"loc", "scale"} <= state.keys():
             raise CheckpointError(
                 f"{self.path} holds no statistics of {name}: without them the policy would see other observations "
-                "than it was trained on. Name another checkpoint."
+                "than it was trained on. Choose another checkpoint."
             )
         for key in transform.in_keys:
             shape = transform.parent.observation_spec_unbatched[key].shape
@@ -99,15 +99,15 @@ class Agent:
     def _refuse(self, differences: list[str]) -> None:
         if differences:
             shown = "".join(f"\n  {difference}" for difference in differences)
-            raise CheckpointError(f"{self.path} does not fit its environment as it is here:{shown}")
+            raise CheckpointError(f"{self.path} does not fit its environment as installed here:{shown}")
 
     @torch.no_grad()
     def steps(self, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """What the simulators gave and what they did, while the agent acts as in evaluation.
+        """Observations and actions of the agent in its environment, acting as in evaluation.
 
         Args:
-            count: steps, of all simulators together.
-            seed: what their episodes derive from.
+            count: number of steps, all simulators together.
+            seed: seed of their episodes.
 
         Returns:
             Raw observations ``[count, *observation]`` and the actions taken on them, ``[count, *action]``.
@@ -117,30 +117,30 @@ class Agent:
 
     @torch.no_grad()
     def rollout(self, steps: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Raw observations, actions and ends of episodes, each ``[steps, num_envs, ...]``; otherwise as `steps`."""
-        witness = _Witness()
-        env = TransformedEnv(self.env.base_env, Compose(witness, *(t.clone() for t in self.env.transform)))
+        """Raw observations, actions and ends of episodes, each ``[steps, num_envs, ...]``."""
+        recorder = _Recorder()
+        env = TransformedEnv(self.env.base_env, Compose(recorder, *(t.clone() for t in self.env.transform)))
         env.set_seed(seed)
         device = next(self.networks.actor.parameters()).device
         rows: list[tuple[Tensor, ...]] = []
         tensordict = env.reset()
         with set_exploration_type(ExplorationType.DETERMINISTIC):
             for _ in range(steps):
-                observation = witness.observation
+                observation = recorder.observation
                 stepped, tensordict = env.step_and_maybe_reset(
                     self.networks.actor(tensordict.to(device)).to(env.device)
                 )
-                action = self.env.base_env.action_spec.project(witness.action)  # as the simulators clip it
+                action = self.env.base_env.action_spec.project(recorder.action)  # as the simulators clip it
                 rows.append((observation, action, stepped["next", "done"][:, 0]))
         observations, actions, ends = (torch.stack(entries) for entries in zip(*rows, strict=True))
         return observations, actions, ends
 
     def unlike(self, actions: Tensor, expected: Tensor) -> str | None:
-        """How far actions ``[count, *action]`` are from those expected, in words; None where rounding explains it."""
+        """Describe how actions ``[count, *action]`` differ from the expected ones; None if only by rounding."""
         spec = self.env.base_env.action_spec_unbatched
         if isinstance(spec, Categorical):
             different = (actions.cpu() != expected.cpu()).sum().item()
-            return f"of {expected.numel():,} actions {different:,} are others" if different else None
+            return f"{different:,} of {expected.numel():,} actions differ" if different else None
         bounds = (spec.space.low, spec.space.high) if isinstance(spec, Bounded) else (-0.5, 0.5)
         span = torch.as_tensor(bounds[1]).double() - torch.as_tensor(bounds[0]).double()
         largest = ((actions.cpu().double() - expected.cpu().double()) / span).abs().max().item()
@@ -149,8 +149,8 @@ class Agent:
         return f"over {len(expected):,} observations an action differs by up to {largest:.3g} of its range"
 
 
-class _Witness(Transform):
-    """Keeps what goes in and out of the bare simulators."""
+class _Recorder(Transform):
+    """Records the latest observations and actions of the bare simulators."""
 
     observation: Tensor
     action: Tensor

@@ -1,4 +1,4 @@
-"""Evaluation: whole episodes in an environment of their own, with frozen normalisation."""
+"""Evaluation on whole episodes, with frozen normalisation."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from rlexp.kernels.select import Kernels
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What whole episodes gave, one entry an episode.
+    """Results of whole episodes, one entry per episode.
 
     Attributes:
-        seeds: what each episode's simulator was seeded with.
+        seeds: seed of each episode's simulator.
         returns: sum of each episode's rewards.
         lengths: agent steps of each episode.
     """
@@ -40,10 +40,10 @@ class Evaluation:
         return float(np.mean(self.returns))
 
     def statistics(self) -> dict[str, Any]:
-        """What ``rlexp-eval`` tells of the episodes; the spread is None after one episode, which shows none.
+        """Statistics over the episodes, as ``rlexp-eval`` prints them.
 
-        ``std_return`` divides by one less than the number of episodes; ``ci95_return`` bounds the mean return of
-        episodes not run, by `bootstrap_interval`.
+        ``std_return`` has the divisor n - 1, and ``ci95_return`` is the `bootstrap_interval` of the mean return; both
+        are None for one episode.
         """
         several = len(self.returns) > 1
         return {
@@ -69,7 +69,7 @@ class Evaluation:
 
 
 def evaluation_seeds(seed: int, episodes: int) -> list[int]:
-    """Seeds of evaluation episodes: the same at every evaluation of a run, and none of the training's."""
+    """Seeds of evaluation episodes: the same in every evaluation of a run, and different from training's."""
     return [int(s) for s in np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(episodes)]
 
 
@@ -79,9 +79,9 @@ def bootstrap_interval(
     """Percentile bootstrap interval of the mean (Efron 1979); the same values give the same interval.
 
     Args:
-        values: independent, one an episode or one a run.
-        confidence: share of such intervals that hold the true mean, for many values; ten give a little less.
-        resamples: means of as many values drawn again with replacement.
+        values: independent values, one per episode or per run.
+        confidence: nominal coverage; with ten values the actual coverage is a little less.
+        resamples: number of bootstrap samples.
 
     Returns:
         Lower and upper bound.
@@ -105,15 +105,15 @@ def evaluate(
 ) -> Evaluation:
     """Run one whole episode per seed.
 
-    Every episode counts, however long: the environments that finish first wait for the others, since taking the first
-    so-many to finish would favour short ones.
+    Every episode counts: environments that finish first wait for the others, because taking the first episodes to
+    finish would favour short ones.
 
     Args:
-        env: a batched environment with its normalisation frozen; as many episodes as it is wide run together.
+        env: a batched environment with frozen normalisation; one episode per environment runs in parallel.
         actor: the policy.
         seeds: one per episode.
         deterministic: take the distribution's mode; otherwise sample, from torch's global generator.
-        kernels: step by arrays where they equal torchrl's own loop.
+        kernels: whether the array loop may replace torchrl's.
     """
     steps = Kernels(kernels).evaluation(env, actor) if deterministic else None
     if steps is None:
@@ -137,7 +137,7 @@ def evaluate(
 
 
 def _tensordict_steps(env: TransformedEnv, actor: TensorDictModuleBase, deterministic: bool) -> Steps:
-    """Endless steps from a reset on, by torchrl's own loop: rewards and ends, each ``[num_envs]``."""
+    """Steps from a reset on, by torchrl's own loop: rewards and ends, each ``[num_envs]``."""
     device = next(actor.parameters()).device
     exploration = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
     rewards = _Rewards()
@@ -155,7 +155,7 @@ def _tensordict_steps(env: TransformedEnv, actor: TensorDictModuleBase, determin
 
 
 class _Rewards(Transform):
-    """Keeps the environment's own rewards, which transforms may clip or scale."""
+    """Records the environment's own rewards, before transforms clip or scale them."""
 
     newest: Tensor
 

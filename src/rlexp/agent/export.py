@@ -1,4 +1,4 @@
-"""A trained policy as one file that needs neither this package nor torchrl: ONNX, or torch.export."""
+"""Export of a trained policy to ONNX or ``torch.export``, to run without this package and torchrl."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ CHECKED = 1000
 
 
 class ExportError(Exception):
-    """The policy cannot be exported, or the export acts otherwise than the policy; no file was written."""
+    """The policy cannot be exported, or the export's actions differ from the policy's; no file was written."""
 
 
 def export_policy(agent: Agent, kind: Literal["onnx", "torch"], path: Path) -> Path:
-    """Write the policy of an agent as one graph: raw observations in, the environment's actions out.
+    """Write the policy of an agent as one graph, from raw observations to the environment's actions.
 
-    The graph takes ``observation`` ``[batch, *observation]`` in the simulator's own type, for any batch of at least
-    one, and gives ``action`` ``[batch, *action]``; normalisation and action bounds are inside. Before ``path`` appears,
-    the file is read back and compared with what the agent did on 1,000 observations in its environment.
+    The graph takes ``observation`` ``[batch, *observation]`` in the simulator's own type, for any batch size of at
+    least one, and returns ``action`` ``[batch, *action]``; it includes normalisation and action bounds. Before ``path``
+    appears, the file is loaded and compared with the agent's actions on 1,000 observations of its environment.
 
     Args:
         agent: a trained agent, on the CPU.
         kind: ``onnx``, or ``torch`` for ``torch.export.load``.
-        path: the file; replaced if it is there.
+        path: the file; an existing one is replaced.
 
     Returns:
         ``path``.
@@ -43,7 +43,7 @@ def export_policy(agent: Agent, kind: Literal["onnx", "torch"], path: Path) -> P
     policy = Policy(agent)
     if policy.recurrent:
         raise ExportError(
-            f"{agent.path} has a policy with a memory, and a graph of one observation has none; load_policy gives it."
+            f"{agent.path} has a recurrent policy, and the graph maps one observation to one action; use load_policy."
         )
     observations, actions = agent.steps(CHECKED)
     write, read = {"onnx": (_write_onnx, _read_onnx), "torch": (_write_torch, _read_torch)}[kind]
@@ -56,11 +56,11 @@ def export_policy(agent: Agent, kind: Literal["onnx", "torch"], path: Path) -> P
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ExportError(f"{agent.path} has a policy that {kind} cannot express: {reason}") from error
         graph = read(aside)
-        # One observation at a time too: a graph that took its batch dimension for a constant fails here.
+        # Single observations too: a graph with a constant batch dimension fails here.
         single = torch.cat([graph(observation[None]) for observation in observations[:10]])
         for given, expected in ((graph(observations), actions), (single, actions[:10])):
             if (difference := agent.unlike(given, expected)) is not None:
-                raise ExportError(f"{agent.path} as {kind} acts otherwise than the agent itself: {difference}.")
+                raise ExportError(f"{agent.path} as {kind} differs from the agent: {difference}.")
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)

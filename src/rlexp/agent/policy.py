@@ -1,4 +1,4 @@
-"""A trained policy outside its environment: raw observations in, the environment's actions out."""
+"""A trained policy outside its environment, from raw observations to the environment's actions."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ Array = TypeVar("Array", Tensor, npt.NDArray[Any])
 
 
 class UnfaithfulPolicyError(Exception):
-    """A policy outside its environment would not act as it does inside; the message says why."""
+    """A policy would act differently outside its environment; the message gives the reason."""
 
 
 class Policy(nn.Module):
-    """From raw observations to the environment's actions, deterministic; all that the run put between is inside.
+    """The deterministic policy of an agent, from raw observations to the environment's actions.
 
-    Normalisation is at its saved statistics. A policy with a memory remembers the observations since `reset`. What no
-    function of the observation can be, such as a transform that stacks frames, is refused. One thing stays with the
-    caller: an action lasts ``env.frame_skip`` simulator frames.
+    Includes the normalisation, with its saved statistics, and the other transforms of observations and actions. A
+    recurrent policy carries its state from call to call until `reset`. Transforms that need more than the current
+    observation, such as frame stacking, are refused. The caller repeats each action for ``env.frame_skip`` frames.
 
     Args:
-        agent: where the actor, the statistics and the other transforms come from.
+        agent: provides the actor, the statistics and the transforms.
 
     Raises:
-        UnfaithfulPolicyError: a transform needs more than the observation, or the policy does not choose the actions
-            that the agent chooses in its environment.
+        UnfaithfulPolicyError: a transform needs more than the observation, or the policy's actions differ from those
+            of the agent in its environment.
     """
 
-    _remembered: Tensor | None = None
+    _recurrent_state: Tensor | None = None
 
     def __init__(self, agent: Agent) -> None:
         super().__init__()
@@ -70,35 +70,35 @@ class Policy(nn.Module):
         if difference is not None:
             raise UnfaithfulPolicyError(
                 f"{agent.path} does not act on observations alone as it does in its environment: {difference}. "
-                "One of env.transforms remembers earlier steps, or is no function of the observation."
+                "One of env.transforms depends on earlier steps or on more than the observation."
             )
 
     def reset(self, ended: Tensor | npt.NDArray[np.bool_] | None = None) -> None:
-        """Forget what was seen; to be called where an episode ends. Policies without a memory have nothing to forget.
+        """Reset the recurrent state, where an episode ends; without effect on feed-forward policies.
 
         Args:
-            ended: which of the observations' leading entries begin a new episode ``[...]``; None means all, and that
-                the next observations may have others.
+            ended: mask ``[...]`` of the episodes that ended, over the observations' leading dimensions; None resets
+                all, and the next observations may have other leading dimensions.
         """
-        if ended is None or self._remembered is None:
-            self._remembered = None
+        if ended is None or self._recurrent_state is None:
+            self._recurrent_state = None
         else:
-            forget = torch.as_tensor(ended).to(self._remembered.device)[..., None]
-            self._remembered = self._remembered.masked_fill(forget, 0)
+            mask = torch.as_tensor(ended).to(self._recurrent_state.device)[..., None]
+            self._recurrent_state = self._recurrent_state.masked_fill(mask, 0)
 
     def forward(self, observation: Array) -> Array:
         """Act.
 
         Args:
-            observation: as the simulator gives it, ``[..., *observation]``; a tensor or a NumPy array.
+            observation: as the simulator returns it, ``[..., *observation]``; a tensor or a NumPy array.
 
         Returns:
             Actions ``[..., *action]`` within the environment's bounds: an array for an array, and for a tensor a
             tensor on the policy's device.
 
         Raises:
-            ValueError: the observation has another environment's shape, or, of a policy with a memory, leading
-                dimensions other than the one before it.
+            ValueError: the observation does not have the environment's shape, or, for a recurrent policy, not the
+                leading dimensions of the one before it.
         """
         if isinstance(observation, np.ndarray):
             return cast("Array", self(torch.from_numpy(observation)).numpy(force=True))
@@ -112,7 +112,7 @@ class Policy(nn.Module):
         if tensordict["observation"].is_floating_point():
             tensordict["observation"] = tensordict["observation"].to(weights.dtype)
         with set_exploration_type(ExplorationType.DETERMINISTIC):
-            tensordict = self._remembering(tensordict) if self.recurrent else self.actor(tensordict)
+            tensordict = self._recurrent_step(tensordict) if self.recurrent else self.actor(tensordict)
         for transform in self.after:
             tensordict = cast("Transform", transform)._inv_call(tensordict)
         action = tensordict["action"]
@@ -121,27 +121,27 @@ class Policy(nn.Module):
             action = action.clamp(low, high)  # as the environment does
         return cast("Array", action)
 
-    def _remembering(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Act on steps ``[...]`` and what was seen before them."""
+    def _recurrent_step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Act on one step ``[...]`` from the recurrent state, and update the state."""
         observation = tensordict["observation"]
         batch = observation.shape[: observation.dim() - len(self.observation_shape)]
-        if self._remembered is None:
+        if self._recurrent_state is None:
             size = cast("RecurrentActor", recurrent_network(self.actor)).state_size
-            self._remembered = observation.new_zeros(*batch, size)
-        if self._remembered.shape[:-1] != batch:
-            found, before = list(batch), list(self._remembered.shape[:-1])
-            raise ValueError(f"{found} observations follow {before} that are remembered; reset() forgets them.")
+            self._recurrent_state = observation.new_zeros(*batch, size)
+        if self._recurrent_state.shape[:-1] != batch:
+            found, before = list(batch), list(self._recurrent_state.shape[:-1])
+            raise ValueError(f"observations of shape {found} follow a state of {before}; call reset() first.")
         rows = batch.numel()
         steps = TensorDict(
             {
                 "observation": observation.reshape(rows, *self.observation_shape),
                 "is_init": torch.zeros(rows, 1, dtype=torch.bool, device=observation.device),
-                STATE: self._remembered.reshape(rows, -1),
+                STATE: self._recurrent_state.reshape(rows, -1),
             },
             [rows],
         )
         acted = self.actor(steps)
-        self._remembered = acted["next", STATE].unflatten(0, batch) if batch else acted["next", STATE][0]
+        self._recurrent_state = acted["next", STATE].unflatten(0, batch) if batch else acted["next", STATE][0]
         return TensorDict({"action": acted["action"].unflatten(0, batch) if batch else acted["action"][0]})
 
 
@@ -151,10 +151,10 @@ def load_policy(path: Path | str, device: torch.device | str = "cpu", trust: Seq
     Args:
         path: a checkpoint, or a run's folder.
         device: where the networks go.
-        trust: packages of your own that the checkpoint's config may import, beside rlexp, torch and the like.
+        trust: packages of your own that the checkpoint's config may import, besides rlexp, torch and the like.
 
     Raises:
-        CheckpointError: there is no checkpoint, it is damaged, or it does not fit the environment as it is here.
+        CheckpointError: there is no checkpoint, it is damaged, or it does not fit the environment as installed here.
         ConfigError: the environment it was trained in cannot be built here, or needs code that is not trusted.
         UnfaithfulPolicyError: it cannot act on observations alone.
     """
@@ -162,7 +162,7 @@ def load_policy(path: Path | str, device: torch.device | str = "cpu", trust: Seq
 
 
 def _feeding(transforms: Compose, keys: set[str]) -> tuple[list[Transform], set[str]]:
-    """The transforms that ``keys`` come out of, in order, and the keys of the simulator that go in."""
+    """The transforms that ``keys`` depend on, in order, and the simulator's keys that they read."""
     chain: list[Transform] = []
     for transform in reversed(list(transforms)):
         made = keys & set(transform.out_keys)

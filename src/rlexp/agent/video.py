@@ -1,4 +1,4 @@
-"""Episodes as MP4 files."""
+"""Recording of episodes as MP4."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class VideoError(Exception):
 
 
 class EpisodeRecorder(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Writes the first episode of an environment to an MP4, frame by frame; later ones pass unseen.
+    """Records the first episode of an environment as an MP4, frame by frame.
 
     Args:
         env: made with ``render_mode="rgb_array"``.
-        path: the file; appears when the episode has ended, and replaces one that is there.
+        path: the file; appears when the episode has ended, and replaces an existing one.
 
     Raises:
         VideoError: rendering or the encoder is missing.
@@ -44,7 +44,7 @@ class EpisodeRecorder(gymnasium.Wrapper[Any, Any, Any, Any]):
         except ImportError as error:
             raise VideoError("writing MP4 needs an encoder: pip install 'rlexp[video]'.") from error
         if env.render_mode != "rgb_array":
-            raise VideoError(f"{env} has no render mode rgb_array, so there are no pictures to write.")
+            raise VideoError(f"{env} has no render mode rgb_array, which a video needs.")
         self._write_frames = write_frames
         self._path = path
         self._aside = path.with_name(f".{path.stem}.tmp.mp4")
@@ -73,7 +73,7 @@ class EpisodeRecorder(gymnasium.Wrapper[Any, Any, Any, Any]):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             height, width, _ = frame.shape
             fps = self.env.metadata.get("render_fps", 30)
-            # macro_block_size 2, not 16: players want even sizes, and more would stretch the picture.
+            # macro_block_size 2, not 16: players need even sizes, and 16 would stretch the image.
             self._writer = self._write_frames(str(self._aside), (width, height), fps=fps, macro_block_size=2)
             self._writer.send(None)
         self._writer.send(frame)
@@ -90,7 +90,7 @@ class EpisodeRecorder(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._done = True
 
     def close(self) -> None:
-        """Close the environment; of an episode that did not end nothing is left."""
+        """Close the environment; the video of an unfinished episode is removed."""
         if self._writer is not None and not self._done:
             self._writer.close()
             self._aside.unlink(missing_ok=True)
@@ -98,24 +98,24 @@ class EpisodeRecorder(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def rendering(spec: EnvConfig) -> EnvConfig:
-    """The same environment, of simulators that can render; without a display MuJoCo renders with EGL.
+    """The same environment with simulators that render; without a display MuJoCo renders with EGL.
 
     Raises:
-        VideoError: it has no pictures.
+        VideoError: it cannot render.
     """
     if not isinstance(spec, SimulatorConfig):
-        raise VideoError(f"{type(spec).__name__} gives no pictures; env=gym and env=dm_control do.")
+        raise VideoError(f"{type(spec).__name__} cannot render; env=gym and env=dm_control can.")
     if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
-        os.environ.setdefault("MUJOCO_GL", "egl")  # read when the first picture is made
+        os.environ.setdefault("MUJOCO_GL", "egl")  # read at the first rendering
     return spec.model_copy(update={"kwargs": spec.kwargs | {"render_mode": "rgb_array"}})
 
 
 @contextmanager
 def recorded(spec: EnvConfig, path: Path) -> Iterator[TransformedEnv]:
-    """One simulator whose first episode becomes an MP4; training's random generators are as before afterwards.
+    """One simulator whose first episode is recorded as an MP4; the global random generators are restored afterwards.
 
     Raises:
-        VideoError: the environment, rendering or the encoder gives no pictures.
+        VideoError: the environment cannot render, or the encoder is missing.
     """
     with unmoved_generators(), closing(rendering(spec).build(1)) as env:
         env.base_env.wrap(partial(EpisodeRecorder, path=path))
@@ -123,18 +123,18 @@ def recorded(spec: EnvConfig, path: Path) -> Iterator[TransformedEnv]:
 
 
 def check_recording(spec: EnvConfig, setting: str) -> None:
-    """Film one picture, for nothing.
+    """Render and encode one frame, to find out early whether videos can be recorded.
 
     Args:
         spec: the environment.
-        setting: what asks for it.
+        setting: the setting that requests videos.
 
     Raises:
-        ConfigError: it cannot be filmed here; the message names the remedy.
+        ConfigError: no video can be recorded here; the message names the remedy.
     """
     try:
         with TemporaryDirectory() as folder, recorded(spec, Path(folder, "first.mp4")) as env:
             env.base_env.reset()
     except (VideoError, ConfigError) as error:
         reason = error.problems[0].message if isinstance(error, ConfigError) else error
-        raise ConfigError([Problem(setting, f"films an environment that cannot be filmed here: {reason}")]) from error
+        raise ConfigError([Problem(setting, f"no video of this environment can be recorded here: {reason}")]) from error

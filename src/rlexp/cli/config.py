@@ -1,10 +1,9 @@
-"""``rlexp-config``: what can be configured, what a command line means, a copy to edit, a check without running."""
+"""``rlexp-config``: list options, show the composed config, copy an option to edit, check a command line."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from rlexp.config import (
     check_targets,
     groups,
     load,
-    option_file,
+    option_text,
     origins,
 )
 from rlexp.experiment import check_config
@@ -28,7 +27,7 @@ def main() -> None:
 
 
 def config(arguments: list[str]) -> int:
-    """Do what the first argument names.
+    """Run the subcommand that the first argument names.
 
     Returns:
         The exit code.
@@ -51,7 +50,7 @@ def config(arguments: list[str]) -> int:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    """Read the arguments, overrides before and after flags alike."""
+    """Read the arguments; overrides may come before and after flags."""
     parser = _parser()
     flags, rest = parser.parse_known_args(arguments)
     if rest and (not hasattr(flags, "overrides") or any(argument.startswith("-") for argument in rest)):
@@ -70,11 +69,11 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("group", nargs="?", help="only this group")
     overrides = argparse.ArgumentParser(add_help=False, parents=[common])
     overrides.add_argument("overrides", nargs="*", metavar="key=value", help="as after rlexp-train")
-    show = commands.add_parser("show", parents=[overrides], help="the composed config, and what set each value")
+    show = commands.add_parser("show", parents=[overrides], help="the composed config, and where each value comes from")
     show.add_argument(
-        "--specs", action="store_true", help="build the environment and show its specs, checked, and three random steps"
+        "--specs", action="store_true", help="build the environment, check and show its specs, take three random steps"
     )
-    commands.add_parser("check", parents=[overrides], help="say what is wrong with a command line, without running it")
+    commands.add_parser("check", parents=[overrides], help="check a command line without running it")
     copy = commands.add_parser("copy", parents=[common], help="a commented copy of an option, to edit")
     copy.add_argument("option", metavar="GROUP/OPTION", help="for example loss/clip_ppo")
     copy.add_argument(
@@ -105,7 +104,7 @@ def _show(overrides: list[str], sources: Sources) -> None:
 
 
 def _specs(overrides: list[str], sources: Sources) -> None:
-    """What torchrl's tutorial prints of its environment, of the one that a command line describes."""
+    """Print of an environment what torchrl's PPO tutorial prints: its specs, their check and a random rollout."""
     experiment = check_config(load(overrides, sources))
     check_targets(experiment)
 
@@ -127,8 +126,8 @@ def _specs(overrides: list[str], sources: Sources) -> None:
         try:
             check_env_specs(env)
         except (AssertionError, RuntimeError, ValueError) as error:
-            raise ConfigError([Problem("env", f"its specs do not hold: {error}")]) from error
-        print("check_env_specs: the specs hold")
+            raise ConfigError([Problem("env", f"does not agree with its specs: {error}")]) from error
+        print("check_env_specs: passed")
         rollout = env.rollout(3)
         print("rollout of three steps:", rollout)
         print("Shape of the rollout TensorDict:", rollout.batch_size)
@@ -147,14 +146,15 @@ def _lines(values: Mapping[str, object], path: str, found: Mapping[str, str]) ->
 
 
 def _copy(option: str, destination: str | None, sources: Sources) -> Path:
-    source = option_file(option.removesuffix(".yaml"), sources)
-    target = Path(destination) if destination else Path("conf") / f"{option.removesuffix('.yaml')}.yaml"
+    option = option.removesuffix(".yaml")
+    text = option_text(option, sources)
+    target = Path(destination) if destination else Path("conf") / f"{option}.yaml"
     if target.is_dir():
-        target /= source.name
+        target /= f"{Path(option).name}.yaml"
     if target.exists():
-        raise ConfigError([Problem(str(target), "is there already; name another destination.")])
+        raise ConfigError([Problem(str(target), "exists already; name another destination.")])
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+    target.write_text(text, encoding="utf-8")
     return target
 
 
@@ -167,4 +167,4 @@ def _check(overrides: list[str], sources: Sources) -> None:
         f"{minibatches:,} gradient steps each."
     )
     if unused := experiment.steps_per_batch % experiment.minibatch_size:
-        print(f"{unused} of a batch's {experiment.steps_per_batch:,} steps are left out of each epoch, anew each time.")
+        print(f"{unused} of a batch's {experiment.steps_per_batch:,} steps are left out of each epoch, at random.")

@@ -1,4 +1,4 @@
-"""``rlexp-eval``: evaluate a checkpoint, from the checkpoint alone."""
+"""``rlexp-eval``: evaluate the agent of a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ usage: rlexp-eval checkpoint=RUN_DIR|CHECKPOINT [key=value ...]
   checkpoint      RUN_DIR                             the latest checkpoint of a run
                   RUN_DIR/checkpoints/best            the one with the highest evaluation
                   RUN_DIR/checkpoints/000000051200    the one after 51,200 frames
-  episodes        how many; default: as many as the run's own evaluations
-  seed            what the episodes' seeds derive from; default: the run's own, which gives its evaluation again
-  deterministic   true (default), or false to sample actions as in training; seeded as well
-  video           true to write the first episode to RUN_DIR/videos as MP4; default: false
+  episodes        number of episodes; default: as in the run's own evaluations
+  seed            the episodes' seeds derive from it; default: the run's own, which repeats its evaluation
+  deterministic   true (default), or false to sample actions as in training, from the same seed
+  video           true to record the first episode in RUN_DIR/videos as MP4; default: false
   device          auto, cpu, cuda, cuda:1; default: the run's own
   trust           packages of your own that the checkpoint may import, e.g. trust=[my_lab]
 
@@ -33,7 +33,7 @@ The last line printed is one JSON object.
 
 
 class EvalConfig(Config):
-    """What ``rlexp-eval`` takes; None stands for the run's own setting."""
+    """Settings of ``rlexp-eval``; None is the run's own setting."""
 
     checkpoint: Annotated[str, Field(min_length=1)]
     episodes: Count | None = None
@@ -103,16 +103,16 @@ def evaluate(arguments: list[str]) -> int:
     kind = "deterministic" if settings.deterministic else "sampled"
     print(f"{agent.path} after {agent.frames:,} frames of {experiment.env.name}")
     episodes = "1 episode" if len(seeds) == 1 else f"{len(seeds):,} episodes"
-    print(f"{kind}, {episodes} to the end, seeded from seed={seed}")
+    print(f"{kind} policy, {episodes}, seed={seed}")
     for quantity in ("return", "length"):
         known = {name: statistics.get(f"{name}_{quantity}") for name in ("mean", "std", "median", "min", "max")}
-        told = ", ".join(f"{name} {value:,.1f}" for name, value in known.items() if value is not None)
-        print(f"{quantity}: {told}")
+        shown = ", ".join(f"{name} {value:,.1f}" for name, value in known.items() if value is not None)
+        print(f"{quantity}: {shown}")
     if (interval := statistics["ci95_return"]) is not None:
         print("95% interval of the mean return: {:,.1f} to {:,.1f}".format(*interval))
     if video is not None:
         print(f"first episode: {video}")
-    facts = {
+    used = {
         "checkpoint": str(agent.path),
         "frames": agent.frames,
         "env": experiment.env.name,
@@ -122,7 +122,7 @@ def evaluate(arguments: list[str]) -> int:
         "seed": seed,
         "video": None if video is None else str(video),
     }
-    print(json.dumps(facts | statistics | {"returns": result.returns, "lengths": result.lengths, "seeds": seeds}))
+    print(json.dumps(used | statistics | {"returns": result.returns, "lengths": result.lengths, "seeds": seeds}))
     return Exit.DONE
 
 

@@ -1,4 +1,4 @@
-"""``rlexp-export``: a checkpoint's policy as one file for other programs."""
+"""``rlexp-export``: export the policy of a checkpoint to ONNX or ``torch.export``."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ usage: rlexp-export checkpoint=RUN_DIR|CHECKPOINT [format=onnx] [out=PATH]
   out          the file; default: policy.onnx or policy.pt2 in the checkpoint's run
   trust        packages of your own that the checkpoint may import, e.g. trust=[my_lab]
 
-The graph takes raw observations [batch, ...] and gives the environment's actions; normalisation and bounds are inside.
-It is compared with the agent on 1,000 observations of its environment before the file appears.
+The graph maps raw observations [batch, ...] to the environment's actions, with normalisation and action bounds inside.
+Before the file appears, it is compared with the agent on 1,000 observations of its environment.
 """
 
 _SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
@@ -32,7 +32,7 @@ _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
 class ExportConfig(Config):
-    """What ``rlexp-export`` takes; None stands for a path in the run's folder."""
+    """Settings of ``rlexp-export``; ``out=None`` is a path in the run's folder."""
 
     checkpoint: Annotated[str, Field(min_length=1)]
     format: Literal["onnx", "torch"] = "onnx"
@@ -40,7 +40,7 @@ class ExportConfig(Config):
     trust: list[str] = Field(default=[])
 
     def problems(self) -> Iterator[Problem]:
-        """A file's suffix says what it holds."""
+        """The file's suffix fits its format."""
         suffix = _SUFFIXES[self.format]
         if self.out is not None and Path(self.out).suffix != suffix:
             yield Problem("out", f"must end in {suffix} with format={self.format}.", self.out)
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def export(arguments: list[str]) -> int:
-    """Export a checkpoint's policy and say where it is.
+    """Export a checkpoint's policy and print the file's path.
 
     Returns:
         The exit code.

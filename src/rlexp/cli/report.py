@@ -1,4 +1,4 @@
-"""``rlexp-report``: many runs to tables with confidence intervals, pictures and one page."""
+"""``rlexp-report``: tables with confidence intervals, plots and one page from many runs."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ if TYPE_CHECKING:
     from rlexp.report import Report
 
 _HELP = """\
-rlexp-report: what many runs say together.
+rlexp-report: summarise many runs in tables, plots and one page.
 
 usage: rlexp-report DIR... [out=report] [threshold=RETURN] [ignore=[SETTING,...]] [--wandb-workspace[=online]]
        rlexp-report DIR... --watch [interval=2]
 
   DIR         a run's folder, or a folder with runs anywhere below it, such as outputs/ or a multirun's
-  out         folder for the page (index.html), the tables (Markdown, LaTeX, CSV) and the pictures
+  out         folder for the page (index.html), the tables (Markdown, LaTeX, CSV) and the plots
   threshold   return to reach, for the frames and seconds it takes: one for all environments, or
               threshold.hopper=3000; default: Gymnasium's registered reward threshold
-  ignore      settings that do not tell configurations apart, besides seed, logger, checkpoint, resume, threads,
-              env.num_workers
+  ignore      settings in which runs of one configuration may differ, besides seed, logger, checkpoint, resume,
+              threads, env.num_workers
 
   --wandb-workspace   also write a W&B dashboard for these runs, OUT/wandb_workspace.json; =online saves it in their
                       project as well (pip install 'rlexp[wandb-workspaces]')
-  --watch             show the runs as they go on, until all have ended or Ctrl-C; writes nothing
-  interval            seconds between two looks
+  --watch             follow the runs in the terminal, until all have ended or Ctrl-C; writes nothing
+  interval            seconds between refreshes of --watch
 
-Prints the table as Markdown and where the files are.
+Prints the table as Markdown, and the paths of the files.
 """
 
-# What a flag without a value means, where that is not true.
+# Values of flags that are given without one, where that is not true.
 _ALONE = {"wandb_workspace": "offline"}
 
 
 class ReportConfig(Config):
-    """What ``rlexp-report`` takes."""
+    """Settings of ``rlexp-report``."""
 
     dirs: Annotated[list[str], Field(min_length=1)]
     out: Annotated[str, Field(min_length=1)] = "report"
@@ -81,11 +81,11 @@ def report(arguments: list[str]) -> int:
         return Exit.FAILED
     environments = {group.environment for group in made.groups}
     if isinstance(settings.threshold, dict) and (unknown := settings.threshold.keys() - environments):
-        message = f"no run is in this environment. There are: {', '.join(sorted(environments))}."
+        message = f"no run has this environment. Available: {', '.join(sorted(environments))}."
         raise ConfigError([Problem(f"threshold.{name}", message) for name in sorted(unknown)])
     for run in made.left_out:
         if run.status == "unreadable":
-            print(f"rlexp-report: left out, mend or remove it: {run.problem}", file=sys.stderr)
+            print(f"rlexp-report: left out, repair or remove it: {run.problem}", file=sys.stderr)
     try:
         files = write_report(made, Path(settings.out))
     except OSError as error:
@@ -117,7 +117,7 @@ def _workspace(made: Report, out: Path, *, online: bool) -> Path:
 
 def _settings(arguments: list[str]) -> ReportConfig:
     arguments = [_setting(argument) if argument.startswith("--") else argument for argument in arguments]
-    # A multirun may name its folders by what was set, so that a folder's name can hold an equals sign.
+    # A multirun's folders may be named after overrides, so the name of a folder may contain an equals sign.
     dirs = [argument for argument in arguments if "=" not in argument or Path(argument).exists()]
     if not dirs:
         raise ConfigError([Problem("DIR", "is missing; name a run's folder, or one with runs below it.")])
@@ -128,6 +128,6 @@ def _settings(arguments: list[str]) -> ReportConfig:
 
 
 def _setting(flag: str) -> str:
-    """The setting that a flag stands for: ``watch=true`` for ``--watch``."""
+    """A flag as a setting: ``watch=true`` for ``--watch``."""
     name, given, value = flag.removeprefix("--").replace("-", "_", 1).partition("=")
     return f"{name}={value if given else _ALONE.get(name, 'true')}"

@@ -1,4 +1,4 @@
-"""``rlexp-search``: find settings that train well on the average of several seeds."""
+"""``rlexp-search``: search for settings, scored by the mean over several seeds."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from rlexp.search import read_search
 from rlexp.search.folder import SearchDir, SearchPlan, best_of
 
 _HELP = """\
-rlexp-search: find settings that train well on the average of several seeds.
+rlexp-search: search for settings, scored by the mean over several seeds.
 
 usage: rlexp-search [search=ppo] [search.key=value ...] [group=option ...] [key=value ...] [dir=DIR]
        rlexp-search resume=DIR [search.trials=N]
 
-  search          what to try: an option of the group search (rlexp-config copy search/ppo makes one of your own)
-  search.trials   settings to try; search.seeds: trainings of each; search.space...: what a setting may be
-  key=value       what all trainings have in common, as after rlexp-train
+  search          the search space, an option of the group search (rlexp-config copy search/ppo gives one to edit)
+  search.trials   number of trials; search.seeds: trainings per trial; search.space...: the range of a setting
+  key=value       settings of all trainings, as after rlexp-train
   dir             folder of the search; default: a new one under outputs/search
-  resume          go on with a search, whatever ended it; more trials extend it. Several processes may do so at once.
+  resume          resume a search; more trials extend it. Several processes may work on one search in parallel.
 
 examples:
   rlexp-search env=hopper total_frames=500_000 search.trials=60 search.seeds=5
@@ -43,10 +43,10 @@ def main() -> None:
 
 
 def search(arguments: list[str]) -> int:
-    """Check what is to be searched, search it, and say what was found.
+    """Check the search, run or resume it, and print its result.
 
     Returns:
-        The exit code; 1 where no trial was completed.
+        The exit code; 1 if no trial was completed.
 
     Raises:
         ConfigError: the command line, the search or the experiment is wrong.
@@ -70,7 +70,7 @@ def search(arguments: list[str]) -> int:
         except CheckpointError as error:
             return said("rlexp-search", error)
         except Stopped as stopped:
-            print(f"{stopped}; the search goes on with: rlexp-search resume={folder.path}")
+            print(f"{stopped}; resume the search with: rlexp-search resume={folder.path}")
             return stopped.exit_code
     best = best_of(study)
     if best is None:
@@ -81,12 +81,12 @@ def search(arguments: list[str]) -> int:
     print(f"{len(study.trials)} trials: {folder.trials}")
     print(f"Best: trial {best.number}, with a mean final evaluation of {best.value:,.1f} over {seeds} seeds.")
     print(f"As a preset: {preset}")
-    print(f"The best of many scores is flattered by chance; what it is worth, other seeds tell:\n  {fresh}")
+    print(f"The best of many scores is biased upwards; an unbiased estimate, with fresh seeds:\n  {fresh}")
     return Exit.DONE
 
 
 def _begun(arguments: Sequence[str], config_dir: str | None) -> tuple[SearchDir, SearchPlan]:
-    """The folder and the plan of a search, new or as it was begun, both checked."""
+    """The folder and the plan of a new or a resumed search, both checked."""
     pairs = [text.partition("=") for text in arguments]
     named = {key: value for key, _, value in pairs if key in ("resume", "dir")}
     overrides = [text for text in arguments if text.partition("=")[0] not in named]
@@ -95,11 +95,11 @@ def _begun(arguments: Sequence[str], config_dir: str | None) -> tuple[SearchDir,
         return folder, _plan_of(folder, overrides)
     folder = SearchDir(Path(named["dir"]) if "dir" in named else new_run_path("search"))
     if folder.plan.exists():
-        raise ConfigError([Problem("dir", f"holds a search already: go on with resume={named['dir']}.", named["dir"])])
+        raise ConfigError([Problem("dir", f"has a search already: resume={named['dir']} resumes it.", named["dir"])])
     _refuse_what_the_search_sets(overrides)
     secrets = [text.partition("=")[0] for text in overrides if redact(text) != text]
     if secrets:
-        message = "is a secret, and a search keeps its command line: name a variable, '{0}=${{oc.env:MY_KEY}}'."
+        message = "is a secret, and a search saves its command line: name a variable, '{0}=${{oc.env:MY_KEY}}'."
         raise ConfigError([Problem(key, message.format(key)) for key in secrets])
     config_dir = None if config_dir is None else str(Path(config_dir).resolve())
     of_search = [text for text in overrides if _is_of_search(text)]
@@ -115,12 +115,12 @@ def _begun(arguments: Sequence[str], config_dir: str | None) -> tuple[SearchDir,
 
 
 def _plan_of(folder: SearchDir, overrides: Sequence[str]) -> SearchPlan:
-    """The plan that a search was begun with, with the number of trials that is asked for now."""
+    """The plan of an earlier search, with the number of trials that this command line asks for."""
     if not folder.plan.exists():
         raise ConfigError([Problem("resume", "there is no search in this folder.", str(folder.path))])
     others = [text for text in overrides if not text.startswith("search.trials=")]
     if others:
-        message = "cannot change when a search goes on: its trials could not be compared. Begin a new search."
+        message = "cannot change when a search is resumed: its trials would not be comparable. Start a new search."
         raise ConfigError([Problem(text, message) for text in others])
     saved = folder.read_plan()
     values = saved["search"]
@@ -137,7 +137,7 @@ def _refuse_what_the_search_sets(overrides: Sequence[str]) -> None:
         "hydra": "each run has a folder below dir=DIR.",
     }
     keys = [text.partition("=")[0] for text in overrides]
-    found = [Problem(key, f"is the search's to set: {messages[key.split('.')[0]]}")
+    found = [Problem(key, f"is set by the search: {messages[key.split('.')[0]]}")
              for key in keys if key.split(".")[0] in messages]  # fmt: skip
     if found:
         raise ConfigError(found)

@@ -21,12 +21,12 @@ _GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
 def is_sweep_setting(text: str) -> bool:
-    """Whether an override is about the sweep itself."""
+    """Whether an override is a setting of the sweep and not of its jobs."""
     return text.lstrip("+~").startswith(("sweep.", "launcher="))
 
 
 def sweep(overrides: Sequence[str], sources: Sources) -> int:
-    """Run a sweep, or go on with one, and say how its jobs ended.
+    """Run or resume a sweep, and print how its jobs ended.
 
     Args:
         overrides: of the command line.
@@ -49,7 +49,9 @@ def sweep(overrides: Sequence[str], sources: Sources) -> int:
     else:
         folder = Path(settings.resume)
         if not SweepDir(folder).planned:
-            raise ConfigError([Problem("sweep.resume", "is no sweep's folder: it has no sweep.json.", settings.resume)])
+            raise ConfigError(
+                [Problem("sweep.resume", "has no sweep.json, so it is not a sweep's folder.", settings.resume)]
+            )
         plan = SweepDir(folder).plan()
         hydra, sources = hydra or plan.hydra, sources if task else plan.sources
         jobs = list(expand_sweeps(task)) if task else plan.jobs
@@ -57,7 +59,7 @@ def sweep(overrides: Sequence[str], sources: Sources) -> int:
     try:
         ended = run_jobs(folder, jobs, hydra=hydra, sources=_absolute(sources), fail_fast=settings.fail_fast)
     except Stopped as stopped:
-        print(f"{stopped}; the sweep is saved, and goes on with: {again}")
+        print(f"{stopped}; the sweep is saved. Resume it with: {again}")
         return stopped.exit_code
     except (RunBusyError, LauncherError, OSError) as error:
         return said(_NAME, error)
@@ -74,9 +76,9 @@ def _conclude(jobs: Sequence[Job], folder: Path, again: str) -> int:
         print(f"Traceback in {job.path / 'train.log'}", file=sys.stderr)
     print(f"{len(jobs) - len(failed) - len(left)} of {len(jobs)} jobs are complete; index in {folder / 'sweep.csv'}")
     if failed or left:
-        print(f"what is not goes on with: {again}")
+        print(f"resume the others with: {again}")
         return Exit.FAILED
-    print(f"all together: rlexp-report {folder}")
+    print(f"report on all of them: rlexp-report {folder}")
     return Exit.DONE
 
 
@@ -85,25 +87,25 @@ def _check_secrets(overrides: Sequence[str]) -> None:
     for text in overrides:
         if redact(text) != text:
             key = text.split("=", 1)[0]
-            message = f"is a secret, and a sweep's folder keeps it: name a variable, '{key}=${{oc.env:MY_KEY}}'."
+            message = f"is a secret, and a sweep saves its command line: name a variable, '{key}=${{oc.env:MY_KEY}}'."
             problems.append(Problem(key, message))
     if problems:
         raise ConfigError(problems)
 
 
 def _settings(own: Sequence[str], task: Sequence[str], sources: Sources) -> SweepConfig:
-    """The settings of the sweep itself: of the command line, or of the configs that its first job is composed of."""
+    """The settings of the sweep, from the command line or the configs of its first job."""
     first = next(expand_sweeps(task), [])
     return sweep_settings(load([*first, *own], sources))
 
 
 def _new_folder(hydra: Sequence[str], sources: Sources) -> tuple[Path, list[str]]:
-    """A new sweep's folder, and what the config itself lists in ``hydra.sweeper.params``."""
+    """The folder of a new sweep, and the config's own ``hydra.sweeper.params``."""
     where = ["hydra.sweep.dir='${rlexp.run_dir:multirun}'"] if sources.config_path is not None else []
     _, config = load_hydra([*where, *hydra], sources)
     problems = []
     if config.hydra.sweeper["_target_"] != _GRID:
-        problems.append(Problem("hydra/sweeper", "is not used: --multirun runs every combination of what is listed."))
+        problems.append(Problem("hydra/sweeper", "is not supported: --multirun runs all combinations of values."))
     if any(text.lstrip("+").startswith("hydra.sweep.subdir=") for text in hydra):
         problems.append(Problem("hydra.sweep.subdir", "is fixed: a job's folder is its number."))
     if problems:
@@ -113,7 +115,7 @@ def _new_folder(hydra: Sequence[str], sources: Sources) -> tuple[Path, list[str]
 
 
 def _absolute(sources: Sources) -> Sources:
-    """The same, wherever a later command runs."""
+    """The same with absolute paths, for commands that run in another folder."""
 
     def absolute(path: str | None) -> str | None:
         return None if path is None else str(Path(path).resolve())

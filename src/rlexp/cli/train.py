@@ -31,9 +31,9 @@ usage: rlexp-train [group=option ...] [key=value ...] [--multirun]
 groups and their options:
 {groups}
 
-often set (see the files in {conf} for all, with a comment each):
-  env.id=Pusher-v5            with env=gym: any Gymnasium environment with continuous actions
-  env.num_envs=16             simulators stepped together
+common settings (all of them, with comments, are in {conf}):
+  env.id=Pusher-v5            with env=gym: any Gymnasium environment
+  env.num_envs=16             parallel simulators
   total_frames=1_000_000      budget in simulator frames
   collector.frames_per_batch=2048
   minibatch_size=512          num_epochs=10
@@ -45,24 +45,25 @@ examples:
   rlexp-train env=hopper seed=3 total_frames=1_000_000
   rlexp-train experiment=tutorial
   rlexp-train --multirun env=hopper,half_cheetah seed=0,1,2,3,4 launcher=joblib
-  rlexp-train --multirun sweep.resume=SWEEP_DIR         keep what is complete, go on with what was cut, run the rest
-  rlexp-train resume=RUN_DIR                            continue, to the bit, in the same folder
-  rlexp-train resume=RUN_DIR total_frames=500_000       extend: schedules run over the new total
-  rlexp-train hydra.run.dir=my_run resume=auto          start, continue, or return at once if it is complete
-  rlexp-train env=hopper warm_start=RUN_DIR             a new run from these weights and statistics
+  rlexp-train --multirun sweep.resume=SWEEP_DIR         keep completed jobs, resume interrupted ones, run the others
+  rlexp-train resume=RUN_DIR                            resume, to the bit, in the same folder
+  rlexp-train resume=RUN_DIR total_frames=500_000       extend; schedules cover the new total
+  rlexp-train hydra.run.dir=my_run resume=auto          start, resume, or return at once if it is complete
+  rlexp-train env=hopper warm_start=RUN_DIR             a new run from another run's weights and statistics
 
-stops (SIGINT 130, SIGTERM 143, SIGUSR1 0 for a requeue): the batch is finished and saved; a second one stops at once.
+signals (exit codes: SIGINT 130, SIGTERM 143, SIGUSR1 0 for a requeue): the batch is finished and a checkpoint saved;
+a second signal ends the process at once.
 
 flags:
-  --multirun, -m   one run for each combination of comma-separated values, where launcher= says;
-                   sweep.fail_fast=true stops at the first that fails
-  --config-dir D   find your own options in D, e.g. D/env/mine.yaml for env=mine
+  --multirun, -m   one run for each combination of comma-separated values, by the launcher of launcher=;
+                   sweep.fail_fast=true stops all at the first failure
+  --config-dir D   also find options in D, e.g. D/env/mine.yaml for env=mine
   --config-path RUN_DIR --config-name config
-                   run the experiment of RUN_DIR again, from its config.yaml
+                   repeat the experiment of RUN_DIR from its config.yaml
   --shell-completion install=bash|zsh|fish
                    print the script that completes groups, options and settings
 
-rlexp-config shows every option and setting, and checks a command line without running it.
+rlexp-config lists every option and setting, and checks a command line without running it.
 """
 
 
@@ -72,7 +73,7 @@ def main() -> None:
 
 
 def train(arguments: list[str]) -> int:
-    """Check the command line, then run the one experiment that it describes, or hand its many to Hydra's launcher.
+    """Check the command line, then run its experiment, or with ``--multirun`` its sweep.
 
     Returns:
         The exit code.
@@ -90,7 +91,7 @@ def train(arguments: list[str]) -> int:
     if flags.multirun:
         return sweep(flags.overrides, sources)
     if own := [text for text in flags.overrides if is_sweep_setting(text)]:
-        raise ConfigError([Problem(text, "is for many runs: say --multirun.") for text in own])
+        raise ConfigError([Problem(text, "is a setting of --multirun: add the flag.") for text in own])
     composed = load(flags.overrides, sources)
     if composed.values.get("resume") is None:
         check_config(composed)
@@ -98,13 +99,13 @@ def train(arguments: list[str]) -> int:
 
 
 def run(composed: Composed, overrides: list[str]) -> int:
-    """Train, or go on training, and say where the results are.
+    """Start or resume a training, and print where the results are.
 
     Returns:
         The exit code.
 
     Raises:
-        ConfigError: the config cannot be built, or the run cannot go on with it.
+        ConfigError: the config cannot be built, or the run cannot be resumed with it.
     """
     from rlexp.runs.checkpoint import CheckpointError
     from rlexp.runs.resume import open_command
@@ -125,7 +126,7 @@ def run(composed: Composed, overrides: list[str]) -> int:
         try:
             summary = trainer.fit()
         except Stopped as stopped:
-            print(f"{stopped}; the run is saved, and goes on with: rlexp-train resume={trainer.run.path}")
+            print(f"{stopped}; the run is saved. Resume it with: rlexp-train resume={trainer.run.path}")
             return stopped.exit_code
         except Exception as error:
             code = said("rlexp-train", RuntimeError(f"{type(error).__name__}: {error}"))
@@ -138,7 +139,7 @@ def run(composed: Composed, overrides: list[str]) -> int:
 
 
 def _hand_to_hydra(flags: argparse.Namespace) -> int:
-    """Let Hydra show what it is asked to."""
+    """Let Hydra print its config, its help or the completion script."""
     import hydra
 
     if not flags.shell_completion:

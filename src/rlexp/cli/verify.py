@@ -1,4 +1,4 @@
-"""``rlexp-verify``: run the beginning of a run again and see whether it comes out the same."""
+"""``rlexp-verify``: repeat the first batches of a run and compare every number."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from rlexp.cli.common import Exit, read_settings, run_command, said
 from rlexp.config import Config, ConfigError, Count, Problem
 
 _HELP = """\
-rlexp-verify: run the beginning of a run again from its own config, and compare every number.
+rlexp-verify: repeat the first batches of a run from its own config, and compare every number.
 
 usage: rlexp-verify RUN_DIR [iterations=3]
 
-  iterations   batches to train again; what is compared is each one's row of metrics.jsonl, the hash of the parameters
-               after it among them, all but evaluations and timings
+  iterations   batches to repeat; of each, its row of metrics.jsonl is compared, which includes the hash of the
+               parameters after it, and without evaluations and timings
 
-Exit code 0: reproducible. 1: not; where it first differs is said.
+Exit code 0: reproducible. 1: not reproducible; the first difference is printed.
 """
 
 
 class VerifyConfig(Config):
-    """What ``rlexp-verify`` takes."""
+    """Settings of ``rlexp-verify``."""
 
     run_dir: Annotated[str, Field(min_length=1)]
     iterations: Count = 3
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def verify(arguments: list[str]) -> int:
-    """Train a run's first batches again and compare them.
+    """Repeat the first batches of a run and compare them.
 
     Returns:
         The exit code.
@@ -48,7 +48,7 @@ def verify(arguments: list[str]) -> int:
     settings = read_settings(VerifyConfig, named)
     run_dir = Path(settings.run_dir)
     if not (run_dir / "metrics.jsonl").is_file():
-        raise ConfigError([Problem("run_dir", "has no metrics.jsonl, so it is no run's folder.", str(run_dir))])
+        raise ConfigError([Problem("run_dir", "has no metrics.jsonl, so it is not a run's folder.", str(run_dir))])
 
     from rlexp.runs.rundir import versions
     from rlexp.training.verify import Difference, train_again
@@ -56,7 +56,7 @@ def verify(arguments: list[str]) -> int:
     try:
         result = train_again(run_dir, settings.iterations)
     except (OSError, ValueError, KeyError) as error:
-        return said("rlexp-verify", RuntimeError(f"{run_dir} cannot be run again: {error!r}"))
+        return said("rlexp-verify", RuntimeError(f"{run_dir} cannot be repeated: {error!r}"))
     if not isinstance(result, Difference):
         print(f"reproducible: {result} iterations of {run_dir}, every number the same")
         return Exit.DONE

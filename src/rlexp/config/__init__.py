@@ -1,4 +1,4 @@
-"""Schema, checks, and the one place that instantiates. Imports no torch."""
+"""Composing, checking and instantiating configs. Imports no torch."""
 
 from rlexp.config.compose import (
     NO_RESULTS,
@@ -12,6 +12,7 @@ from rlexp.config.compose import (
     load_hydra,
     new_run_path,
     option_file,
+    option_text,
     origins,
     quoted,
     search_path,
@@ -49,6 +50,7 @@ __all__ = [
     "named_packages",
     "new_run_path",
     "option_file",
+    "option_text",
     "origins",
     "quoted",
     "read",

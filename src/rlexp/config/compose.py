@@ -1,8 +1,9 @@
-"""From a command line to plain values: Hydra composes, and every wrong name is told with the right one."""
+"""From a command line to plain values, composed by Hydra; an unknown name is reported with the nearest known one."""
 
 from __future__ import annotations
 
 import itertools
+import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,23 +29,28 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlexp.config.legacy import current_override
+from rlexp.config.legacy import current_option, current_override
 from rlexp.config.problems import ConfigError, Problem, did_you_mean
+from rlexp.config.spec import TARGET
 
 CONFIG_NAME = "train"
 VERSION_BASE = "1.3"
 NO_RESULTS = ("seed", "logger", "checkpoint", "resume", "threads", "env.num_workers")
-"""Settings that do not tell configurations apart: where results go, on how many cores, and the seed."""
+"""Settings that runs of one configuration may differ in: where results go, how many cores are used, and the seed."""
+
+
+# An entry of a defaults list that is no option but what several options share.
+_BASE = re.compile(r"^  - /?(base_\w+)(?:@_here_)?\n", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Composed:
-    """What a command line means.
+    """A composed config.
 
     Attributes:
-        values: the resolved config, plain values, Hydra's own part left out.
-        run_dir: where Hydra's settings say that the run goes.
-        problems: overrides that were left out of ``values`` since they name nothing that exists.
+        values: the resolved config as plain values, without Hydra's own part.
+        run_dir: the run's folder by Hydra's settings.
+        problems: overrides that are not in ``values``, since they name an unknown group or option.
     """
 
     values: dict[str, Any]
@@ -60,18 +66,18 @@ def conf_dir() -> Path:
 
 
 def new_run_path(name: str, root: str = "outputs") -> Path:
-    """``root/<name>/<date>_<time>_<short id>``: unique however many runs start in one second."""
+    """``root/<name>/<date>_<time>_<short id>``, unique for runs that start in the same second, too."""
     return Path(root) / name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{secrets.token_hex(3)}"
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Where configs come from, beside the shipped ones and those that installed packages advertise.
+    """Where configs come from, besides the shipped ones and those of installed packages.
 
     Attributes:
-        config_dir: a folder of the user's own options, which win over shipped ones of the same name.
-        config_path: a folder that holds the primary config, such as a run's; None is the shipped one.
-        config_name: the primary config; None is ``train``.
+        config_dir: a folder of the user's own options, which take precedence over shipped ones of the same name.
+        config_path: the folder of the primary config, such as a run's; None: the shipped one.
+        config_name: the primary config; None: ``train``.
     """
 
     config_dir: str | None = None
@@ -87,7 +93,7 @@ def load(overrides: Sequence[str], sources: Sources = Sources()) -> Composed:
         sources: where configs come from.
 
     Raises:
-        ConfigError: the rest cannot be composed, or a value cannot be resolved.
+        ConfigError: the config cannot be composed, or a value cannot be resolved.
     """
     with _hydra(sources):
         checked, problems = _tolerant(overrides)
@@ -107,10 +113,10 @@ def load(overrides: Sequence[str], sources: Sources = Sources()) -> Composed:
 
 
 def load_hydra(overrides: Sequence[str], sources: Sources = Sources()) -> tuple[HydraContext, DictConfig]:
-    """Compose Hydra's own settings for a multirun: what a launcher is made of.
+    """Compose Hydra's own settings for a multirun, which describe its launcher.
 
     Args:
-        overrides: of Hydra's settings alone (``launcher=joblib``, ``hydra.launcher.n_jobs=2``).
+        overrides: of Hydra's settings only (``launcher=joblib``, ``hydra.launcher.n_jobs=2``).
         sources: where configs come from.
 
     Raises:
@@ -132,14 +138,14 @@ def load_hydra(overrides: Sequence[str], sources: Sources = Sources()) -> tuple[
 
 
 def origins(overrides: Sequence[str], sources: Sources = Sources()) -> dict[str, str]:
-    """For each value of the composed config, what set it: a config file, or the command line.
+    """Where each value of the composed config comes from: a config file, or the command line.
 
     Args:
         overrides: as for `load`.
         sources: where configs come from.
 
     Returns:
-        From a value's full path (``loss.gamma``) to ``loss/clip_ppo`` or the override that wrote it.
+        From a value's full path (``loss.gamma``) to its file (``base_loss``) or the override that set it.
     """
     found: dict[str, str] = {}
     with _hydra(sources):
@@ -168,7 +174,7 @@ def _leaves(value: object, path: str) -> Iterator[str]:
 
 
 def groups(sources: Sources = Sources()) -> dict[str, dict[str, str]]:
-    """Every group of options, and for each option its first line of description."""
+    """Every group of options, and the first line of each option's description."""
     found: dict[str, dict[str, str]] = {}
     with _hydra(sources):
         loader = GlobalHydra.instance().config_loader()
@@ -183,7 +189,7 @@ def groups(sources: Sources = Sources()) -> dict[str, dict[str, str]]:
 
 
 def option_file(option: str, sources: Sources = Sources()) -> Path:
-    """The file of ``group/option``, the user's own before a shipped one.
+    """The file of ``group/option``, or of a base such as ``base_loss``; the user's own before a shipped one.
 
     Raises:
         ConfigError: there is no such option.
@@ -198,6 +204,35 @@ def option_file(option: str, sources: Sources = Sources()) -> Path:
     raise ConfigError([Problem(option, f"there is no such option. {known}")])
 
 
+def option_text(option: str, sources: Sources = Sources()) -> str:
+    """An option's file, to copy and edit, with the settings and comments of its bases (``base_loss``) written out.
+
+    Args:
+        option: ``group/option``, or a base.
+        sources: where configs come from.
+
+    Raises:
+        ConfigError: there is no such option.
+    """
+    header, entries = _with_bases(option, sources)
+    return header + "".join(entries.values())
+
+
+def _with_bases(option: str, sources: Sources) -> tuple[str, dict[str, str]]:
+    """The comments at the top of an option's file, and the lines of each of its top-level keys and its bases'."""
+    text = option_file(option, sources).read_text(encoding="utf-8")
+    header, *rest = re.split(r"^(?=\w+:)", text, flags=re.MULTILINE)
+    own = {entry.partition(":")[0]: entry for entry in rest}
+    inherited: dict[str, str] = {}
+    if defaults := own.pop("defaults", ""):
+        for base in _BASE.findall(defaults):
+            inherited |= _with_bases(base, sources)[1]
+        if (left := _BASE.sub("", defaults)).strip() != "defaults:":
+            header += left
+    target = {TARGET: own[TARGET]} if TARGET in own else {}
+    return header, target | inherited | own
+
+
 def _description(path: Path) -> str:
     lines = (line.removeprefix("#").strip() for line in path.read_text(encoding="utf-8").splitlines())
     return next((line for line in lines if line and not line.startswith("@package")), "")
@@ -205,7 +240,7 @@ def _description(path: Path) -> str:
 
 @cache
 def _advertised() -> dict[str, Path]:
-    """Folders of options that installed packages advertise, by the module that holds them."""
+    """Folders of options of installed packages (entry points ``rlexp.conf``), by module."""
     found = {}
     for point in entry_points(group="rlexp.conf"):
         folder = find_spec(point.value)
@@ -215,10 +250,10 @@ def _advertised() -> dict[str, Path]:
 
 
 def tolerant(overrides: Sequence[str], sources: Sources = Sources()) -> list[str]:
-    """The same overrides, groups and options checked, with keys allowed to be new.
+    """The same overrides with groups and options checked, in a form in which Hydra accepts unknown keys.
 
-    Hydra stops at the first unknown key, suggests nothing, and accepts ``+typo=1``. Here every ``key=value`` may
-    add, so that the schema sees all of them at once and refuses what it does not know.
+    Hydra stops at the first unknown key, suggests nothing, and accepts ``+typo=1``. With every ``key=value`` as
+    ``++key=value``, the schema sees all of them and reports the unknown ones together.
 
     Raises:
         ConfigError: an override cannot be read, or names a group or an option that does not exist.
@@ -231,7 +266,7 @@ def tolerant(overrides: Sequence[str], sources: Sources = Sources()) -> list[str
 
 
 def expand_sweeps(overrides: Sequence[str]) -> Iterator[list[str]]:
-    """The overrides of every job of a multirun: the product of all choices.
+    """The overrides of each job of a multirun: the Cartesian product of all choices.
 
     Raises:
         ConfigError: an override cannot be read.
@@ -248,7 +283,7 @@ def expand_sweeps(overrides: Sequence[str]) -> Iterator[list[str]]:
 
 
 def quoted(text: str) -> str:
-    """A text as an override's value, whatever characters it has."""
+    """Quote a text as the value of an override."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
 
@@ -298,18 +333,20 @@ def _wrong_options(override: Override) -> Iterator[Problem]:
             choices = [str(choice) for choice in override.sweep_string_iterator()]
         for choice in choices:
             if choice is not None and str(choice) not in options:
-                yield Problem(group, f"there is no such option. {did_you_mean(str(choice), options)}", str(choice))
+                current = current_option(group, str(choice))
+                hint = f"Did you mean {current}?" if current else did_you_mean(str(choice), options)
+                yield Problem(group, f"there is no such option. {hint}", str(choice))
 
 
 def _unresolved(error: OmegaConfBaseException) -> Problem:
     key = error.full_key or "config"
     if "MissingMandatoryValue" in type(error).__name__ or "missing" in str(error).lower():
-        return Problem(key, f"has no value yet: give one with {key}=...")
+        return Problem(key, f"has no value yet: set it with {key}=...")
     return Problem(key, f"{str(error).splitlines()[0]}.")
 
 
 def search_path(sources: Sources) -> list[str]:
-    """Folders searched after the one of the primary config."""
+    """Folders that are searched after the folder of the primary config."""
     own = [] if sources.config_path is None else [conf_dir()]
     return [f"file://{folder}" for folder in (*own, *_advertised().values())]
 

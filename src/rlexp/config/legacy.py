@@ -1,4 +1,4 @@
-"""Names that earlier versions gave to things: runs that were saved with them, and scripts, go on working."""
+"""Names of earlier versions, so that their saved runs and scripts keep working."""
 
 from __future__ import annotations
 
@@ -53,17 +53,30 @@ _TARGETS = {f"{room}.{old}": f"{room}.{new}" for room, names in _CLASSES.items()
 _TARGETS["rlexp.normalization.RunningObservationNorm"] = "rlexp.envs.normalization.RunningObservationNorm"
 
 
+# Presets of earlier versions that only chose an environment.
+_OPTIONS = {
+    **{f"experiment={task}": f"experiment=mujoco env={task}"
+       for task in ("ant", "half_cheetah", "hopper", "pusher", "reacher", "walker2d")},
+    **{f"experiment={task}": f"env={task}" for task in ("inverted_pendulum", "inverted_double_pendulum")},
+}  # fmt: skip
+
+
+def current_option(group: str, name: str) -> str | None:
+    """What replaces an option that earlier versions had; None where there was no such option."""
+    return _OPTIONS.get(f"{group}={name}")
+
+
 def current_target(target: str) -> str:
-    """Today's path of a ``_target_``."""
+    """The current path of a ``_target_``."""
     return _TARGETS.get(target, target)
 
 
 def current_config(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A whole config that an earlier version saved, as today's schema has it; today's own is returned unchanged."""
+    """A whole config that an earlier version saved, in the current schema; a current one is returned unchanged."""
     config: dict[str, Any] = _current(copy.deepcopy(dict(values)))
     collector = config.get("collector")
     if "kernels" not in config and isinstance(collector, dict):
-        # Until then collector=sync meant torchrl's own collector, and everything else the kernels.
+        # Earlier, collector=sync was torchrl's own collector, and every other run used the kernels.
         before = str(values["collector"].get("_target_", ""))
         config["kernels"] = False if before.endswith(".SyncCollector") or collector.get("inner") == "sync" else "auto"
         collector.pop("inner", None)
@@ -75,13 +88,13 @@ def current_config(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def current_override(text: str) -> str | None:
-    """A command line's override by today's names, with a warning; None where it has no meaning any more."""
+    """An override with current names, with a warning; None if its setting no longer exists."""
     key, _, value = text.partition("=")
     if key.lstrip("+~") == "collector" and value == "rollout":
-        log.warning("collector=rollout is now collector=sync: kernels=auto collects by arrays where it can.")
+        log.warning("collector=rollout is now collector=sync; with kernels=auto it collects as collector=rollout did.")
         return "collector=sync"
     if key.lstrip("+~") == "collector.inner":
-        log.warning("collector.inner is no setting any more: kernels=auto or false decides how each worker collects.")
+        log.warning("collector.inner is ignored: kernels=auto or kernels=false decides how each worker collects.")
         return None
     return text
 

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, said so that it can be mended."""
+"""Problems of a configuration, reported with their remedies."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with one setting.
+    """A problem of one setting.
 
     Attributes:
-        key: full path of the setting, as it is written on the command line (``loss.clip_epsilon``).
-        message: what is wrong, what is allowed and, where one exists, the remedy.
-        value: the value given, as it should be shown; None where showing it says nothing.
+        key: full path of the setting, as on the command line (``loss.clip_epsilon``).
+        message: what is wrong, what is allowed and, if there is one, the remedy.
+        value: the value given, as it is shown; None where it is not shown.
     """
 
     key: str
@@ -22,7 +22,7 @@ class Problem:
     value: str | None = None
 
     def under(self, prefix: str) -> Problem:
-        """The same problem, told from further up: ``prefix`` stands before its key."""
+        """The same problem with ``prefix`` before its key."""
         return Problem(f"{prefix}{self.key}", self.message, self.value)
 
     def __str__(self) -> str:
@@ -31,7 +31,7 @@ class Problem:
 
 
 class ConfigError(Exception):
-    """The configuration or the command line is wrong; carries every problem found."""
+    """The configuration or the command line is wrong; holds every problem found."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = list(problems)
@@ -43,13 +43,13 @@ class ConfigError(Exception):
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
-    """The candidate that ``name`` most likely stands for, or None."""
+    """The candidate closest to ``name`` in spelling, or None if none is close."""
     matches = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
     return matches[0] if matches else None
 
 
 def did_you_mean(name: str, candidates: Iterable[str], prefix: str = "") -> str:
-    """A closing sentence that names the nearest candidate, or lists them all."""
+    """A sentence that suggests the nearest candidate, or lists all of them."""
     options = sorted(candidates)
     match = nearest(name, options)
     if match is not None:

@@ -73,6 +73,8 @@ def fast_loss(loss: Loss, networks: ActorCritic) -> FastLoss:
             raise UnsupportedError(f"{name} has {setting}={found}")
     if module.critic_coeff is None or module.loss_critic_type not in DISTANCES:
         raise UnsupportedError(f"{name} has another critic loss")
+    if "clip_epsilon_low" in loss.coefficients:
+        raise UnsupportedError(f"{name} clips the ratio by two bounds")
     if any(coefficient.numel() != 1 for coefficient in loss.coefficients.values()):
         raise UnsupportedError(f"{name} has several coefficients of one kind")
     return kinds[type(module)](loss, networks)

@@ -1,4 +1,4 @@
-"""Optimizers: an `OptimConfig` describes optimizer and schedule, `build` makes torch's."""
+"""Settings of optimizers and learning-rate schedules; imports torch only to build."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class OptimConfig(Config):
     """Base of all optimizers.
 
     Attributes:
-        lr: learning rate of the first batch.
-        critic_lr: the same for what the critic does not share with the actor; None is ``lr``.
-        schedule: how they change. ``cosine`` or ``linear``, a step a batch, to 0 at the end of the run; ``constant``;
-            ``kl_adaptive``, a step an epoch, by how far the policy came (`rlexp.optim.schedules.KLAdaptive`); or a node
-            whose target is a torch scheduler, called with the optimizer, a step a batch.
-        elementwise: what it does to a weight depends on that weight's own gradients alone, so that all weights may be
-            given as one vector.
+        lr: initial learning rate.
+        critic_lr: initial learning rate of the critic's own parameters; None is ``lr``.
+        schedule: ``cosine`` or ``linear`` to 0 at the end of the run, one step per batch; ``constant``;
+            ``kl_adaptive``, adapted after each epoch by its KL (`rlexp.optim.schedules.KLAdaptive`); or a node
+            whose target is a torch scheduler, called with the optimizer, one step per batch.
+        elementwise: whether the update of a weight depends on that weight's own gradients alone, so that all weights
+            can be passed as one vector.
     """
 
     elementwise: ClassVar[bool] = False
@@ -45,13 +45,13 @@ class OptimConfig(Config):
         """Optimizer and schedule over a run of ``num_batches`` batches.
 
         Args:
-            weights: all that is trained, as one vector.
-            actor: the actor's parameters, views of the vector's beginning.
-            critic: the critic's that are not the actor's, views of the rest.
-            num_batches: steps of the schedule.
+            weights: all trained parameters as one vector.
+            actor: the actor's parameters, views of the beginning of the vector.
+            critic: the parameters that the critic does not share with the actor, views of the rest.
+            num_batches: number of steps of the schedule.
 
         Raises:
-            ConfigError: a target refuses its arguments, or ``critic_lr`` has nothing to train.
+            ConfigError: a target refuses its arguments, or ``critic_lr`` is set and the critic shares all parameters.
         """
         from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR
 
@@ -81,17 +81,17 @@ class OptimConfig(Config):
                 return optimizer, build_at("optim.schedule", partial(self.schedule.build, optimizer))
 
     def build_optimizer(self, parameters: list[dict[str, Any]]) -> Optimizer:
-        """The optimizer alone, over groups of parameters."""
+        """The optimizer over groups of parameters, each with ``params`` and perhaps its own ``lr``."""
         raise NotImplementedError
 
 
 class AdamBaseConfig(OptimConfig):
-    """Settings of Adam and its kin.
+    """Settings of Adam and AdamW.
 
     Attributes:
         betas: decay of the two moment estimates.
         eps: added to the denominator.
-        weight_decay: L2 penalty; of AdamW the share of each weight that a step at rate 1 takes off.
+        weight_decay: L2 penalty; for AdamW, each step multiplies the weights by 1 - lr * weight_decay.
     """
 
     elementwise = True
@@ -101,7 +101,7 @@ class AdamBaseConfig(OptimConfig):
     weight_decay: NonNegative
 
     def build_optimizer(self, parameters: list[dict[str, Any]]) -> Optimizer:
-        """The class that ``builds`` names, fused where torch can."""
+        """The optimizer that ``builds`` names, in its fused implementation."""
         build = partial(locate(self.builds[0]), parameters, lr=self.lr, betas=tuple(self.betas), fused=True)
         optimizer: Optimizer = build(eps=self.eps, weight_decay=self.weight_decay)
         return optimizer
@@ -125,8 +125,8 @@ class RMSpropConfig(OptimConfig):
     Attributes:
         alpha: decay of the mean of squared gradients.
         eps: added to the denominator.
-        momentum: decay of the mean of steps.
-        centered: divide by the variance instead of the mean of squares.
+        momentum: decay of the velocity.
+        centered: divide by the standard deviation instead of the root mean square.
         weight_decay: L2 penalty.
     """
 
@@ -140,7 +140,7 @@ class RMSpropConfig(OptimConfig):
     weight_decay: NonNegative
 
     def build_optimizer(self, parameters: list[dict[str, Any]]) -> Optimizer:
-        """RMSprop."""
+        """``torch.optim.RMSprop``."""
         from torch.optim import RMSprop
 
         return RMSprop(
@@ -153,8 +153,8 @@ class SGDConfig(OptimConfig):
     """Stochastic gradient descent; builds ``torch.optim.SGD``.
 
     Attributes:
-        momentum: decay of the sum of gradients.
-        nesterov: look ahead by the momentum (Sutskever et al. 2013).
+        momentum: decay of the velocity.
+        nesterov: Nesterov momentum (Sutskever et al. 2013).
         weight_decay: L2 penalty.
     """
 
@@ -166,12 +166,12 @@ class SGDConfig(OptimConfig):
     weight_decay: NonNegative
 
     def problems(self) -> Iterator[Problem]:
-        """Nesterov's look ahead is along the momentum."""
+        """Nesterov momentum needs momentum."""
         if self.nesterov and self.momentum == 0:
             yield Problem("nesterov", "needs momentum, e.g. optim.momentum=0.9.", "true")
 
     def build_optimizer(self, parameters: list[dict[str, Any]]) -> Optimizer:
-        """SGD, fused where torch can."""
+        """``torch.optim.SGD``, in its fused implementation."""
         from torch.optim import SGD
 
         return SGD(
@@ -184,7 +184,7 @@ class AnyOptimizerConfig(OptimConfig):
     """Any optimizer that takes parameters and ``lr``.
 
     Attributes:
-        optimizer: the optimizer; it is called with the parameters and ``lr`` beside its own arguments.
+        optimizer: the optimizer; it is called with the parameters, ``lr`` and its own arguments.
     """
 
     optimizer: Node

@@ -1,4 +1,4 @@
-"""Schedules of the learning rate: one that follows the policy's divergence, and any one's way out of a checkpoint."""
+"""Learning-rate schedules: adaptation by the KL divergence, and loading a schedule from a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class KLAdaptive(LRScheduler):
-    """A rate that keeps each epoch's KL between half and twice a target, as in RSL-RL (Rudin et al. 2022).
+    """Adapts the learning rate to keep each epoch's KL between half and twice a target (RSL-RL, Rudin et al. 2022).
 
-    Each parameter group's rate is multiplied alike, and all of the state is in the optimizer's groups.
+    The rates of all parameter groups are multiplied by the same factor; the state is in the optimizer's groups.
 
     Args:
-        optimizer: whose rates follow.
-        desired_kl: KL from the policy that acted to the one that is trained that an epoch is to have, in nats.
-        factor: of a change.
-        min_lr: a rate is not lowered below it.
-        max_lr: a rate is not raised above it.
+        optimizer: the optimizer whose rates are adapted.
+        desired_kl: target KL from the policy that acted to the current one, in nats.
+        factor: factor of a change.
+        min_lr: rates are not lowered below it.
+        max_lr: rates are not raised above it.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class KLAdaptive(LRScheduler):
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float | Tensor]:
-        """The rates as they are: a batch's end changes nothing."""
+        """The current rates: they do not change at the end of a batch."""
         return [group["lr"] for group in self.optimizer.param_groups]
 
     def adapt(self, kl: float) -> None:
@@ -48,10 +48,10 @@ class KLAdaptive(LRScheduler):
 
 
 def load_schedule(scheduler: LRScheduler, saved: dict[str, Any]) -> None:
-    """Put a schedule where a saved one was; over another horizon, where it would be had it always been that one.
+    """Load a schedule; over another horizon, continue as if it had had that horizon from the start.
 
     Args:
-        scheduler: a fresh schedule over this run's batches; its optimizer has its saved state already.
+        scheduler: a new schedule over this run's batches, whose optimizer is already loaded.
         saved: the ``state_dict`` of a schedule of the same kind, perhaps over more or fewer batches.
     """
     horizon = {key: value for key, value in scheduler.state_dict().items() if key in ("T_max", "total_iters")}

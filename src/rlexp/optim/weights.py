@@ -1,4 +1,4 @@
-"""Many parameters as one vector."""
+"""All parameters of a model as views of one vector."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 def flatten(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
     """One vector that holds all of ``parameters``, and its gradient all of theirs: they become views of it.
 
-    What is done to each element alike, as by clipping and Adam, then costs one call instead of one a parameter.
+    Elementwise operations, such as clipping and Adam, then cost one call instead of one per parameter.
     """
     flat = nn.Parameter(torch.cat([parameter.detach().reshape(-1) for parameter in parameters]))
     flat.grad = torch.zeros_like(flat)
