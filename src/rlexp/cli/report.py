@@ -1,4 +1,4 @@
-"""``rlexp-report``: many runs to tables with confidence intervals, pictures and one page."""
+"""``rlexp-report``: many runs to tables with confidence intervals, figures and an HTML page."""
 
 from __future__ import annotations
 
@@ -8,34 +8,35 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from rlexp.cli.common import Exit, read_settings, run_command
+from rlexp.cli.common import Exit, read_settings, run_command, said
 from rlexp.config import Config, ConfigError, Positive, Problem
+from rlexp.text import printable
 
 if TYPE_CHECKING:
     from rlexp.report import Report
 
 _HELP = """\
-rlexp-report: what many runs say together.
+rlexp-report: compare runs.
 
 usage: rlexp-report DIR... [out=report] [threshold=RETURN] [ignore=[SETTING,...]] [--wandb-workspace[=online]]
        rlexp-report DIR... --watch [interval=2]
 
   DIR         a run's folder, or a folder with runs anywhere below it, such as outputs/ or a multirun's
-  out         folder for the page (index.html), the tables (Markdown, LaTeX, CSV) and the pictures
+  out         folder for the page (index.html), the tables (Markdown, LaTeX, CSV) and the figures
   threshold   return to reach, for the frames and seconds it takes: one for all environments, or
               threshold.hopper=3000; default: Gymnasium's registered reward threshold
-  ignore      settings that do not tell configurations apart, besides seed, logger, checkpoint, resume, threads,
+  ignore      settings that do not separate configurations, besides seed, logger, checkpoint, resume, threads,
               env.num_workers
 
   --wandb-workspace   also write a W&B dashboard for these runs, OUT/wandb_workspace.json; =online saves it in their
                       project as well (pip install 'rlexp[wandb-workspaces]')
-  --watch             show the runs as they go on, until all have ended or Ctrl-C; writes nothing
-  interval            seconds between two looks
+  --watch             show the runs while they train, until all have ended or Ctrl-C; writes nothing
+  interval            seconds between two updates
 
 Prints the table as Markdown and where the files are.
 """
 
-# What a flag without a value means, where that is not true.
+# What a flag without a value stands for, where it is not true.
 _ALONE = {"wandb_workspace": "offline"}
 
 
@@ -77,15 +78,16 @@ def report(arguments: list[str]) -> int:
         runs = load_runs(settings.dirs)
         made = make_report(runs, settings.threshold, settings.ignore)
     except ReportError as error:
-        print(f"rlexp-report: {error}", file=sys.stderr)
-        return Exit.FAILED
+        return said("rlexp-report", error)
     environments = {group.environment for group in made.groups}
     if isinstance(settings.threshold, dict) and (unknown := settings.threshold.keys() - environments):
         message = f"no run is in this environment. There are: {', '.join(sorted(environments))}."
         raise ConfigError([Problem(f"threshold.{name}", message) for name in sorted(unknown)])
     for run in made.left_out:
         if run.status == "unreadable":
-            print(f"rlexp-report: left out, mend or remove it: {run.problem}", file=sys.stderr)
+            print(printable(f"rlexp-report: left out, repair or remove it: {run.problem}"), file=sys.stderr)
+    for run in (run for group in made.groups for run in group.runs if run.damage):
+        print(printable(f"rlexp-report: averaged, although damaged: {run.damage}"), file=sys.stderr)
     try:
         files = write_report(made, Path(settings.out))
     except OSError as error:
@@ -94,10 +96,9 @@ def report(arguments: list[str]) -> int:
         try:
             files.append(_workspace(made, Path(settings.out), online=settings.wandb_workspace == "online"))
         except ReportError as error:
-            print(f"rlexp-report: {error}", file=sys.stderr)
-            return Exit.FAILED
+            return said("rlexp-report", error)
     print(markdown(made))
-    print("\n".join(str(file) for file in files))
+    print("\n".join(printable(file) for file in files))
     return Exit.DONE
 
 
@@ -117,7 +118,7 @@ def _workspace(made: Report, out: Path, *, online: bool) -> Path:
 
 def _settings(arguments: list[str]) -> ReportConfig:
     arguments = [_setting(argument) if argument.startswith("--") else argument for argument in arguments]
-    # A multirun may name its folders by what was set, so that a folder's name can hold an equals sign.
+    # The name of a folder may hold an equals sign.
     dirs = [argument for argument in arguments if "=" not in argument or Path(argument).exists()]
     if not dirs:
         raise ConfigError([Problem("DIR", "is missing; name a run's folder, or one with runs below it.")])

@@ -15,6 +15,7 @@ from rlexp.runs.rundir import RunBusyError
 from rlexp.runs.stops import Stopped
 from rlexp.sweeps import Job, LauncherError, SweepDir, run_jobs
 from rlexp.sweeps.folder import COMPLETED, FAILED
+from rlexp.text import printable
 
 _NAME = "rlexp-train"
 _GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -70,7 +71,7 @@ def _conclude(jobs: Sequence[Job], folder: Path, again: str) -> int:
     common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
     for job in failed:
         what = " ".join(text for text in job.overrides if text not in common)
-        print(f"{_NAME}: job {job.number} failed ({what}): {job.error}", file=sys.stderr)
+        print(printable(f"{_NAME}: job {job.number} failed ({what}): {job.error}", keep="\n"), file=sys.stderr)
         print(f"Traceback in {job.path / 'train.log'}", file=sys.stderr)
     print(f"{len(jobs) - len(failed) - len(left)} of {len(jobs)} jobs are complete; index in {folder / 'sweep.csv'}")
     if failed or left:

@@ -18,8 +18,8 @@ from rlexp.runs.resume import open_run
 from rlexp.runs.rundir import RunBusyError, RunDir
 from rlexp.runs.stops import Stopped
 from rlexp.search.config import SearchConfig
+from rlexp.search.figures import draw
 from rlexp.search.folder import SearchDir, SearchPlan, best_of, overrides_of, state_of
-from rlexp.search.pictures import draw
 from rlexp.training.trainer import Trainer
 
 if TYPE_CHECKING:
