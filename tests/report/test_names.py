@@ -87,7 +87,7 @@ def test_numbers_are_no_formulas(number: float) -> None:
 
 @given(st.text("$\\_^{}ab \n", max_size=30))
 def test_any_text_can_be_a_label(text: str) -> None:
-    figure, axes = new_axes("x", "y", "z")
+    _, axes = new_axes("x", "y", "z")
     title = axes.set_title(label(text))
     shown, parsed = title._preprocess_math(title.get_text())  # type: ignore[attr-defined]
     assert (shown, bool(parsed)) == (text, False)

@@ -46,14 +46,14 @@ def sweep(overrides: Sequence[str], sources: Sources) -> int:
     settings = _settings(own, task, sources)
     if settings.resume is None:
         folder, params = _new_folder(hydra, sources)
-        jobs = list(expand_sweeps([*params, *task]))
+        jobs = list(expand_sweeps([*params, *task], sources))
     else:
         folder = Path(settings.resume)
         if not SweepDir(folder).planned:
             raise ConfigError([Problem("sweep.resume", "is no sweep's folder: it has no sweep.json.", settings.resume)])
         plan = SweepDir(folder).plan()
         hydra, sources = hydra or plan.hydra, sources if task else plan.sources
-        jobs = list(expand_sweeps(task)) if task else plan.jobs
+        jobs = list(expand_sweeps(task, sources)) if task else plan.jobs
     again = f"{_NAME} --multirun sweep.resume={folder}"
     try:
         ended = run_jobs(folder, jobs, hydra=hydra, sources=_absolute(sources), fail_fast=settings.fail_fast)
@@ -94,7 +94,7 @@ def _check_secrets(overrides: Sequence[str]) -> None:
 
 def _settings(own: Sequence[str], task: Sequence[str], sources: Sources) -> SweepConfig:
     """The settings of the sweep itself: of the command line, or of the configs that its first job is composed of."""
-    first = next(expand_sweeps(task), [])
+    first = next(expand_sweeps(task, sources), [])
     return sweep_settings(load([*first, *own], sources))
 
 
