@@ -143,6 +143,8 @@ class WandbConfig(LoggerConfig):
         from rlexp.loggers.wandb import open_wandb
 
         folder = Path(os.environ.get("WANDB_DIR") or run_dir)
+        if "WANDB_SWEEP_ID" in os.environ and folder.resolve() == Path.cwd():
+            folder = run_dir  # the agent of a W&B sweep sets WANDB_DIR to the working directory, unasked
         added = (tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(","))
         arguments = {
             "project": self.project,
