@@ -48,7 +48,7 @@ def study_of(folder: Path) -> optuna.Study:
     return optuna.load_study(study_name="search", storage=f"sqlite:///{folder / 'study.db'}")
 
 
-def told(folder: Path) -> list[tuple[Any, ...]]:
+def trials_of(folder: Path) -> list[tuple[Any, ...]]:
     """Everything that a study knows of its trials but when they were."""
     return [(t.number, t.state.name, t.params, t.value, t.intermediate_values) for t in study_of(folder).trials]
 
@@ -119,8 +119,8 @@ def test_killed_and_resumed_it_is_the_search_that_never_was(undisturbed: Path, t
         process.join()
         arguments = ["resume=found"]
     assert sum(trial.state is TrialState.RUNNING for trial in study_of(folder).trials) == 1
-    assert "goes on" in finish(arguments, tmp_path)
-    assert told(folder) == told(undisturbed / "found")
+    assert "is resumed" in finish(arguments, tmp_path)
+    assert trials_of(folder) == trials_of(undisturbed / "found")
 
     (folder / "trials.csv").write_text("as if killed before it was written\n")
     finish(arguments, tmp_path)
@@ -129,12 +129,12 @@ def test_killed_and_resumed_it_is_the_search_that_never_was(undisturbed: Path, t
 
 def test_more_trials_extend_it_and_two_processes_share_them(tmp_path: Path) -> None:
     finish([*option(tmp_path, FOUR), "search.trials=1", "search.prune=false"], tmp_path)
-    (first,) = told(tmp_path / "found")
+    (first,) = trials_of(tmp_path / "found")
     both = [launch(["resume=found", "search.trials=4"], tmp_path, "search") for _ in range(2)]
     for process in both:
         process.join(120)
         assert process.exitcode == 0, (tmp_path / "output.txt").read_text()
-    trials = told(tmp_path / "found")
+    trials = trials_of(tmp_path / "found")
     assert trials[0] == first
     assert [(number, state) for number, state, *_ in trials] == [(number, "COMPLETE") for number in range(4)]
     assert len(load_runs([tmp_path / "found"])) == 8
@@ -169,7 +169,7 @@ def test_results_are_never_older_than_what_another_process_wrote_meanwhile(tmp_p
     assert "Trial 1 of a search" in folder.best.read_text()
 
 
-def test_a_trial_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_trial_that_fails_is_reported_and_the_others_run(tmp_path: Path) -> None:
     space = {"optim": {"lr": {"choices": [1e-3, 1e30]}}}
     finish([*option(tmp_path, space), "search.seeds=1"], tmp_path)
     with (tmp_path / "found" / "trials.csv").open() as file:
@@ -197,7 +197,7 @@ def test_a_trial_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None
         (["resume=nowhere"], "no search in this folder"),
     ],
 )
-def test_what_is_wrong_is_told_before_anything_starts(
+def test_what_is_wrong_is_reported_before_anything_starts(
     arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

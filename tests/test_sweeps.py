@@ -21,9 +21,10 @@ from omegaconf import OmegaConf
 
 from rlexp.cli.report import report as report_command
 from rlexp.config import ConfigError, load_hydra
-from rlexp.runs.rundir import RunBusyError, usable_cpus
+from rlexp.machine import usable_cpus
+from rlexp.runs.rundir import RunBusyError
 from rlexp.sweeps import SweepDir, run_jobs
-from rlexp.sweeps.launchers import Share, share_cores
+from rlexp.sweeps.launchers import CoresPerJob, share_cores
 
 BOOM = """
 from pathlib import Path
@@ -153,7 +154,7 @@ def test_other_overrides_are_refused_by_name(begun: SweepDir) -> None:
     done = resume(begun, *SHORT, "seed=0,2")
     assert done.returncode == 2
     assert "seed=1\n    is missing" in done.stderr
-    assert "seed=2\n    is none of the sweep's" in done.stderr
+    assert "seed=2\n    is not part of the sweep" in done.stderr
     fewer = resume(begun, *SHORT, "seed=1,0")
     assert fewer.returncode == 2
     assert "not in this order" in fewer.stderr
@@ -194,17 +195,17 @@ def test_what_is_wrong_with_a_sweep_is_said_before_anything_starts(
 @pytest.mark.parametrize(
     ("launcher", "cores", "share"),
     [
-        (["launcher=basic"], 8, Share(1, 8)),
-        (["launcher=joblib"], 2, Share(2, 1)),
-        (["launcher=joblib"], 16, Share(12, 1)),
-        (["launcher=joblib", "hydra.launcher.n_jobs=3"], 8, Share(3, 2)),
-        (["launcher=joblib", "hydra.launcher.n_jobs=-3"], 8, Share(6, 1)),
-        (["launcher=submitit_local", "hydra.launcher.cpus_per_task=3"], 8, Share(2, 3, rounds=True)),
-        (["launcher=submitit_slurm"], 1, Share(None, 2)),
-        (["launcher=ray", "hydra.launcher.ray.remote.num_cpus=4"], 8, Share(None, 4)),
+        (["launcher=basic"], 8, CoresPerJob(1, 8)),
+        (["launcher=joblib"], 2, CoresPerJob(2, 1)),
+        (["launcher=joblib"], 16, CoresPerJob(12, 1)),
+        (["launcher=joblib", "hydra.launcher.n_jobs=3"], 8, CoresPerJob(3, 2)),
+        (["launcher=joblib", "hydra.launcher.n_jobs=-3"], 8, CoresPerJob(6, 1)),
+        (["launcher=submitit_local", "hydra.launcher.cpus_per_task=3"], 8, CoresPerJob(2, 3, rounds=True)),
+        (["launcher=submitit_slurm"], 1, CoresPerJob(None, 2)),
+        (["launcher=ray", "hydra.launcher.ray.remote.num_cpus=4"], 8, CoresPerJob(None, 4)),
     ],
 )
-def test_cores_are_shared_out(launcher: list[str], cores: int, share: Share) -> None:
+def test_cores_are_shared_out(launcher: list[str], cores: int, share: CoresPerJob) -> None:
     _, config = load_hydra(launcher)
     assert share_cores(config.hydra.launcher, 12, cores) == share
 

@@ -1,20 +1,28 @@
-"""The four pictures of a training, drawn from its metrics."""
+"""The style that all plots share, and the four plots of a training."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlexp.text import printable
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.path import Path as Outline
 
-    from rlexp.loggers import Row
+
+_LONGEST = 400  # characters of a label
 
 
 @dataclass(frozen=True)
-class Plot:
+class TrainingPlot:
     """One metric over frames.
 
     Attributes:
@@ -32,59 +40,127 @@ class Plot:
     marked: bool = False
 
 
-PICTURES = (
-    Plot("training_reward", "train/reward", "Training reward (average)", "reward per step"),
-    Plot("training_step_count", "train/step_count", "Max step count (training)", "steps"),
-    Plot("test_return", "eval/return", "Return (test)", "mean return per episode", marked=True),
-    Plot("test_step_count", "eval/step_count", "Max step count (test)", "steps", marked=True),
+TRAINING_PLOTS = (
+    TrainingPlot("training_reward", "train/reward", "Training reward (average)", "reward per step"),
+    TrainingPlot("training_step_count", "train/step_count", "Max step count (training)", "steps"),
+    TrainingPlot("test_return", "eval/return", "Return (test)", "mean return per episode", marked=True),
+    TrainingPlot("test_step_count", "eval/step_count", "Max step count (test)", "steps", marked=True),
 )
 
 
-def draw(picture: Plot, rows: Sequence[Row], axes: Axes) -> None:
-    """Draw one picture onto axes."""
-    from matplotlib.ticker import EngFormatter
-
-    points = [(row["frames"], row[picture.metric]) for row in rows if picture.metric in row]
-    axes.plot(
-        [x for x, _ in points],
-        [y for _, y in points],
-        color="tab:blue" if not picture.marked else "tab:orange",
-        linewidth=1.6,
-        marker="o" if picture.marked else None,
-        markersize=4,
-    )
-    axes.set_title(picture.title)
-    axes.set_xlabel("simulator frames")
-    axes.set_ylabel(picture.unit)
-    axes.grid(alpha=0.3)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.yaxis.set_major_formatter("{x:,.10g}")
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def plot_training(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Write the tutorial's four pictures, and one with all four, as PNG.
+def plot_training(rows: Sequence[Mapping[str, float]], folder: Path) -> list[Path]:
+    """Write the tutorial's four plots, and one figure with all four, as PNG.
 
     Args:
         rows: the rows of its ``metrics.jsonl``.
-        folder: where the pictures go; made if it is not there.
+        folder: where the plots go; made if it is not there.
 
     Returns:
         The files written.
     """
-    # The object interface: pyplot would keep every figure, and may look for a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    folder.mkdir(exist_ok=True)
+    files = {}
+    for plot in TRAINING_PLOTS:
+        figure = new_figure(6.4, 4.2, dpi=120)
+        _draw(plot, rows, figure.add_subplot())
+        files[plot.file] = figure
+    files["overview"] = new_figure(11, 7.4, dpi=110)
+    for plot, axes in zip(TRAINING_PLOTS, files["overview"].subplots(2, 2).flat, strict=True):
+        _draw(plot, rows, axes)
+    for name, figure in files.items():
+        (folder / f"{name}.png").write_bytes(to_png(figure))
+    return [folder / f"{name}.png" for name in files]
+
+
+def _draw(plot: TrainingPlot, rows: Sequence[Mapping[str, float]], axes: Axes) -> None:
+    points = [(row["frames"], row[plot.metric]) for row in rows if plot.metric in row]
+    axes.plot(
+        [x for x, _ in points],
+        [y for _, y in points],
+        color="tab:blue" if not plot.marked else "tab:orange",
+        linewidth=1.6,
+        marker="o" if plot.marked else None,
+        markersize=4,
+    )
+    style_axes(axes, plot.title, "simulator frames", plot.unit)
+    frames_on_x(axes)
+
+
+def new_figure(width: float, height: float, dpi: int = 150) -> Figure:
+    """An empty figure; sizes in inches."""
+    # The object interface: pyplot would keep every figure, and may look for a display. Imported here, because training
+    # needs matplotlib only at its end.
     from matplotlib.figure import Figure
 
-    folder.mkdir(exist_ok=True)
-    written = []
-    for picture in PICTURES:
-        figure = Figure(figsize=(6.4, 4.2), dpi=120, layout="constrained")
-        draw(picture, rows, figure.add_subplot())
-        FigureCanvasAgg(figure).print_png(str(path := folder / f"{picture.file}.png"))
-        written.append(path)
-    overview = Figure(figsize=(11, 7.4), dpi=110, layout="constrained")
-    for picture, axes in zip(PICTURES, overview.subplots(2, 2).flat, strict=True):
-        draw(picture, rows, axes)
-    FigureCanvasAgg(overview).print_png(str(path := folder / "overview.png"))
-    return [*written, path]
+    return Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+
+
+def new_axes(title: str, x: str, y: str, height: float = 4.2) -> tuple[Figure, Axes]:
+    """A figure of one plot, in the common style; ``height`` in inches."""
+    figure = new_figure(7.2, height)
+    axes = figure.add_subplot()
+    style_axes(axes, title, x, y)
+    return figure, axes
+
+
+def style_axes(axes: Axes, title: str, x: str, y: str) -> None:
+    """Titles, grid and spines in the common style."""
+    axes.set_title(label(title, 80), fontsize=12, pad=10)
+    axes.set_xlabel(label(x))
+    axes.set_ylabel(label(y))
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def frames_on_x(axes: Axes) -> None:
+    """Frames with SI prefixes (100k) on the x-axis, plain numbers on the y-axis."""
+    from matplotlib.ticker import EngFormatter
+
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_major_formatter("{x:,.10g}")
+
+
+def label(text: str, width: int | None = None) -> str:
+    """Text as matplotlib should draw it: printable, not parsed as a formula, broken into lines of ``width``."""
+    text = printable(text, keep="\n")
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]}…"
+    if width is not None:
+        text = textwrap.fill(text, width, break_on_hyphens=False)
+    return text.replace("$", r"\$")
+
+
+def smooth_curve(heights: Sequence[float]) -> Outline:
+    """A curve through the points ``(i, heights[i])``, level at each."""
+    from matplotlib.path import Path as Outline
+
+    points, codes = [(0.0, heights[0])], [Outline.MOVETO]
+    for i, (here, there) in enumerate(pairwise(heights)):
+        points += [(i + 0.45, here), (i + 0.55, there), (i + 1.0, there)]
+        codes += [Outline.CURVE4] * 3
+    return Outline(points, codes)
+
+
+def score_colour(share: float) -> tuple[float, ...]:
+    """The colour of a score, from 0, the lowest, to 1, the highest."""
+    from matplotlib import colormaps
+
+    colour: tuple[float, ...] = colormaps["viridis_r"](share)
+    return colour
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as PNG, with a legend below it where its only plot has labelled lines."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    if handles:
+        longest = max(map(len, labels))
+        columns = 1 if longest > 45 else min(len(labels), 2 if longest > 24 else 3)
+        lines = sum(text.count("\n") + 1 for text in labels) / columns
+        figure.set_figheight(figure.get_figheight() + 0.2 * max(0.0, lines - 1))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    file = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(file)
+    return file.getvalue()

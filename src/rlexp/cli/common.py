@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlexp.config import Config, ConfigError, Problem, read
 from rlexp.config.redaction import redact
+from rlexp.text import printable
 
 S = TypeVar("S", bound=Config)
 
@@ -27,7 +28,7 @@ class Exit(IntEnum):
 
 def said(name: str, error: Exception) -> int:
     """Say on stderr why a command failed, and give its exit code."""
-    print(f"{name}: {redact(str(error))}", file=sys.stderr)
+    print(printable(f"{name}: {redact(str(error))}", keep="\n"), file=sys.stderr)
     return Exit.WRONG_CONFIG if isinstance(error, ConfigError) else Exit.FAILED
 
 

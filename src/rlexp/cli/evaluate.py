@@ -12,6 +12,7 @@ from pydantic import Field
 
 from rlexp.cli.common import Exit, read_settings, run_command
 from rlexp.config import Config, Count, Integer
+from rlexp.text import printable
 
 _HELP = """\
 rlexp-eval: evaluate a trained agent on whole episodes.
@@ -101,7 +102,7 @@ def evaluate(arguments: list[str]) -> int:
 
     statistics = result.statistics()
     kind = "deterministic" if settings.deterministic else "sampled"
-    print(f"{agent.path} after {agent.frames:,} frames of {experiment.env.name}")
+    print(printable(f"{agent.path} after {agent.frames:,} frames of {experiment.env.name}"))
     episodes = "1 episode" if len(seeds) == 1 else f"{len(seeds):,} episodes"
     print(f"{kind} policy, {episodes}, seed={seed}")
     for quantity in ("return", "length"):
@@ -111,7 +112,7 @@ def evaluate(arguments: list[str]) -> int:
     if (interval := statistics["ci95_return"]) is not None:
         print("95% interval of the mean return: {:,.1f} to {:,.1f}".format(*interval))
     if video is not None:
-        print(f"first episode: {video}")
+        print(printable(f"first episode: {video}"))
     used = {
         "checkpoint": str(agent.path),
         "frames": agent.frames,
@@ -127,5 +128,5 @@ def evaluate(arguments: list[str]) -> int:
 
 
 def _refused(error: Exception) -> int:
-    print(f"rlexp-eval: {error}", file=sys.stderr)
+    print(printable(f"rlexp-eval: {error}", keep="\n"), file=sys.stderr)
     return Exit.FAILED

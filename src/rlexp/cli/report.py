@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from rlexp.cli.common import Exit, read_settings, run_command
+from rlexp.cli.common import Exit, read_settings, run_command, said
 from rlexp.config import Config, ConfigError, Positive, Problem
+from rlexp.text import printable
 
 if TYPE_CHECKING:
     from rlexp.report import Report
@@ -77,15 +78,16 @@ def report(arguments: list[str]) -> int:
         runs = load_runs(settings.dirs)
         made = make_report(runs, settings.threshold, settings.ignore)
     except ReportError as error:
-        print(f"rlexp-report: {error}", file=sys.stderr)
-        return Exit.FAILED
+        return said("rlexp-report", error)
     environments = {group.environment for group in made.groups}
     if isinstance(settings.threshold, dict) and (unknown := settings.threshold.keys() - environments):
         message = f"no run has this environment. Available: {', '.join(sorted(environments))}."
         raise ConfigError([Problem(f"threshold.{name}", message) for name in sorted(unknown)])
     for run in made.left_out:
         if run.status == "unreadable":
-            print(f"rlexp-report: left out, repair or remove it: {run.problem}", file=sys.stderr)
+            print(printable(f"rlexp-report: left out, repair or remove it: {run.problem}"), file=sys.stderr)
+    for run in (run for group in made.groups for run in group.runs if run.damage):
+        print(printable(f"rlexp-report: averaged, although damaged: {run.damage}"), file=sys.stderr)
     try:
         files = write_report(made, Path(settings.out))
     except OSError as error:
@@ -94,10 +96,9 @@ def report(arguments: list[str]) -> int:
         try:
             files.append(_workspace(made, Path(settings.out), online=settings.wandb_workspace == "online"))
         except ReportError as error:
-            print(f"rlexp-report: {error}", file=sys.stderr)
-            return Exit.FAILED
+            return said("rlexp-report", error)
     print(markdown(made))
-    print("\n".join(str(file) for file in files))
+    print("\n".join(printable(file) for file in files))
     return Exit.DONE
 
 

@@ -15,6 +15,7 @@ from rlexp.runs.rundir import RunBusyError
 from rlexp.runs.stops import Stopped
 from rlexp.sweeps import Job, LauncherError, SweepDir, run_jobs
 from rlexp.sweeps.folder import COMPLETED, FAILED
+from rlexp.text import printable
 
 _NAME = "rlexp-train"
 _GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -45,7 +46,7 @@ def sweep(overrides: Sequence[str], sources: Sources) -> int:
     settings = _settings(own, task, sources)
     if settings.resume is None:
         folder, params = _new_folder(hydra, sources)
-        jobs = list(expand_sweeps([*params, *task]))
+        jobs = list(expand_sweeps([*params, *task], sources))
     else:
         folder = Path(settings.resume)
         if not SweepDir(folder).planned:
@@ -54,7 +55,7 @@ def sweep(overrides: Sequence[str], sources: Sources) -> int:
             )
         plan = SweepDir(folder).plan()
         hydra, sources = hydra or plan.hydra, sources if task else plan.sources
-        jobs = list(expand_sweeps(task)) if task else plan.jobs
+        jobs = list(expand_sweeps(task, sources)) if task else plan.jobs
     again = f"{_NAME} --multirun sweep.resume={folder}"
     try:
         ended = run_jobs(folder, jobs, hydra=hydra, sources=_absolute(sources), fail_fast=settings.fail_fast)
@@ -72,7 +73,7 @@ def _conclude(jobs: Sequence[Job], folder: Path, again: str) -> int:
     common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
     for job in failed:
         what = " ".join(text for text in job.overrides if text not in common)
-        print(f"{_NAME}: job {job.number} failed ({what}): {job.error}", file=sys.stderr)
+        print(printable(f"{_NAME}: job {job.number} failed ({what}): {job.error}", keep="\n"), file=sys.stderr)
         print(f"Traceback in {job.path / 'train.log'}", file=sys.stderr)
     print(f"{len(jobs) - len(failed) - len(left)} of {len(jobs)} jobs are complete; index in {folder / 'sweep.csv'}")
     if failed or left:
@@ -95,7 +96,7 @@ def _check_secrets(overrides: Sequence[str]) -> None:
 
 def _settings(own: Sequence[str], task: Sequence[str], sources: Sources) -> SweepConfig:
     """The settings of the sweep, from the command line or the configs of its first job."""
-    first = next(expand_sweeps(task), [])
+    first = next(expand_sweeps(task, sources), [])
     return sweep_settings(load([*first, *own], sources))
 
 

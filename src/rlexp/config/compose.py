@@ -23,7 +23,7 @@ from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override, ValueType
 from hydra.errors import ConfigCompositionException, HydraException
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -265,21 +265,50 @@ def tolerant(overrides: Sequence[str], sources: Sources = Sources()) -> list[str
     return checked
 
 
-def expand_sweeps(overrides: Sequence[str]) -> Iterator[list[str]]:
-    """The overrides of each job of a multirun: the Cartesian product of all choices.
+def expand_sweeps(overrides: Sequence[str], sources: Sources = Sources()) -> Iterator[list[str]]:
+    """The overrides of each job of a multirun: the Cartesian product of all choices, ranges and globs.
+
+    Args:
+        overrides: as on the command line.
+        sources: where the options come from that a glob matches.
 
     Raises:
-        ConfigError: an override cannot be read.
+        ConfigError: an override cannot be read, or names no values to run.
     """
-    alternatives = []
+    alternatives: list[list[str]] = []
+    problems: list[Problem] = []
     for text in overrides:
-        override = _parse(text)
-        if override.is_sweep_override() and override.is_discrete_sweep():
-            key = text.split("=", 1)[0]
-            alternatives.append([f"{key}={choice}" for choice in override.sweep_string_iterator()])
-        elif not override.is_sweep_override():
-            alternatives.append([text])
+        try:
+            override = _parse(text)
+            alternatives.append(_choices(override, text, sources) if override.is_sweep_override() else [text])
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
     return (list(job) for job in itertools.product(*alternatives))
+
+
+def _choices(override: Override, text: str, sources: Sources) -> list[str]:
+    """One override for each value of a sweep."""
+    key, _, value = text.partition("=")
+    if override.is_interval_sweep():
+        message = (
+            "has no values to run, only a range: name them, as in "
+            f"{key}=0.1,0.2 or {key}=range(1,4). rlexp-search draws from ranges."
+        )
+        raise ConfigError([Problem(key, message, value)])
+    if override.value_type is not ValueType.GLOB_CHOICE_SWEEP:
+        choices = list(override.sweep_string_iterator())
+    else:
+        pattern = override.value()
+        assert isinstance(pattern, Glob)
+        options = groups(sources).get(override.key_or_group)
+        if options is None:
+            raise ConfigError([Problem(key, "is no group of options, which glob(...) chooses from.", value)])
+        choices = pattern.filter(list(options))
+    if not choices:
+        raise ConfigError([Problem(key, "has no values to run: nothing matches.", value)])
+    return [f"{key}={choice}" for choice in choices]
 
 
 def quoted(text: str) -> str:
@@ -330,6 +359,9 @@ def _wrong_options(override: Override) -> Iterator[Problem]:
         value = override.value()
         choices = value if isinstance(value, list) else [value]
         if override.is_sweep_override():
+            if not override.is_choice_sweep() or isinstance(value, Glob):
+                yield Problem(group, "stands for several options: say --multirun.", str(override.input_line))
+                return
             choices = [str(choice) for choice in override.sweep_string_iterator()]
         for choice in choices:
             if choice is not None and str(choice) not in options:

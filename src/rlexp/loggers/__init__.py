@@ -1,4 +1,4 @@
-"""Loggers: what gets a copy of a run's metrics. Imports no torch."""
+"""Loggers, each of which gets a copy of a run's metrics. Imports no torch."""
 
 from rlexp.loggers.config import (
     CsvConfig,

@@ -1,4 +1,4 @@
-"""What a run writes by itself: its metrics file, a table of it and, on a terminal, a progress bar."""
+"""What every run can write without another package: metrics file, CSV table, progress bar."""
 
 from __future__ import annotations
 
@@ -17,18 +17,24 @@ from rlexp.loggers.sink import Row, Sink
 
 
 class MetricsFile:
-    """``metrics.jsonl``: one JSON object a row, flushed before the next batch starts; the truth about a run.
+    """``metrics.jsonl``: one JSON object per row, flushed before the next batch starts; the authoritative log of a run.
 
     Args:
-        path: the file.
-        frames: where training starts; rows beyond, left by a process that was killed, are cut off to be made again.
+        path: the file. Lines that are no whole row, as a killed process may leave them, are removed.
+        frames: where training starts; rows beyond, left by a killed process, are removed, since they will be logged
+            again.
+
+    Attributes:
+        rows: how many rows were kept.
     """
 
     def __init__(self, path: Path, frames: int = 0) -> None:
+        self.rows = 0
         if path.exists():
-            # A killed process may have left its last line without an end.
-            whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-            write_text(path, "".join(line for line in whole if json.loads(line)["frames"] <= frames))
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            kept = [line for line in lines if 0 < _frames(line) <= frames]
+            self.rows = len(kept)
+            write_text(path, "".join(f"{line}\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, row: Row) -> None:
@@ -45,8 +51,16 @@ class MetricsFile:
         self._file.close()
 
 
+def _frames(line: str) -> float:
+    """The frames of a row of ``metrics.jsonl``; 0 for a line that is no whole row."""
+    try:
+        return float(json.loads(line)["frames"])
+    except (ValueError, TypeError, KeyError):
+        return 0.0
+
+
 class CsvFile(Sink):
-    """``metrics.csv``: a row for each of ``metrics.jsonl``, a column for each metric that any row has.
+    """``metrics.csv``: one row for each of ``metrics.jsonl``, one column for each metric that any row has.
 
     Args:
         run_dir: the run's folder, which holds both; the rows so far are copied.
@@ -64,7 +78,7 @@ class CsvFile(Sink):
         write_text(self._path, self._lines(*rows, header=True))
 
     def log(self, row: Row) -> None:
-        """Append one row; a metric's first time makes the table anew, with one more column."""
+        """Append one row; a new metric rewrites the table with one more column."""
         if row.keys() <= set(self._columns):
             with self._path.open("a", encoding="utf-8", newline="") as file:
                 file.write(self._lines(row))
@@ -108,4 +122,4 @@ class ProgressBar:
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     """Every row of a run's ``metrics.jsonl``."""
     lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    return [json.loads(line) for line in lines if line.strip()]

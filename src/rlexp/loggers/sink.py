@@ -1,4 +1,4 @@
-"""What gets a copy of a run's metrics."""
+"""The interface of a sink, which gets a copy of a run's metrics."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ Row = Mapping[str, float]
 
 
 class Sink:
-    """Base of what copies the rows of a run; one that raises is announced, gets no more rows, and training goes on."""
+    """Base of all sinks. One that raises gets no more rows; a warning says so, and training goes on."""
 
     def log(self, row: Row) -> None:
-        """Take one row: ``frames`` and any of the metrics. ``metrics.jsonl`` has it already."""
+        """Take one row: ``frames`` and any of the metrics. It is in ``metrics.jsonl`` already."""
         raise NotImplementedError
 
     def log_video(self, path: Path, frames: int) -> None:
-        """Take an MP4 of an evaluation after so many frames; the row of the same frames comes next."""
+        """Take an MP4 of the evaluation at these frames; the row of the same frames comes next."""
 
     def close(self, summary: Mapping[str, Any]) -> None:
-        """Flush and end; ``summary`` is the run's ``summary.json``, whatever way it ended."""
+        """Flush and close; ``summary`` is the run's ``summary.json``, however it ended."""

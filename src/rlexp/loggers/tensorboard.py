@@ -1,4 +1,4 @@
-"""TensorBoard's event files as a sink."""
+"""TensorBoard event files as a sink."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class TensorBoardSink(Sink):
     """Every metric as a scalar over frames, and the config as text.
 
     Args:
-        folder: holds one file of events for each time that the run was started.
+        folder: holds one event file for each time that the run was started or resumed.
         config: the resolved config.
-        frames: where training starts; TensorBoard hides what earlier files hold beyond.
+        frames: where training starts; TensorBoard hides later steps of earlier files.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], frames: int) -> None:
@@ -27,7 +27,7 @@ class TensorBoardSink(Sink):
         self._writer.add_text("config", f"```yaml\n{text}```", frames)
 
     def log(self, row: Row) -> None:
-        """Write one row, at once: a killed run keeps it."""
+        """Write one row and flush it, so that a killed run keeps it."""
         for name, value in row.items():
             if name != "frames":
                 self._writer.add_scalar(name, value, int(row["frames"]))

@@ -1,81 +1,130 @@
-"""Weights & Biases as a sink that can fail without the run noticing more than a warning."""
+"""Weights & Biases as a sink; where it fails, the run goes on with a warning."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import wandb
 
 from rlexp.config import NO_RESULTS, flat, is_under
 from rlexp.config.redaction import redact
 from rlexp.loggers.sink import Row, Sink
-
-if TYPE_CHECKING:
-    from rlexp.loggers.config import WandbConfig
+from rlexp.loggers.wandb_log import logged_rows
 
 log = logging.getLogger(__name__)
 
+_LONGEST_TAG = 64
+_LONGEST_GROUP = 128
 
-def open_wandb(spec: WandbConfig, run_dir: Path, config: Mapping[str, Any], run_id: str) -> list[Sink]:
-    """Start a W&B run; where W&B cannot, say so and go on without it."""
-    if spec.mode == "disabled":
-        return []
-    try:
-        return [WandbSink(_start(spec, run_dir, config, run_id, _mode(spec)))]
-    except Exception as error:  # whatever W&B raises, training goes on
-        if spec.mode == "offline":
-            log.warning("W&B could not start, logging to metrics.jsonl alone: %s", error)
-            return []
-        log.warning("W&B could not go online (%s): logging offline.", error)
-        return open_wandb(spec.model_copy(update={"mode": "offline"}), run_dir, config, run_id)
+Key = tuple[float, float | None]
 
 
-def _mode(spec: WandbConfig) -> Literal["online", "offline"]:
-    if spec.mode == "auto":
-        return "online" if wandb.login(prompt=False, verify=False) else "offline"
-    return "online" if spec.mode == "online" else "offline"
+def open_wandb(
+    mode: Literal["auto", "online", "offline"],
+    folder: Path,
+    config: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    init_timeout: float,
+    finish_timeout: float,
+) -> list[Sink]:
+    """Start a W&B run; where W&B cannot, warn and train without it.
+
+    Args:
+        mode: ``auto`` is online where an API key is configured and offline otherwise.
+        folder: holds W&B's folder ``wandb``.
+        config: the resolved config, secrets left out.
+        arguments: of ``wandb.init``: project, entity, group, job_type, tags, name, id.
+        init_timeout: seconds to wait for the server.
+        finish_timeout: seconds to wait at the end for the last rows to be uploaded.
+    """
+    settings = wandb.Settings(
+        init_timeout=init_timeout,
+        finish_timeout=finish_timeout,
+        finish_timeout_raises=True,
+        console="off",
+        silent=True,
+        # W&B would store the command line, secrets included; the run's metadata.json keeps its own.
+        x_disable_meta=True,
+        # Rows reach the disk within a second, so that a killed run keeps them.
+        x_transaction_log_flush_interval=1.0,
+    )
+    modes = ["offline"] if mode == "offline" else ["online", "offline"]
+    if mode == "auto" and not wandb.login(prompt=False, verify=False):
+        modes = ["offline"]
+    for each in modes:
+        try:
+            earlier = _earlier(folder, arguments["id"])
+            run = _start(each, folder, config, arguments, settings)
+            if each == "online":  # what an earlier process logged on this machine may not have reached the server
+                received = run.summary.get("frames") or 0
+                earlier = {key for key in earlier if key[0] <= received}
+        except Exception as error:  # whatever W&B raises, training goes on
+            if each == "online":
+                log.warning("W&B could not go online (%s): logging offline.", error)
+            else:
+                log.warning("W&B could not start, logging to metrics.jsonl alone: %s", error)
+        else:
+            return [WandbSink(run, earlier)]
+    return []
 
 
 def _start(
-    spec: WandbConfig, run_dir: Path, config: Mapping[str, Any], run_id: str, mode: Literal["online", "offline"]
+    mode: str, folder: Path, config: Mapping[str, Any], arguments: Mapping[str, Any], settings: wandb.Settings
 ) -> wandb.Run:
     if mode == "online" and not wandb.login(prompt=False, verify=False):
-        # Asked on a terminal, W&B would wait for a key for ever.
+        # On a terminal, W&B would prompt for a key and wait for ever.
         raise RuntimeError("no API key is configured; `wandb login` stores one")
+    folder.mkdir(parents=True, exist_ok=True)
+    group = group_of(config) if arguments["group"] == "auto" else redact(arguments["group"])
     run = wandb.init(
-        project=spec.project,
-        entity=spec.entity,
-        group=group_of(config) if spec.group == "auto" else redact(spec.group),
-        job_type=redact(spec.job_type),
-        tags=redact(list(spec.tags)),
-        name=run_dir.name,
-        id=run_id,
+        project=arguments["project"],
+        entity=arguments["entity"],
+        group=group and _shortened(group, _LONGEST_GROUP),
+        job_type=redact(arguments["job_type"]),
+        tags=_tags(redact(arguments["tags"])),
+        name=arguments["name"],
+        id=arguments["id"],
         # Offline, W&B checks no id and warns of this one: `wandb sync --append` joins the parts.
         resume="allow" if mode == "online" else None,
-        dir=run_dir,
+        dir=folder,
         config=dict(config),
-        mode=mode,
+        mode="online" if mode == "online" else "offline",
         reinit="finish_previous",
-        settings=wandb.Settings(
-            init_timeout=spec.init_timeout,
-            finish_timeout=spec.finish_timeout,
-            finish_timeout_raises=True,
-            console="off",
-            silent=True,
-            # W&B would store the command line, secrets included; the run's metadata.json keeps its own.
-            x_disable_meta=True,
-            # Rows reach the disk within a second, so that a killed run keeps them.
-            x_transaction_log_flush_interval=1.0,
-        ),
+        settings=settings,
     )
     run.define_metric("frames")
     run.define_metric("*", step_metric="frames")
     return run
+
+
+def _earlier(folder: Path, run_id: str) -> set[Key]:
+    """The rows that W&B has from earlier processes of a run."""
+    try:
+        return {_key(row) for row in logged_rows(folder, run_id)}
+    except Exception as error:  # a damaged log, or another format
+        log.warning("W&B's log of the run so far cannot be read, so that it may get rows twice: %s", error)
+        return set()
+
+
+def _tags(tags: Sequence[str]) -> list[str]:
+    """Tags as W&B takes them, each once."""
+    return list(dict.fromkeys(_shortened(tag, _LONGEST_TAG) for tag in tags))
+
+
+def _shortened(text: str, longest: int) -> str:
+    """The text, or its beginning and its end where it is too long."""
+    half = (longest - 2) // 2
+    return text if len(text) <= longest else f"{text[:half]}..{text[-half:]}"
+
+
+def _key(row: Mapping[str, Any]) -> Key:
+    """What identifies a row: the frames, and the weights after the update."""
+    return row.get("frames", 0), row.get("train/parameters_hash")
 
 
 def group_of(config: Mapping[str, Any]) -> str:
@@ -86,23 +135,34 @@ def group_of(config: Mapping[str, Any]) -> str:
 
 
 class WandbSink(Sink):
-    """One W&B run; the first failure ends the copy, never the training."""
+    """One W&B run; the first failure ends the copy, never the training.
 
-    def __init__(self, run: wandb.Run) -> None:
+    Args:
+        run: the W&B run.
+        earlier: the rows that it has from earlier processes of this run; they are not sent again.
+    """
+
+    def __init__(self, run: wandb.Run, earlier: Set[Key] = frozenset()) -> None:
         self._run: wandb.Run | None = run
+        self._earlier = earlier
+        self._frames = {frames for frames, _ in earlier}
 
     def log(self, row: Row) -> None:
         """Copy one row; ``frames`` is data like the rest, since W&B drops rows whose step it has passed."""
-        if self._run is None:
+        if self._run is None or _key(row) in self._earlier:
             return
+        if row["frames"] in self._frames:
+            message = "W&B keeps the rows from %s frames on that were logged before, and gets the new ones as well."
+            log.warning(message, f"{row['frames']:,}")
+            self._frames = set()
         try:
             self._run.log(dict(row))
         except Exception as error:
             self._fail(error)
 
     def log_video(self, path: Path, frames: int) -> None:
-        """Copy a film into the row that comes next."""
-        if self._run is None:
+        """Add a video to the row that comes next."""
+        if self._run is None or frames in {frames for frames, _ in self._earlier}:
             return
         try:
             self._run.log({"eval/video": wandb.Video(str(path), format="mp4")}, commit=False)
@@ -110,7 +170,7 @@ class WandbSink(Sink):
             self._fail(error)
 
     def close(self, summary: Mapping[str, Any]) -> None:
-        """Finish the W&B run and say where it is."""
+        """Finish the W&B run and log where it is."""
         if self._run is None:
             return
         run = self._run
@@ -126,5 +186,5 @@ class WandbSink(Sink):
     def _fail(self, error: Exception) -> None:
         log.warning("W&B failed and gets no more rows; metrics.jsonl has them all: %s", error)
         if self._run is not None:
-            log.warning("What it took before is on disk; upload it with: wandb sync %s", Path(self._run.dir).parent)
+            log.warning("The rows before are on disk; upload them with: wandb sync %s", Path(self._run.dir).parent)
         self._run = None

@@ -1,4 +1,4 @@
-"""Many runs to one report: tables with confidence intervals, pictures and a page. Imports no torch.
+"""A report on many runs: tables with confidence intervals, figures and an HTML page. Imports no torch.
 
 from rlexp.report import load_runs, make_report, write_report
 
@@ -7,7 +7,8 @@ write_report(report, Path("report"))
 """
 
 from rlexp.report.grouping import Group, group_runs
-from rlexp.report.report import Report, latex, make_report, markdown, write_report
+from rlexp.report.output import latex, markdown, write_report
+from rlexp.report.report import Report, make_report
 from rlexp.report.results import Comparison, Improvement, Result, compare, result_of
 from rlexp.report.runs import ReportError, Run, load_runs
 from rlexp.report.statistics import Estimate

@@ -1,4 +1,4 @@
-"""Which runs are seeds of one configuration, and what to call it."""
+"""Group runs into seeds of one configuration, and name each group."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _TRANSFORMS = "env.transforms"
 
 @dataclass(frozen=True)
 class Group:
-    """Runs with the same configuration but for the seed.
+    """Runs that differ in nothing but the seed.
 
     Attributes:
         name: environment and variant, as far as the groups differ in them; unique.
-        environment: what the runs were evaluated in.
-        variant: the other settings that tell the groups apart, ``key=value, ...``; empty where none do. Groups of
+        environment: the environment that the runs were evaluated in.
+        variant: the other settings that separate the groups, ``key=value, ...``; empty where none do. Groups of
             several environments with the same variant are the same method.
-        differing: every setting that is not the same in all groups, as text; also those not in the name because they
-            follow from the environment or from a ``_target_``.
-        settings: the setting that the variant names, key to value.
-        runs: those whose numbers count, in order of seeds, each seed once.
-        left_out: those whose numbers do not, and why is their status.
+        differing: every setting that is not the same in all groups, as text, including those that follow from the
+            environment or from a ``_target_`` and are not in the name.
+        settings: the settings that the variant names, key to value.
+        runs: the runs whose numbers count, in order of seeds, each seed once.
+        left_out: the runs whose numbers do not count; their status says why.
     """
 
     name: str
@@ -41,13 +41,13 @@ class Group:
 
 
 def group_runs(runs: Iterable[Run], ignore: Sequence[str] = ()) -> list[Group]:
-    """Group runs by their settings without the seed and what else does not tell groups apart.
+    """Group runs by their settings, without the seed and others that do not separate groups.
 
     The result does not depend on the order of ``runs``.
 
     Args:
-        runs: as `load_runs` gives them; those whose config could not be read belong to no group.
-        ignore: further settings, or whole nodes such as ``evaluation``, that do not tell groups apart.
+        runs: from `load_runs`; those whose config could not be read belong to no group.
+        ignore: further settings, or whole nodes such as ``evaluation``, that do not separate groups.
 
     Returns:
         The groups, in order of environment and variant.
@@ -86,13 +86,13 @@ def group_runs(runs: Iterable[Run], ignore: Sequence[str] = ()) -> list[Group]:
 
 
 def _with_order(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, and the transforms' names in their order, which changes what they do."""
+    """The settings, with the names of the transforms in their order, since the order changes their effect."""
     names = dict.fromkeys(key.split(".")[2] for key in settings if key.startswith(f"{_TRANSFORMS}."))
     return dict(settings) | ({_TRANSFORMS: list(names)} if names else {})
 
 
 def _once_per_seed(runs: Sequence[Run]) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
-    """A seed run twice gives the same numbers twice, which an interval must not take for two: the later one counts."""
+    """The later of two runs with the same seed counts: an interval must not take them for two samples."""
     latest = {run.seed: run for run in runs if run.counted}
     counted = sorted(latest.values(), key=lambda run: _order(run.seed))
     left_out = []
@@ -110,7 +110,7 @@ def _differing(configs: Iterable[Mapping[str, str]]) -> list[str]:
 
 
 def _environment_key(configs: Iterable[Mapping[str, str]]) -> str:
-    """``env.name``, unless one name stands for environments with several ids."""
+    """``env.name``, unless environments with several ids share a name."""
     ids: dict[str | None, set[str | None]] = defaultdict(set)
     for config in configs:
         ids[config.get("env.name")].add(config.get("env.id"))
@@ -118,9 +118,9 @@ def _environment_key(configs: Iterable[Mapping[str, str]]) -> str:
 
 
 def _naming_keys(configs: Iterable[Mapping[str, str]], differing: Sequence[str], env_key: str) -> list[str]:
-    """The fewest keys that a reader needs: not those that follow from the environment, or from their own node's class.
+    """The fewest keys that a reader needs: without those that follow from the environment or from their node's class.
 
-    Keys that merely vary together are all kept: which of them made the difference, nobody can tell.
+    Keys that only vary together are all kept, since any of them may have made the difference.
     """
     configs = list(configs)
     classes = [key for key in differing if key.endswith("._target_") or key == _TRANSFORMS]
@@ -133,7 +133,7 @@ def _naming_keys(configs: Iterable[Mapping[str, str]], differing: Sequence[str],
 
 
 def _follows(key: str, from_: str, configs: Sequence[Mapping[str, str]]) -> bool:
-    """Whether the value of one key settles that of the other, in all configs."""
+    """Whether the value of one key determines that of the other, in all configs."""
     values: dict[str | None, set[str | None]] = defaultdict(set)
     for config in configs:
         values[config.get(from_)].add(config.get(key))
@@ -155,7 +155,7 @@ def _shown(key: str, config: Mapping[str, str]) -> str:
 
 
 def _order(value: object) -> tuple[bool, float, str]:
-    """Numbers by size, before everything else."""
+    """A key that sorts numbers by size, before everything else."""
     if isinstance(value, int | float):
         return (False, float(value), "")
     return (True, 0.0, str(value))

@@ -1,4 +1,4 @@
-"""The self-contained HTML page, and the pictures in it."""
+"""The report as one self-contained HTML page, and the figures on it."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
-from rlexp.report import pictures, tables
+from rlexp.report import figures, tables
 from rlexp.report.report import Report
 from rlexp.report.results import FEW_SEEDS
+from rlexp.text import printable
 
-# A parallel-coordinates plot of two settings says less than the table.
+# With fewer settings, the table says more than a plot of parallel coordinates.
 _SETTINGS_TO_PLOT = 3
+_LONGEST_FILE_NAME = 80  # characters
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture of a report.
+class ReportFigure:
+    """A figure of a report.
 
     Attributes:
         section: heading that it stands under.
-        file: its file's name without the ending.
-        title: what it shows, in words, for those who do not see it.
-        png: its bytes.
+        file: name of its file, without the ending.
+        title: what it shows, for readers who cannot see it.
+        png: the image.
     """
 
     section: str
@@ -37,50 +40,54 @@ class Picture:
 
     @property
     def source(self) -> str:
-        """The picture as an address that needs no network and no file."""
+        """The image as a ``data:`` URL."""
         return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
 
-def draw(report: Report) -> list[Picture]:
-    """Every picture that the runs give reason for, in the order of the page."""
-    look = pictures.styles(dict.fromkeys(result.group.variant for result in report.results))
-    drawn = []
+def draw(report: Report) -> list[ReportFigure]:
+    """Draw every figure that the runs allow, in the order of the page."""
+    look = figures.styles(dict.fromkeys(result.group.variant for result in report.results))
     by_environment = {
         environment: [result for result in report.results if result.group.environment == environment]
         for environment in dict.fromkeys(result.group.environment for result in report.results)
     }
     names = _file_names([*by_environment, *(comparison.name for comparison in report.comparisons)])
+    drawn: list[ReportFigure] = []
+
+    def add(section: str, prefix: str, kind: str, name: str, png: bytes) -> None:
+        drawn.append(ReportFigure(section, f"{prefix}_{names[name]}", f"{kind}, {name}", png))
+
     for environment, results in by_environment.items():
-        png = pictures.learning_curves(environment, results, look)
-        drawn.append(Picture("Learning curves", f"curves_{names[environment]}", f"Learning curves, {environment}", png))
+        png = figures.learning_curves(environment, results, look)
+        add("Learning curves", "curves", "Learning curves", environment, png)
     for comparison in report.comparisons:
-        file, name = names[comparison.name], comparison.name
-        profile = pictures.performance_profile(comparison, look)
-        drawn.append(Picture("Performance profiles", f"profile_{file}", f"Performance profile, {name}", profile))
+        png = figures.performance_profile(comparison, look)
+        add("Performance profiles", "profile", "Performance profile", comparison.name, png)
     for comparison in report.comparisons:
-        file, name = names[comparison.name], comparison.name
-        chances = pictures.probability_of_improvement(comparison, look)
-        title = f"Probability of improvement, {name}"
-        drawn.append(Picture("Probability of improvement", f"improvement_{file}", title, chances))
+        png = figures.probability_of_improvement(comparison, look)
+        add("Probability of improvement", "improvement", "Probability of improvement", comparison.name, png)
     for environment, results in by_environment.items():
         if len(results) > 2 and len(results[0].group.settings) >= _SETTINGS_TO_PLOT:
-            png = pictures.parallel_coordinates(environment, results)
-            drawn.append(
-                Picture("Settings", f"settings_{names[environment]}", f"Settings and result, {environment}", png)
-            )
+            png = figures.parallel_coordinates(environment, results)
+            add("Settings", "settings", "Settings and result", environment, png)
     return drawn
 
 
-def render(report: Report, drawn: Sequence[Picture]) -> str:
-    """The page: one HTML file with its styles and pictures inside, that loads nothing."""
-    loader = PackageLoader("rlexp.report", ".")
-    template = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).get_template("page.html.j2")
+def render(report: Report, drawn: Sequence[ReportFigure]) -> str:
+    """The page: one HTML file with its styles and figures inside, which loads nothing."""
+    environment = Environment(
+        loader=PackageLoader("rlexp.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_without_controls,
+    )
+    template = environment.get_template("page.html.j2")
     few = [result for result in report.results if result.seeds < FEW_SEEDS]
-    sections: dict[str, list[Picture]] = {}
-    for picture in drawn:
-        sections.setdefault(picture.section, []).append(picture)
+    sections: dict[str, list[ReportFigure]] = {}
+    for figure in drawn:
+        sections.setdefault(figure.section, []).append(figure)
     return template.render(
         counts={
             "environment": len({group.environment for group in report.groups}),
@@ -94,22 +101,28 @@ def render(report: Report, drawn: Sequence[Picture]) -> str:
         note=tables.NOTE,
         results=tables.results_table(report.results),
         overall=None if report.overall is None else tables.aggregate_table(report.overall),
+        overall_note=tables.overall_note(report.overall, report.tied),
         sections=sections,
-        shown=pictures.SHOWN,
-        crowded=max(Counter(result.group.environment for result in report.results).values()) > pictures.SHOWN,
+        shown=figures.SHOWN,
+        crowded=max(Counter(result.group.environment for result in report.results).values()) > figures.SHOWN,
         improvements=tables.improvement_table(report.comparisons),
         left_out=tables.left_out_table(report.groups, report.unread),
+        damaged=tables.damaged_table(report.groups),
         settings=tables.settings_table(report.groups) if len(report.groups) > 1 else None,
         counted=tables.counted_table(report.groups),
         version=version("rlexp"),
     )
 
 
+def _without_controls(value: object) -> object:
+    return value if isinstance(value, Markup) or not isinstance(value, str) else printable(value, keep="\n")
+
+
 def _file_names(names: Sequence[str]) -> dict[str, str]:
-    """A file name for each name, told apart where two would be the same."""
+    """A file name for each name, numbered where two would be the same."""
     found: dict[str, str] = {}
     for name in dict.fromkeys(names):
-        plain = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "environment"
+        plain = re.sub(r"[^a-z0-9]+", "_", name.lower())[:_LONGEST_FILE_NAME].strip("_") or "environment"
         taken = sum(other == plain or other.startswith(f"{plain}-") for other in found.values())
         found[name] = f"{plain}-{taken + 1}" if taken else plain
     return found

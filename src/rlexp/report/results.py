@@ -1,4 +1,4 @@
-"""What a report says, as numbers: one `Result` a group, and comparisons of variants over environments."""
+"""The statistics of a report: one `Result` per group, and comparisons of variants over environments."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Result:
     """One row of the table; statistics are over seeds, of each run's final ``eval/return``.
 
     Attributes:
-        group: whose result it is; it has one counted run or more.
+        group: the group, which has one counted run or more.
         mean: mean of the final evaluations.
         median: their median.
         iqm: their interquartile mean.
-        best: mean over seeds of each run's highest evaluation, which a lucky evaluation raises.
-        threshold: return to reach; None where there is none for the environment.
+        best: mean over seeds of each run's highest evaluation; a lucky evaluation raises it.
+        threshold: return to reach; None where the environment has none.
         reached: runs with an evaluation at the threshold or above.
-        frames_to_threshold: median over all counted runs, one that never gets there counting as infinite; None without
-            a threshold or where half the runs or more do not get there.
+        frames_to_threshold: median over all counted runs, infinite for a run that never reaches it; None without a
+            threshold or where half the runs or more do not reach it.
         seconds_to_threshold: the same, in seconds of collection and update.
         fps: mean over seeds of frames per second of collection and update.
     """
@@ -55,7 +55,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Improvement:
-    """How likely a run of X scores higher than one of Y."""
+    """The probability that a run of X scores higher than one of Y."""
 
     x: str
     y: str
@@ -67,11 +67,11 @@ class Comparison:
     """Two variants or more that were run in the same environments.
 
     Attributes:
-        name: the environment, or `ALL_ENVIRONMENTS`.
-        environments: which these are.
+        name: the environment, or a phrase for all that are compared.
+        environments: the environments.
         normalized: scores are returns mapped per environment so that 0 is the lowest final evaluation in the report and
             1 the highest (Gorsane et al. 2022, https://arxiv.org/abs/2209.10485); else plain returns.
-        scores: variant to its sample, one array ``[runs]`` an environment; highest interquartile mean first.
+        scores: variant to its sample, one array ``[runs]`` per environment; highest interquartile mean first.
         aggregates: variant to interquartile mean, mean and median over all its runs.
         improvements: every pair up to four variants; beyond that each against the one with the highest interquartile
             mean.
@@ -127,31 +127,54 @@ def compare(groups: Sequence[Group]) -> list[Comparison]:
     """Every comparison that the groups allow.
 
     Returns:
-        One for each environment with two variants or more, then one over all environments where there are two or more
-        and at least two variants were run in each.
+        One for each environment with two variants or more, then one over all environments, without
+        `tied_environments`, where two or more remain and at least two variants were run in each.
     """
-    finals: dict[str, dict[str, Floats]] = {}
-    for group in groups:
-        if group.runs:
-            finals.setdefault(group.environment, {})[group.variant] = np.array([run.final for run in group.runs])
+    finals = _finals(groups)
     comparisons = [
         _comparison(environment, (environment,), {variant: [scores] for variant, scores in variants.items()})
         for environment, variants in finals.items()
         if len(variants) > 1
     ]
-    everywhere = [v for v in next(iter(finals.values()), {}) if all(v in variants for variants in finals.values())]
-    if len(finals) > 1 and len(everywhere) > 1:
-        scaled = {environment: _normalized(variants) for environment, variants in finals.items()}
+    tied = tied_environments(groups)
+    compared = {environment: variants for environment, variants in finals.items() if environment not in tied}
+    everywhere = [v for v in next(iter(compared.values()), {}) if all(v in variants for variants in compared.values())]
+    if len(compared) > 1 and len(everywhere) > 1:
+        name = f"{len(compared)} of {len(finals)} environments" if tied else ALL_ENVIRONMENTS
+        scaled = {environment: _normalized(variants) for environment, variants in compared.items()}
         samples = {variant: [scaled[environment][variant] for environment in scaled] for variant in everywhere}
-        comparisons.append(_comparison(ALL_ENVIRONMENTS, tuple(finals), samples, normalized=True))
+        comparisons.append(_comparison(name, tuple(compared), samples, normalized=True))
     return comparisons
+
+
+def tied_environments(groups: Sequence[Group]) -> tuple[str, ...]:
+    """Environments, of several, in which the final evaluations of two variants or more are all equal.
+
+    There is nothing to normalize returns by in them, so that they cannot be part of a comparison over environments.
+    """
+    finals = _finals(groups)
+    if len(finals) < 2:
+        return ()
+    return tuple(
+        environment
+        for environment, variants in finals.items()
+        if len(variants) > 1 and np.ptp(np.concatenate(list(variants.values()))) == 0
+    )
+
+
+def _finals(groups: Sequence[Group]) -> dict[str, dict[str, Floats]]:
+    """Environment to variant to the final evaluations ``[runs]``."""
+    finals: dict[str, dict[str, Floats]] = {}
+    for group in groups:
+        if group.runs:
+            finals.setdefault(group.environment, {})[group.variant] = np.array([run.final for run in group.runs])
+    return finals
 
 
 def _normalized(variants: Mapping[str, Floats]) -> dict[str, Floats]:
     pooled = np.concatenate(list(variants.values()))
     low, span = pooled.min(), np.ptp(pooled)
-    # Where every run scored the same, there is nothing to tell them apart by.
-    return {variant: (scores - low) / (span or 1.0) for variant, scores in variants.items()}
+    return {variant: (scores - low) / span for variant, scores in variants.items()}
 
 
 def _comparison(

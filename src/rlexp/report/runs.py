@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,19 @@ import yaml
 from numpy.typing import NDArray
 from pydantic_core import from_json
 
+from rlexp.report.liveness import owner_of
 from rlexp.runs.rundir import RunDir
 
 COMPLETED = "completed"
+RUNNING, WAITING, KILLED = "running", "waiting", "killed"
+UNFINISHED, NOT_STARTED = "unfinished", "not started"
+UNREADABLE, NOT_EVALUATED = "unreadable", "not evaluated"
 METRIC = "eval/return"
+
+# Far more than any experiment has; a config with more was made to exhaust the reader.
+_MOST_SETTINGS = 10_000
+_DEEPEST = 50
+_LARGEST = 1e100  # squares and sums of returns must stay finite
 
 # libyaml where PyYAML was built with it: ten times as fast, and a sweep has hundreds of these files.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -40,15 +50,18 @@ class Run:
 
     Attributes:
         path: the folder.
-        status: ``completed``; else why its numbers are in no average: ``stopped`` and ``failed`` as the run itself
-            says, ``unfinished`` (still running, or killed), ``not started`` (a sweep's job), ``unreadable``,
-            ``not evaluated``, ``superseded`` (a later run has the same settings and seed).
-        problem: what more there is to say about the status.
-        settings: the resolved config, nested keys joined by dots, lists whole, empty mappings left out.
+        status: ``completed``; else why its numbers are in no average: ``stopped`` and ``failed`` as the run's summary
+            says, ``running``, ``killed`` (its process is gone), ``unfinished`` (no process is known), ``not started``
+            and ``waiting`` (a sweep's job), ``unreadable``, ``not evaluated``, ``superseded`` (a later run has the same
+            settings and seed).
+        problem: details of the status.
+        damage: what is missing from the files of a run that can be read nevertheless; empty where nothing is.
+        settings: the resolved config as numbers, text, None and lists of them; nested keys are joined by dots, empty
+            mappings left out.
         started: when, ISO 8601; empty where the run does not say.
         frames: ``[evaluations]``, simulator frames at each evaluation, increasing.
         returns: ``[evaluations]``, ``eval/return``.
-        seconds: ``[evaluations]``, seconds of collection and update until then; evaluations themselves are not counted.
+        seconds: ``[evaluations]``, seconds of collection and update until then, without those of evaluations.
         trained: simulator frames of the last row.
         fps: frames per second of collection and update, over the whole run; NaN without rows.
     """
@@ -56,6 +69,7 @@ class Run:
     path: Path
     status: str
     problem: str = ""
+    damage: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     started: str = ""
     frames: Floats = field(default_factory=lambda: np.empty(0))
@@ -70,18 +84,19 @@ class Run:
         return self.status == COMPLETED
 
     @property
-    def seed(self) -> object:
+    def seed(self) -> int | None:
         """The run's seed."""
-        return self.settings.get("seed")
+        seed = self.settings.get("seed")
+        return seed if isinstance(seed, int) else None
 
     @property
     def final(self) -> float:
-        """The last evaluation's return."""
+        """The return of the last evaluation."""
         return float(self.returns[-1])
 
     @property
     def best(self) -> float:
-        """The highest evaluation's return."""
+        """The highest return of an evaluation."""
         return float(self.returns.max())
 
     def reaches(self, threshold: float) -> tuple[float, float]:
@@ -94,11 +109,11 @@ def load_runs(paths: Iterable[Path | str]) -> list[Run]:
     """Read every run in or below the given folders, each once, in order of their paths.
 
     Args:
-        paths: run folders, or folders with run folders anywhere below them. A run folder has a ``config.yaml`` beside
+        paths: run folders, or folders with run folders anywhere below them. A run folder has a ``config.yaml`` next to
             a ``metrics.jsonl``, ``metadata.json`` or ``summary.json``, or is a job's in a sweep.
 
     Returns:
-        The runs, those that cannot be read among them with the status ``unreadable``.
+        The runs; those that cannot be read have the status ``unreadable``.
 
     Raises:
         ReportError: a folder has no run in it, or does not exist.
@@ -114,77 +129,137 @@ def load_runs(paths: Iterable[Path | str]) -> list[Run]:
                 "rlexp-train writes one under outputs/."
             )
         found |= below
-    return [read_run(path) for path in sorted(found)]
+    return [current(read_run(path)) for path in sorted(found)]
 
 
 def read_run(path: Path) -> Run:
-    """Read one run folder; what is wrong with it is told in its status, never raised."""
+    """Read one run folder; what is wrong with it is in its status and `Run.damage`, and never raised."""
     layout = RunDir(path)
+    settings: dict[str, Any] = {}
     try:
-        settings = dict(flatten(_yaml(layout.config)))
+        settings = _settings(layout.config)
+        return _read(layout, settings)
     except _UnreadableError as error:
-        return Run(path, "unreadable", str(error))
-    try:
-        metadata = _json(layout.metadata) if layout.metadata.exists() else {}
-        unsaid = "unfinished" if metadata else "not started"
-        summary = _json(layout.summary) if layout.summary.exists() else {"status": unsaid}
-        status, problem = str(summary.get("status", "unfinished")), str(summary.get("error", ""))
-        if status == "running":  # and if it is, its numbers are not its last
-            status = "unfinished"
-        rows = _rows(layout.metrics, torn=status != COMPLETED) if layout.metrics.exists() else []
-        evaluations = [row for row in rows if METRIC in row]
-        if status == COMPLETED and not evaluations:
-            status, problem = "not evaluated", f"no row of metrics.jsonl has {METRIC}"
-        return Run(
-            path,
-            status,
-            problem,
-            settings,
-            str(metadata.get("started", "")),
-            frames=np.array([row["frames"] for row in evaluations], dtype=float),
-            returns=np.array([row[METRIC] for row in evaluations], dtype=float),
-            seconds=np.array([row["time/collect"] + row["time/update"] for row in evaluations], dtype=float),
-            trained=int(rows[-1]["frames"]) if rows else 0,
-            fps=float(rows[-1]["time/fps"]) if rows else math.nan,
-        )
-    except _UnreadableError as error:
-        return Run(path, "unreadable", str(error), settings)
-    except KeyError as error:
-        return Run(path, "unreadable", f"{layout.metrics}: an evaluation's row has no {error}", settings)
+        return Run(path, UNREADABLE, str(error), settings=settings)
+    except Exception as error:  # whatever a file holds, it must not keep other runs from being reported
+        return Run(path, UNREADABLE, f"{type(error).__name__}: {error}", settings=settings)
 
 
-def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """A nested mapping's leaves, each under its dotted path."""
+def _read(layout: RunDir, settings: Mapping[str, Any]) -> Run:
+    damage = []
+    metadata: Mapping[str, Any] = {}
+    begun = layout.metadata.exists()
+    if begun:
+        try:
+            metadata = _json(layout.metadata)
+        except _UnreadableError as error:  # only the time of its start is lost
+            damage.append(str(error))
+    summary = _json(layout.summary) if layout.summary.exists() else {"status": UNFINISHED if begun else NOT_STARTED}
+    status, problem = str(summary.get("status", UNFINISHED)), str(summary.get("error", ""))
+    if status == RUNNING:
+        status = UNFINISHED
+    rows = _rows(layout.metrics, torn=status != COMPLETED) if layout.metrics.exists() else []
+    trained = int(rows[-1]["frames"]) if rows else 0
+    if missing := _missing(rows, settings.get("collector.frames_per_batch")):
+        damage.append(f"{layout.metrics}: {missing} of {missing + len(rows)} rows are missing")
+    evaluations = [row for row in rows if METRIC in row]
+    if status == COMPLETED and _number(end := summary.get("frames")) and end != trained:
+        message = f"{layout.metrics} ends at {trained:,} frames and the run at {end:,}: its last rows are missing"
+        raise _UnreadableError(message)
+    if status == COMPLETED and not evaluations:
+        status, problem = NOT_EVALUATED, f"no row of metrics.jsonl has {METRIC}"
+    return Run(
+        layout.path,
+        status,
+        problem,
+        "; ".join(damage),
+        settings,
+        str(metadata.get("started", "")),
+        frames=np.array([row["frames"] for row in evaluations], dtype=float),
+        returns=np.array([row[METRIC] for row in evaluations], dtype=float),
+        seconds=np.array([row["time/collect"] + row["time/update"] for row in evaluations], dtype=float),
+        trained=trained,
+        fps=float(rows[-1]["time/fps"]) if rows else math.nan,
+    )
+
+
+def current(run: Run) -> Run:
+    """The run with the status that the processes of this machine give it, where its files do not say how it ended."""
+    if run.status not in (UNFINISHED, NOT_STARTED):
+        return run
+    own, sweep_alive = owner_of(run.path), owner_of(run.path.parent) == "alive"
+    if run.status == NOT_STARTED and own is None:
+        return replace(run, status=WAITING) if sweep_alive else run
+    if own == "dead" and not sweep_alive:
+        return replace(run, status=KILLED)
+    return replace(run, status=RUNNING) if own or sweep_alive else run
+
+
+def flatten(node: Mapping[Any, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """A nested mapping's leaves, each under its dotted path, as numbers, text, None and lists of them.
+
+    Raises:
+        ValueError: it is nested too deeply.
+    """
+    if depth > _DEEPEST:
+        raise ValueError("is nested too deeply")
     for key, value in node.items():
         if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.", depth + 1)
         else:
-            yield f"{prefix}{key}", value
+            yield f"{prefix}{key}", _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """A value of a YAML file, dates and other types as text."""
+    if isinstance(value, list):
+        return json.loads(json.dumps(value, default=str))
+    if value is None or isinstance(value, bool | float | str) or (isinstance(value, int) and abs(value) < _LARGEST):
+        return value
+    return str(sorted(map(str, value)) if isinstance(value, set) else value)
 
 
 def run_folders(top: Path) -> Iterator[Path]:
     """Every run's folder in or below a folder."""
     for folder, below, files in os.walk(top):
-        # A sweep gives its jobs a config before their turn; one that failed early has nothing beside its summary.
-        begun = {"metrics.jsonl", "metadata.json", "summary.json"} & set(files)
+        # A sweep gives its jobs a config before they start; one that failed early has only its summary besides.
+        begun = {"metrics.jsonl", "metadata.json", "summary.json"} & {*files, *below}
         if "config.yaml" in files and (begun or Path(folder, "../sweep.json").is_file()):
             yield Path(folder)
             # A run's own folders hold checkpoints and copies of its config, no other runs.
             below.clear()
 
 
-def _yaml(path: Path) -> Mapping[str, Any]:
+def _settings(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = _mapping(yaml.load(_text(path), _Loader), str(path))
+        found = dict(islice(flatten(values), _MOST_SETTINGS + 1))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise _UnreadableError(f"{path}: {error}") from error
-    return _mapping(values, str(path))
+    if len(found) > _MOST_SETTINGS:
+        raise _UnreadableError(f"{path}: has more than {_MOST_SETTINGS:,} settings")
+    seed = found.get("seed")
+    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
+        raise _UnreadableError(f"{path}: seed is no whole number: {seed}")
+    return found
+
+
+def _text(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise _UnreadableError(f"{path}: is not a file")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _UnreadableError(f"{path}: {error}") from error
 
 
 def _json(path: Path) -> Mapping[str, Any]:
+    text = _text(path)
+    if not text.strip():
+        raise _UnreadableError(f"{path}: is empty")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise _UnreadableError(f"{path}: {error}") from error
     return _mapping(values, str(path))
 
@@ -196,35 +271,42 @@ def _mapping(values: object, where: str) -> Mapping[str, Any]:
 
 
 def _rows(path: Path, *, torn: bool) -> list[Mapping[str, Any]]:
-    """The rows of ``metrics.jsonl``.
+    """The rows of ``metrics.jsonl``, empty lines left out.
 
     Args:
         path: the file.
-        torn: a killed run may have left half of a last line, which is then passed over.
+        torn: whether the last line may be half a row, as a killed run leaves it; it is then skipped.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise _UnreadableError(f"{path}: {error}") from error
+    lines = [(number, line) for number, line in enumerate(_text(path).splitlines(), start=1) if line.strip()]
     rows: list[Mapping[str, Any]] = []
     frames = -math.inf
-    for number, line in enumerate(lines, start=1):
+    for number, line in lines:
+        where = f"{path}, line {number}"
         # Pydantic's parser: the same numbers in a third of the time, and a sweep has half a million rows.
         try:
             row = from_json(line)
         except ValueError as error:
-            if torn and number == len(lines):
+            if torn and number == lines[-1][0]:
                 break
-            raise _UnreadableError(f"{path}, line {number}: {error}") from error
-        where = f"{path}, line {number}"
+            raise _UnreadableError(f"{where}: {error}") from error
         if not isinstance(row, dict) or not _number(row.get("frames")) or not _number(row.get(METRIC, 0)):
             raise _UnreadableError(f"{where}: is no row of numbers with frames and {METRIC}")
+        for key in ("time/fps", "time/collect", "time/update"):
+            if not _number(row.get(key)):
+                raise _UnreadableError(f"{where}: {key} is no number")
         if row["frames"] <= frames:
-            raise _UnreadableError(f"{where}: its frames are not more than the row's before")
+            raise _UnreadableError(f"{where}: its frames are not more than those of the row before")
         frames = row["frames"]
         rows.append(row)
     return rows
 
 
+def _missing(rows: Sequence[Mapping[str, Any]], frames_per_batch: object) -> int:
+    """How many rows up to the last are missing, one per batch; 0 where the size of a batch is unknown."""
+    if not rows or not isinstance(frames_per_batch, int) or frames_per_batch < 1:
+        return 0
+    return max(0, int(rows[-1]["frames"]) // frames_per_batch - len(rows))
+
+
 def _number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST

@@ -3,7 +3,7 @@
 Agarwal, R., Schwarzer, M., Castro, P. S., Courville, A., Bellemare, M. G. (2021). Deep Reinforcement Learning at the
 Edge of the Statistical Precipice. NeurIPS. https://arxiv.org/abs/2108.13264
 
-A sample is a list of arrays, one an environment (the strata), each with one score a run. Runs are resampled within
+A sample is a list of arrays, one per environment (the strata), each with one score per run. Runs are resampled within
 their environment. SciPy does the resampling and the estimators.
 """
 
@@ -60,9 +60,9 @@ def estimate(sample: Sample, statistic: Statistic, resamples: int = RESAMPLES) -
     """A statistic with its percentile interval from a stratified bootstrap.
 
     Args:
-        sample: one array ``[runs]`` an environment.
+        sample: one array ``[runs]`` per environment.
         statistic: takes the sample's arrays and ``axis``.
-        resamples: bootstrap resamples; the generator is seeded, so that a report can be made again to the digit.
+        resamples: bootstrap resamples; the generator is seeded, so that the same runs give the same report.
     """
     value = float(statistic(*sample, axis=-1))
     if min(scores.shape[-1] for scores in sample) < 2:
@@ -75,7 +75,7 @@ def band(sample: Sample, statistic: Statistic, resamples: int = CURVE_RESAMPLES)
     """A statistic at many points with its pointwise interval; whole runs are resampled.
 
     Args:
-        sample: one array ``[points, runs]`` an environment.
+        sample: one array ``[points, runs]`` per environment.
         statistic: takes the sample's arrays and ``axis``.
         resamples: bootstrap resamples.
 
@@ -90,9 +90,9 @@ def band(sample: Sample, statistic: Statistic, resamples: int = CURVE_RESAMPLES)
 
 
 def above(sample: Sample, thresholds: Floats) -> list[Floats]:
-    """For a performance profile: whether each run's score is above each threshold, ``[thresholds, runs]`` an array.
+    """Whether each run's score is above each threshold, one array ``[thresholds, runs]`` per environment.
 
-    The profile is `mean_of_strata` of it (Agarwal et al. 2021).
+    Its `mean_of_strata` is the performance profile (Agarwal et al. 2021).
     """
     return [(scores > thresholds[:, None]).astype(float) for scores in sample]
 
@@ -103,30 +103,30 @@ def mean_of_strata(*sample: Floats, axis: int = -1) -> Any:
 
 
 def probability_of_improvement(x: Sample, y: Sample) -> Estimate:
-    """Chance that a run of X scores higher than one of Y, ties counted half, mean over environments.
+    """Probability that a run of X scores higher than one of Y, ties counted half, mean over environments.
 
     In each environment this is the Mann-Whitney U statistic over the number of pairs (Agarwal et al. 2021).
 
     Args:
-        x: one array ``[runs]`` an environment.
+        x: one array ``[runs]`` per environment.
         y: the same for the other; the environments in the same order.
     """
 
-    def chance(*sample: Floats, axis: int = -1) -> Any:
+    def probability(*sample: Floats, axis: int = -1) -> Any:
         pairs = zip(sample[: len(x)], sample[len(x) :], strict=True)
         return np.mean([_wins(of_x, of_y, axis) for of_x, of_y in pairs], axis=0)
 
-    return estimate([*x, *y], chance, CURVE_RESAMPLES)
+    return estimate([*x, *y], probability, CURVE_RESAMPLES)
 
 
 def on_common_frames(frames: Sequence[Floats], values: Sequence[Floats], points: int = 200) -> tuple[Floats, Floats]:
     """Several runs' curves at the same frames.
 
     Args:
-        frames: ``[evaluations]`` a run, increasing.
-        values: ``[evaluations]`` a run.
-        points: where runs were not evaluated at the same frames, or at more than this many, they are interpolated
-            linearly at this many points between the last first and the first last evaluation.
+        frames: ``[evaluations]`` per run, increasing.
+        values: ``[evaluations]`` per run.
+        points: where runs were not evaluated at the same frames, or more often than this, they are interpolated
+            linearly at this many points, over the range that all of them cover.
 
     Returns:
         Frames ``[points]`` and values ``[points, runs]``.
@@ -140,7 +140,7 @@ def on_common_frames(frames: Sequence[Floats], values: Sequence[Floats], points:
 
 
 def _wins(x: Floats, y: Floats, axis: int) -> Any:
-    # The asymptotic method, because of the statistic alone: the exact one would count permutations for a p-value.
+    # Only the statistic is used; the exact method would count permutations for a p-value.
     u = stats.mannwhitneyu(x, y, axis=axis, method="asymptotic").statistic
     return u / (x.shape[axis] * y.shape[axis])
 
@@ -150,7 +150,7 @@ def _interval(sample: Sample, statistic: Statistic, resamples: int) -> tuple[Any
         tuple(sample),
         statistic,
         n_resamples=resamples,
-        # Bounds the memory: a curve of 200 points and ten seeds takes 8 MB a batch.
+        # Bounds the memory: a curve of 200 points and ten seeds takes 8 MB per batch.
         batch=500,
         axis=-1,
         confidence_level=CONFIDENCE,

@@ -1,4 +1,4 @@
-"""The tables of a report as Markdown, LaTeX and CSV; the numbers are formatted here, for the page too."""
+"""The tables of a report as Markdown, LaTeX, CSV and plain text; the page uses them too."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rlexp.report.grouping import Group
 from rlexp.report.results import FEW_SEEDS, Comparison, Result
 from rlexp.report.runs import Run
 from rlexp.report.statistics import Estimate
+from rlexp.text import csv_cell, printable
 
 NONE = "\N{EN DASH}"
 AT_LEAST = "\N{GREATER-THAN OR EQUAL TO}"
@@ -21,7 +22,7 @@ NOTE = (
     "IQM is the interquartile mean; brackets are 95% percentile intervals of a stratified bootstrap over seeds, of "
     "each run's final evaluation (eval/return). (n=k) marks fewer than five seeds. best is the mean over seeds of each "
     "run's highest evaluation. Frames and seconds (collection and update) to the threshold are medians over seeds; a "
-    "run that does not reach it counts as never."
+    "run that does not reach it counts as infinite."
 )
 
 _LATEX = {
@@ -33,11 +34,11 @@ _LATEX = {
 
 @dataclass(frozen=True)
 class Table:
-    """Text cells under a heading.
+    """Rows of text.
 
     Attributes:
         columns: headings.
-        rows: as many cells each as there are columns.
+        rows: cells, as many in each row as there are columns.
         names: leading columns that hold names; the others hold numbers.
     """
 
@@ -61,13 +62,13 @@ def whole(value: float | None) -> str:
 
 
 def interval(estimate: Estimate, seeds: int) -> str:
-    """``value [low, high]``, and beside it how many seeds where they are few."""
+    """``value [low, high]``, with the number of seeds where they are few."""
     text = number(estimate.value) if seeds >= FEW_SEEDS else f"{number(estimate.value)} (n={seeds})"
     return text if estimate.low is None else f"{text} [{number(estimate.low)}, {number(estimate.high)}]"
 
 
 def results_table(results: Sequence[Result]) -> Table:
-    """One row a group with counted runs."""
+    """One row per group with counted runs."""
     columns = (
         "group", "seeds", "IQM", "mean", "median", "best", "reached threshold", "frames to threshold",
         "seconds to threshold", "frames/s",
@@ -93,7 +94,7 @@ def results_table(results: Sequence[Result]) -> Table:
 
 
 def aggregate_table(comparison: Comparison) -> Table:
-    """One row a variant, over all environments."""
+    """One row per variant, over environments."""
     rows = []
     for variant, estimates in comparison.aggregates.items():
         seeds = min(len(scores) for scores in comparison.scores[variant])
@@ -102,7 +103,7 @@ def aggregate_table(comparison: Comparison) -> Table:
 
 
 def improvement_table(comparisons: Sequence[Comparison]) -> Table:
-    """One row a pair of variants, in each comparison."""
+    """One row per pair of variants, in each comparison."""
     rows = []
     for comparison in comparisons:
         for pair in comparison.improvements:
@@ -112,12 +113,30 @@ def improvement_table(comparisons: Sequence[Comparison]) -> Table:
 
 
 def left_out_table(groups: Sequence[Group], unread: Sequence[Run]) -> Table:
-    """Runs whose numbers are in no average, and why."""
+    """The runs whose numbers are in no average, and why."""
     members = [(group.name, run) for group in groups for run in group.left_out] + [(NONE, run) for run in unread]
     rows = tuple(
-        (name, _seed(run), run.status, f"{run.trained:,}", run.problem or NONE, str(run.path)) for name, run in members
+        (name, _seed(run), run.status, f"{run.trained:,}", _reason(run) or NONE, str(run.path)) for name, run in members
     )
     return Table(("group", "seed", "status", "frames", "problem", "folder"), rows, names=6)
+
+
+def damaged_table(groups: Sequence[Group]) -> Table:
+    """The runs that are averaged although something is missing from their files."""
+    rows = tuple(
+        (group.name, _seed(run), run.damage, str(run.path)) for group in groups for run in group.runs if run.damage
+    )
+    return Table(("group", "seed", "damage", "folder"), rows, names=4)
+
+
+def overall_note(overall: Comparison | None, tied: Sequence[str]) -> str:
+    """Which environments are in no comparison over environments, and why; empty where all are."""
+    if not tied:
+        return ""
+    reason = f"all final evaluations are equal in {', '.join(tied)}, so that no score can be normalized."
+    if overall is None:
+        return f"There is no comparison over environments that includes these: {reason}"
+    return f"The comparison over {overall.name} leaves some out: {reason}"
 
 
 def counted_table(groups: Sequence[Group]) -> Table:
@@ -131,7 +150,7 @@ def counted_table(groups: Sequence[Group]) -> Table:
 
 
 def settings_table(groups: Sequence[Group]) -> Table:
-    """The settings that are not the same in all groups, one row a group."""
+    """The settings that are not the same in all groups, one row per group."""
     keys = sorted(set().union(*(group.differing for group in groups)))
     rows = tuple((group.name, *(group.differing[key] for key in keys)) for group in groups)
     return Table(("group", *keys), rows, names=len(keys) + 1)
@@ -139,7 +158,7 @@ def settings_table(groups: Sequence[Group]) -> Table:
 
 def to_markdown(table: Table) -> str:
     """A table of GitHub's Markdown, padded so that it also reads well as plain text."""
-    cells = [[cell.replace("|", r"\|").replace("\n", " ") for cell in row] for row in (table.columns, *table.rows)]
+    cells = [[cell.replace("|", r"\|") for cell in row] for row in _cells(table)]
     widths, aligned = _aligned(cells, table.names, narrowest=3)
     rule = ["-" * width if i < table.names else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (aligned[0], rule, *aligned[1:]))
@@ -147,18 +166,24 @@ def to_markdown(table: Table) -> str:
 
 def to_text(table: Table) -> list[str]:
     """Lines for a terminal."""
-    _, aligned = _aligned([table.columns, *table.rows], table.names)
+    _, aligned = _aligned(_cells(table), table.names)
     return ["  ".join(row).rstrip() for row in aligned]
+
+
+def _cells(table: Table) -> list[list[str]]:
+    """Headings and rows, each cell on one line, with nothing in it that a terminal would obey."""
+    return [[printable(cell.replace("\n", " ")) for cell in row] for row in (table.columns, *table.rows)]
 
 
 def to_latex(table: Table) -> str:
     """A ``tabular`` with the rules of the booktabs package."""
+    columns, *rows = _cells(table)
     lines = [
         rf"\begin{{tabular}}{{{'l' * table.names}{'r' * (len(table.columns) - table.names)}}}",
         r"\toprule",
-        _latex_row(table.columns),
+        _latex_row(columns),
         r"\midrule",
-        *map(_latex_row, table.rows),
+        *map(_latex_row, rows),
         r"\bottomrule",
         r"\end{tabular}",
     ]
@@ -170,7 +195,7 @@ def results_csv(results: Sequence[Result], groups: Sequence[Group]) -> str:
 
     Args:
         results: of the groups with counted runs.
-        groups: all of them; those without counted runs have a row too, with nothing but their names and counts.
+        groups: all groups; those without counted runs have a row with their names and counts only.
     """
     by_name = {result.group.name: result for result in results}
     settings = sorted(set().union(*(group.differing for group in groups)))
@@ -221,7 +246,7 @@ def runs_csv(groups: Sequence[Group], unread: Sequence[Run]) -> str:
                 "final": run.final if run.returns.size else None,
                 "best": run.best if run.returns.size else None,
                 "fps": run.fps,
-                "problem": run.problem,
+                "problem": _reason(run),
                 "folder": str(run.path),
             }
             for name, run in members
@@ -231,14 +256,15 @@ def runs_csv(groups: Sequence[Group], unread: Sequence[Run]) -> str:
 
 def _csv(rows: Sequence[Mapping[str, object]]) -> str:
     file = io.StringIO()
-    writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: _plain(value) for key, value in row.items()} for row in rows)
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(map(csv_cell, rows[0]))
+    writer.writerows(map(csv_cell, row.values()) for row in rows)
     return file.getvalue()
 
 
-def _plain(value: object) -> object:
-    return "" if value is None or (isinstance(value, float) and not math.isfinite(value)) else value
+def _reason(run: Run) -> str:
+    """Why a run is in no average, or what is wrong with one that is."""
+    return "; ".join(filter(None, (run.problem, run.damage)))
 
 
 def _seed(run: Run) -> str:

@@ -1,41 +1,39 @@
-"""Runs as they go on, as one table in the terminal. Reads their files and nothing else."""
+"""A live table of runs in the terminal, from their files alone."""
 
 from __future__ import annotations
 
 import math
-import os
 import re
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from rlexp.report.grouping import Group, group_runs
-from rlexp.report.runs import Run, read_run, run_folders
+from rlexp.report.liveness import owner_of
+from rlexp.report.runs import RUNNING, WAITING, Run, current, read_run, run_folders
 from rlexp.report.tables import NONE, Table, number, to_text, whole
 
 _BARS = "▁▂▃▄▅▆▇█"
 _CURVE = 16
-_RUNNING, _WAITING = "running", "waiting"
-# A terminal's other screen, as pagers use it: what was there before comes back at the end.
+# The terminal's alternate screen, as pagers use it: what was there before comes back at the end.
 _ENTER, _LEAVE, _REDRAW = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l", "\x1b[H\x1b[J"
 
 
 def watch(tops: Sequence[Path], interval: float) -> int:
     """Show the runs in and below some folders until all of them, and the sweeps they are in, have ended, or Ctrl-C.
 
-    On a terminal the table is drawn anew every ``interval`` seconds and its last state stays; elsewhere it is printed
-    each time that it has changed. Runs that begin meanwhile are found.
+    On a terminal the table is redrawn every ``interval`` seconds and its last state stays; elsewhere it is printed
+    each time that it has changed. Runs that start meanwhile are found.
 
     Args:
         tops: run folders, or folders with run folders anywhere below them.
-        interval: seconds between two looks.
+        interval: seconds between two updates.
 
     Returns:
         0 when every run has ended; 130 after Ctrl-C.
@@ -57,7 +55,7 @@ def watch(tops: Sequence[Path], interval: float) -> int:
                 print(_REDRAW + _fitting("\n".join(lines), size.columns, size.lines), end="", flush=True)
             elif changed:
                 print(f"{text}\n", flush=True)
-            if runs and not any(run.status in (_RUNNING, _WAITING) or _at_work(run.path.parent) for run in runs):
+            if runs and not any(run.status in (RUNNING, WAITING) or _in_live_sweep(run) for run in runs):
                 break
             time.sleep(interval)
     except KeyboardInterrupt:
@@ -70,7 +68,7 @@ def watch(tops: Sequence[Path], interval: float) -> int:
 
 @dataclass
 class Seen:
-    """The runs below some folders; a look reads again only what has changed since the last one."""
+    """The runs below some folders; each call reads again only what has changed since the last one."""
 
     tops: Sequence[Path]
 
@@ -78,22 +76,22 @@ class Seen:
         self._known: dict[Path, tuple[object, Run]] = {}
 
     def runs(self) -> list[Run]:
-        """Every run as it is now, ``running`` only where its process may still be alive."""
+        """Every run as it is now."""
         for path in sorted({path for top in self.tops for path in run_folders(top.resolve())}):
             state = [_state(path / name) for name in ("config.yaml", "metrics.jsonl", "summary.json")]
             if path not in self._known or self._known[path][0] != state:
                 self._known[path] = (state, read_run(path))
-        return [_alive(run) for _, run in self._known.values()]
+        return [current(run) for _, run in self._known.values()]
 
 
 def table(runs: Iterable[Run], relative_to: Sequence[Path]) -> list[str]:
-    """One line a run: what is running first, the newest of it on top, then what has ended."""
+    """One line per run: running ones first, then those that have ended, the newest on top."""
     runs = list(runs)
     names = {run.path: _brief(group) for group in group_runs(runs) for run in (*group.runs, *group.left_out)}
     width = max([len(name) for name in names.values()], default=0)
     ordered = sorted(runs, key=lambda run: _in_order(run.path))
     ordered.sort(key=lambda run: run.started, reverse=True)
-    ordered.sort(key=lambda run: run.status != _RUNNING)
+    ordered.sort(key=lambda run: run.status != RUNNING)
     rows = tuple(
         (
             _below(run.path, relative_to),
@@ -121,7 +119,7 @@ def table(runs: Iterable[Run], relative_to: Sequence[Path]) -> list[str]:
 
 
 def sparkline(values: Iterable[float], width: int = _CURVE) -> str:
-    """The course of some values as bars between their lowest and highest; beyond ``width``, the last of each share."""
+    """Values as bars between their lowest and highest; of more than ``width``, every so many-th."""
     found = [value for value in values if math.isfinite(value)]
     if len(found) > width:
         found = [found[(i + 1) * len(found) // width - 1] for i in range(width)]
@@ -129,46 +127,25 @@ def sparkline(values: Iterable[float], width: int = _CURVE) -> str:
     return "".join(_BARS[round((value - low) / (span or 1.0) * (len(_BARS) - 1))] for value in found)
 
 
-def _alive(run: Run) -> Run:
-    """A run that says nothing of its end runs, was killed, or waits for its turn; the processes' locks tell."""
-    if run.status not in (_RUNNING, "unfinished", "not started"):
-        return run
-    driven = _at_work(run.path.parent)
-    if run.status == "not started" and not (run.path / ".lock").exists():
-        return replace(run, status=_WAITING) if driven else run
-    return replace(run, status="killed" if _at_work(run.path) is False and not driven else _RUNNING)
-
-
-def _at_work(folder: Path) -> bool | None:
-    """Whether the process that locked a folder last is alive; None where there is none, or on another machine."""
-    try:
-        text = (folder / ".lock").read_text(encoding="utf-8")
-        owner = re.fullmatch(r"process (\d+) on (.+)", text.strip())
-        if owner is None or owner[2] != socket.gethostname():
-            return None
-        os.kill(int(owner[1]), 0)
-    except ProcessLookupError:
-        return False
-    except FileNotFoundError:
-        return None
-    except PermissionError:  # of another user
-        return True
-    return True
+def _in_live_sweep(run: Run) -> bool:
+    return owner_of(run.path.parent) == "alive"
 
 
 def _brief(group: Group) -> str:
-    """A group's name in as few words as a terminal has room for: settings without the nodes that they are in."""
+    """A group's name in short: settings without the nodes that they are in."""
     return " ".join([group.environment, *(f"{key.rpartition('.')[2]}={v}" for key, v in group.settings.items())])
 
 
 def _in_order(path: Path) -> list[tuple[int, str]]:
-    """A key that sorts paths as people count: 2 before 10."""
+    """A key that sorts paths in natural order: 2 before 10."""
     return [(int(part or -1), "") if i % 2 else (-1, part) for i, part in enumerate(re.split(r"(\d+)", str(path)))]
 
 
 def _progress(run: Run) -> str:
     total = run.settings.get("total_frames")
-    return f"{run.trained:,}" + (f" of {total:,} {run.trained / total:4.0%}" if isinstance(total, int) else "")
+    if not isinstance(total, int) or total < 1:
+        return f"{run.trained:,}"
+    return f"{run.trained:,} of {total:,} {run.trained / total:4.0%}"
 
 
 def _below(path: Path, tops: Sequence[Path]) -> str:

@@ -1,4 +1,4 @@
-"""A W&B workspace for the runs of a report, defined as code with wandb-workspaces."""
+"""A W&B workspace for the runs of a report, defined with wandb-workspaces."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from rlexp.report.report import Report
 from rlexp.report.runs import METRIC, ReportError
 
 _SECTIONS = {"eval": "Evaluation", "train": "Training", "loss": "Losses", "optim": "Losses", "time": "Throughput"}
-# The x-axis, and a number that is there to be compared, not to be looked at.
+# The x-axis, and a hash, which no plot makes sense of.
 _NO_PANEL = {"frames", "train/parameters_hash"}
 
 
 def workspace(report: Report) -> Any:
-    """The dashboard: one line a W&B group, its mean over seeds, with a band from the lowest to the highest.
+    """The dashboard: one line per W&B group, its mean over seeds, with a band from the lowest to the highest.
 
     Returns:
-        A ``Workspace`` with a panel for each metric that the runs logged, and the settings that differ beside the final
-        evaluation; not saved.
+        A ``Workspace`` with a panel for each metric that the runs logged, and plots of the settings that differ; not
+        saved.
 
     Raises:
         ReportError: the runs did not log to one W&B project.
@@ -31,7 +31,7 @@ def workspace(report: Report) -> Any:
     found = {_project(run.settings) for group in report.groups for run in (*group.runs, *group.left_out)} - {None}
     if len(found) != 1:
         named = ", ".join(sorted(f"{entity or ''}/{project}".lstrip("/") for entity, project in filter(None, found)))
-        raise ReportError(f"a workspace is of one W&B project; these runs logged to {named or 'none'}.")
+        raise ReportError(f"a workspace belongs to one W&B project; these runs logged to {named or 'none'}.")
     ((entity, project),) = filter(None, found)
     logged = [row.keys() for result in report.results for row in read_metrics(result.group.runs[0].path)]
     environments = {group.environment for group in report.groups}
@@ -48,12 +48,12 @@ def workspace(report: Report) -> Any:
         ),
     )
     for place, panel in enumerate(panel for section in made.sections for panel in section.panels):
-        panel._id = f"panel{place}"  # else random: the same report would give another file each time
+        panel._id = f"panel{place}"  # else random, and the same report would give another file each time
     return made
 
 
 def to_json(made: Any) -> str:
-    """A workspace as W&B's server takes it."""
+    """A workspace in the format of W&B's server."""
     text: str = made._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=2)
     return f"{text}\n"
 
@@ -74,13 +74,13 @@ def save(made: Any) -> str:
     try:
         made.entity = made.entity or wandb.Api().default_entity
         made.save()
-    except Exception as error:  # wandb raises what its transport does
+    except Exception as error:  # wandb passes on what its transport raises
         raise ReportError(f"W&B did not take the workspace: {error}") from error
     return str(made.url)
 
 
 def _project(settings: Any) -> tuple[str | None, str] | None:
-    """Entity and project that a run logged to, whether W&B is its only logger or one of several."""
+    """The entity and project that a run logged to, whether W&B is its only logger or one of several."""
     key = next((key for key in settings if key.startswith("logger.") and key.endswith(".project")), None)
     return None if key is None else (settings.get(f"{key.removesuffix('project')}entity"), settings[key])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import platform
 import socket
@@ -22,6 +23,8 @@ from omegaconf import OmegaConf
 from rlexp.config.redaction import redact
 from rlexp.files import write_json, write_text
 from rlexp.machine import usable_cpus
+
+log = logging.getLogger(__name__)
 
 _PACKAGES = ("rlexp", "torch", "torchrl", "tensordict", "gymnasium", "mujoco", "numpy", "hydra-core", "wandb")
 
@@ -114,7 +117,7 @@ class RunDir:
             frames: where this process starts; each start is an entry of ``sessions``.
             total_frames: the budget it was started with.
         """
-        before = json.loads(self.metadata.read_text(encoding="utf-8"))["sessions"] if self.metadata.exists() else []
+        before = _sessions(self.metadata) if self.metadata.exists() else []
         session = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": redact([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -135,6 +138,16 @@ class RunDir:
             "hardware": {"machine": platform.platform(), "cpus": usable_cpus()},
         }
         write_json(self.metadata, values | dict(info))
+
+
+def _sessions(metadata: Path) -> list[dict[str, Any]]:
+    """The earlier sessions of a run; none where a power cut or a full disk has emptied the file."""
+    try:
+        found: list[dict[str, Any]] = json.loads(metadata.read_text(encoding="utf-8"))["sessions"]
+        return [entry for entry in found if isinstance(entry["frames"], int)]
+    except (ValueError, TypeError, KeyError) as error:
+        log.warning("%s cannot be read and is written anew, without the run's earlier sessions: %s", metadata, error)
+        return []
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

@@ -61,6 +61,10 @@ class Session:
         self._run.write_metadata(config, info, self._frames, self._config.total_frames)
         write_json(self._run.summary, {"status": "running"})
         self._metrics = MetricsFile(self._run.metrics, self._frames)
+        self._missing = self._frames // self._config.collector.frames_per_batch - self._metrics.rows
+        if self._missing > 0:
+            message = "%d rows before the checkpoint are missing from metrics.jsonl; they cannot be restored."
+            log.warning(message, self._missing)
         self._bar = ProgressBar(self._config.total_frames, self._frames)
         self._copies = self._config.logger.open(self._run.path, config, self._run_id, self._frames)
         self._previous = {number: signal.signal(number, self._on_signal) for number in STOPS}
@@ -95,6 +99,8 @@ class Session:
         if error is not None:
             self.summary |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
             log.error("The run failed.", exc_info=error)
+        if self._missing > 0:
+            self.summary |= {"missing_rows": self._missing}
         self.summary = redact(self.summary)
         self._attempt(lambda: write_json(self._run.summary, self.summary))
         self._attempt(lambda: self._metrics.close(self.summary))

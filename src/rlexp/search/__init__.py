@@ -1,4 +1,4 @@
-"""Search: many trainings to find settings."""
+"""Search for hyperparameters by many trainings."""
 
 from rlexp.search.config import SearchConfig, read_search
 

@@ -1,4 +1,4 @@
-"""What a search tries, and how: the schema of the ``search`` group. Imports neither torch nor Optuna."""
+"""Settings of a search: the schema of the ``search`` group. Imports neither torch nor Optuna."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class CandidatesConfig(Config):
 
     Attributes:
         low: smallest value.
-        high: largest value; where both ends are whole numbers, so is every value.
-        log: whether values are drawn evenly on a logarithmic scale.
+        high: largest value; if both ends are whole numbers, every value is one.
+        log: whether values are drawn uniformly on a logarithmic scale.
         choices: values in place of a range.
     """
 
@@ -31,7 +31,7 @@ class CandidatesConfig(Config):
     choices: list[Any] | None = None
 
     def problems(self) -> Iterator[Problem]:
-        """A range or choices, and such that there is something to choose."""
+        """Either a range or choices, with at least two values."""
         if self.choices is not None:
             if self.low is not None or self.high is not None or self.log:
                 yield Problem("choices", "stands alone: low, high and log describe a range.")
@@ -46,21 +46,21 @@ class CandidatesConfig(Config):
 
     @property
     def extremes(self) -> list[Any]:
-        """The values which show whether all are allowed."""
+        """The values to check: if these are allowed, so are all others."""
         return [self.low, self.high] if self.choices is None else self.choices
 
 
 class SearchConfig(Config):
-    """A search over settings.
+    """A search over hyperparameters.
 
     Attributes:
-        trials: settings tried; one that was pruned or failed counts.
+        trials: number of trials, including those that are pruned or fail.
         seeds: training seeds of each trial, from 0; its score is the mean of their final evaluations' mean returns.
-        startup: trials with settings drawn at random, before the sampler learns from them and the pruner compares.
-        prune: whether a trial is stopped whose evaluations so far are all below the median of those before it.
-        warmup: share of a run's frames before which no trial is pruned.
-        seed: of the sampler.
-        space: what each setting may be, by its full path.
+        startup: trials with random settings, before the sampler learns from them and the pruner compares with them.
+        prune: whether to stop a trial whose best evaluation is below the median of the other trials at the same frames.
+        warmup: fraction of a run's frames before which no trial is pruned.
+        seed: seed of the sampler.
+        space: the candidates for each setting, by its full path.
     """
 
     trials: Count
@@ -73,13 +73,13 @@ class SearchConfig(Config):
 
 
 class _Root(Config):
-    """So that problems are told under the group's name."""
+    """The level above the group, so that problems are reported under its name."""
 
     search: SearchConfig
 
 
 def read_search(values: Mapping[str, Any], experiment: Mapping[str, Any]) -> SearchConfig:
-    """Check what to search, and that the experiment allows every value that may be tried.
+    """Check the settings of a search, and that the experiment allows every value that may be tried.
 
     Args:
         values: the ``search`` group, its space nested as the config is.
@@ -127,8 +127,10 @@ def _refused(key: str, candidates: CandidatesConfig, experiment: Mapping[str, An
             read_config(_with(experiment, key.split("."), value))
         except ConfigError as error:
             for problem in error.problems:
-                told = problem if problem.key == key else Problem(key, f"{problem.key}: {problem.message}", str(value))
-                yield told.under("search.space.")
+                reported = (
+                    problem if problem.key == key else Problem(key, f"{problem.key}: {problem.message}", str(value))
+                )
+                yield reported.under("search.space.")
 
 
 def _with(values: Mapping[str, Any], path: list[str], value: object) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A search's folder: its plan, its study and its trials' runs, and what is made of them."""
+"""The folder of a search: its plan, its study, the runs of its trials and its results."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from rlexp.config import Composed, Sources, load
 from rlexp.files import alone, write_text
 from rlexp.runs.rundir import RunDir
 from rlexp.search.config import SearchConfig
+from rlexp.text import csv_cell
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """What is searched.
+    """A search over an experiment.
 
     Attributes:
-        overrides: what all trials have in common, as after ``rlexp-train``.
-        settings: the search.
+        overrides: the overrides that all trials share, as after ``rlexp-train``.
+        settings: the settings of the search.
         config_dir: a folder of the user's own options.
     """
 
@@ -59,7 +60,7 @@ class SearchDir:
         self.best = self.path / "conf" / "experiment" / "best.yaml"
 
     def trial(self, number: int) -> RunDir:
-        """A trial's folder, which its process holds locked."""
+        """A trial's folder, which the process that runs the trial holds locked."""
         return RunDir(self.path / "trials" / f"{number:03d}")
 
     def run(self, number: int, seed: int) -> Path:
@@ -67,11 +68,11 @@ class SearchDir:
         return self.trial(number).path / f"seed_{seed}"
 
     def alone(self) -> AbstractContextManager[None]:
-        """Wait until no other process claims a trial or writes results here, and keep them from it."""
+        """A lock that one process at a time holds, to claim a trial or to write results."""
         return alone(self.path / ".alone.lock")
 
     def write_plan(self, overrides: Sequence[str], config_dir: str | None, search: Mapping[str, Any]) -> None:
-        """Save what to go on with."""
+        """Save what a resume needs."""
         self.path.mkdir(parents=True, exist_ok=True)
         values = {"overrides": list(overrides), "config_dir": config_dir, "search": dict(search)}
         write_text(self.plan, yaml.safe_dump(values, sort_keys=False))
@@ -82,7 +83,7 @@ class SearchDir:
         return values
 
     def write_results(self, study: Study) -> None:
-        """Write ``trials.csv`` and the best trial's preset anew from the study, whoever else does the same."""
+        """Rewrite ``trials.csv`` and the best trial's preset from the study; several processes may do so at once."""
         with self.alone():
             self._write_trials(study)
             if (best := best_of(study)) is not None:
@@ -94,12 +95,13 @@ class SearchDir:
         trials = study.trials
         keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
         rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["trial", "state", "score", *keys, "error"])
+        rows.writerow(map(csv_cell, ["trial", "state", "score", *keys, "error"]))
         for trial in trials:
-            # Optuna gives a pruned trial its last evaluation for a value, which is no score.
+            # Optuna takes a pruned trial's last evaluation as its value, which is not a score.
             score = trial.value if state_of(trial) == "completed" else None
             settings = [trial.params.get(key) for key in keys]
-            rows.writerow([trial.number, state_of(trial), score, *settings, trial.user_attrs.get("error")])
+            row = [trial.number, state_of(trial), score, *settings, trial.user_attrs.get("error")]
+            rows.writerow(map(csv_cell, row))
         write_text(self.trials, text.getvalue())
 
     def _write_best(self, best: FrozenTrial) -> None:
@@ -116,9 +118,9 @@ class SearchDir:
         write_text(self.best, f"# @package _global_\n# {comment}\n{yaml.safe_dump(values, sort_keys=False)}")
 
     def commands(self, plan: SearchPlan, best: FrozenTrial) -> list[str]:
-        """How to run the best settings: on seeds that the search has not seen, and as a preset."""
+        """The commands that run the best settings: on seeds that the search has not used, and as a preset."""
         seeds = f"seed=range({plan.settings.seeds},{plan.settings.seeds + 10})"
-        # What is set on the command line would win over the preset.
+        # An override on the command line would take precedence over the preset.
         common = [text for text in plan.overrides if text.partition("=")[0] not in best.params]
         own = [] if plan.config_dir is None else ["--config-dir", plan.config_dir]
         found = overrides_of(best.params)
@@ -144,6 +146,6 @@ def best_of(study: Study) -> FrozenTrial | None:
 
 
 def state_of(trial: FrozenTrial) -> str:
-    """How a trial stands: ``completed``, ``pruned``, ``failed``, or ``running``, interrupted ones included."""
+    """The state of a trial: ``completed``, ``pruned``, ``failed``, or ``running``, also where it was interrupted."""
     name: str = trial.state.name.lower()
     return {"complete": "completed", "fail": "failed"}.get(name, name)

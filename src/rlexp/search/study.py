@@ -1,4 +1,4 @@
-"""The search itself: a resumable Optuna study whose trials are trainings."""
+"""A resumable Optuna study whose trials are trainings."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from rlexp.runs.resume import open_run
 from rlexp.runs.rundir import RunBusyError, RunDir
 from rlexp.runs.stops import Stopped
 from rlexp.search.config import SearchConfig
+from rlexp.search.figures import draw
 from rlexp.search.folder import SearchDir, SearchPlan, best_of, overrides_of, state_of
-from rlexp.search.pictures import draw
 from rlexp.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -29,15 +29,15 @@ log = logging.getLogger(__name__)
 
 
 def search(folder: SearchDir, plan: SearchPlan) -> optuna.Study:
-    """Run trials until there are as many as the plan says; several processes may do so in one folder.
+    """Run trials until there are as many as the plan asks for; several processes may share a folder.
 
-    Every trial's number, settings and scores are in the study's database as soon as they are known, and its runs in
-    folders of their own: a search that was killed at any instant goes on with the trial that it was in, that trial's
-    runs from their checkpoints. In one process, a search that was interrupted tries the same settings as one that was
-    not.
+    The settings and scores of every trial are in the study's database as soon as they are known, and its runs are in
+    folders of their own. A search that was killed at any time resumes the trial that it was in, and the runs of that
+    trial from their checkpoints. With one process, an interrupted search tries the same settings as one that was not
+    interrupted.
 
     Args:
-        folder: of the search.
+        folder: the folder of the search.
         plan: what to search.
 
     Returns:
@@ -45,12 +45,12 @@ def search(folder: SearchDir, plan: SearchPlan) -> optuna.Study:
 
     Raises:
         ConfigError: a part of the experiment cannot be built.
-        CheckpointError: a run of an interrupted trial has no checkpoint that is whole.
-        Stopped: a signal came; the run that it stopped is saved.
+        CheckpointError: a run of an interrupted trial has no intact checkpoint.
+        Stopped: a signal was received; the current run is saved.
     """
     study = open_study(folder, plan.settings)
     while True:
-        folder.write_results(study)  # a process that was killed may have told the study of a trial, and no more
+        folder.write_results(study)  # a killed process may have reported a trial to the study without writing it here
         if (claimed := _claim(study, folder, plan.settings)) is None:
             break
         trial, held = claimed
@@ -58,7 +58,7 @@ def search(folder: SearchDir, plan: SearchPlan) -> optuna.Study:
             _run(study, trial, folder, plan)
         finally:
             held.unlock()
-        _tell(study, trial.number, plan.settings.trials)
+        _log_trial(study, trial.number, plan.settings.trials)
     folder.plots.mkdir(exist_ok=True)
     with folder.alone():
         for name, png in draw(study).items():
@@ -67,9 +67,9 @@ def search(folder: SearchDir, plan: SearchPlan) -> optuna.Study:
 
 
 def open_study(folder: SearchDir, settings: SearchConfig) -> optuna.Study:
-    """The study of a folder, new or as it was left."""
+    """The study of a folder, new or existing."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # Steps are frames, those of earlier seeds included; the warm-up is part of the first seed's.
+    # Steps are frames, counted over all seeds of a trial; the warm-up is within the first seed's.
     pruner = optuna.pruners.MedianPruner(n_startup_trials=settings.startup) if settings.prune else None
     return optuna.create_study(
         storage=f"sqlite:///{folder.database}",
@@ -81,33 +81,33 @@ def open_study(folder: SearchDir, settings: SearchConfig) -> optuna.Study:
 
 
 class Pruning(Callback):
-    """Tells a trial of its evaluations, and stops the run when the study's pruner says so.
+    """Reports evaluations to a trial, and stops the run when the study's pruner decides to.
 
-    The value of an evaluation is the mean of itself and of the final evaluations of the trial's seeds before it: what
-    the trial's score would be if this seed ended here.
+    The reported value is the mean of the evaluation and the final evaluations of the trial's earlier seeds: the score
+    that the trial would have if this seed ended here.
 
     Args:
-        trial: whose run this is.
-        told: steps that the trial was told of before it was interrupted.
+        trial: the trial that the run belongs to.
+        reported: steps that were reported before the trial was interrupted.
         finals: final evaluations of the trial's earlier seeds.
-        before: frames that these have trained for.
+        before: frames that the earlier seeds were trained for.
         warmup: frames of a run before which nothing is pruned.
     """
 
-    def __init__(self, trial: Trial, told: set[int], finals: Sequence[float], before: int, warmup: float) -> None:
+    def __init__(self, trial: Trial, reported: set[int], finals: Sequence[float], before: int, warmup: float) -> None:
         self._trial = trial
-        self._told = told
+        self._reported = reported
         self._finals = finals
         self._before = before
         self._warmup = warmup
         self.pruned = False
 
     def after_evaluation(self, trainer: Training, evaluation: Evaluation) -> None:
-        """Report, and stop the run where it has no chance."""
+        """Report the evaluation, and stop the run if it is to be pruned."""
         if trainer.frames < self._warmup:
             return
         step = self._before + trainer.frames
-        if step not in self._told:  # a run that goes on from a checkpoint evaluates what was told once more
+        if step not in self._reported:  # a run that resumes from a checkpoint repeats evaluations
             self._trial.report(fmean([*self._finals, evaluation.mean_return]), step)
         if not trainer.finished and self._trial.should_prune():
             self.pruned = True
@@ -115,7 +115,7 @@ class Pruning(Callback):
 
 
 def _claim(study: optuna.Study, folder: SearchDir, settings: SearchConfig) -> tuple[Trial, RunDir] | None:
-    """A trial that nobody works on, held: one that a dead process left, else a new one; None when there are enough."""
+    """A trial to run, locked: one that a dead process left, else a new one; None when there are enough."""
     with folder.alone():
         trials = study.get_trials(deepcopy=False)
         for left in trials:
@@ -123,10 +123,10 @@ def _claim(study: optuna.Study, folder: SearchDir, settings: SearchConfig) -> tu
             if left.state is not TrialState.RUNNING or not _locked(held):
                 continue
             if study.trials[left.number].state is TrialState.RUNNING:
-                log.info("Trial %d goes on.", left.number)
+                log.info("Trial %d is resumed.", left.number)
                 study.sampler = _sampler(settings, left.number)
                 return Trial(study, left._trial_id), held
-            held.unlock()  # it has ended meanwhile
+            held.unlock()  # it has ended in the meantime
         if len(trials) >= settings.trials:
             return None
         study.sampler = _sampler(settings, len(trials))
@@ -137,19 +137,19 @@ def _claim(study: optuna.Study, folder: SearchDir, settings: SearchConfig) -> tu
 
 
 def _sampler(settings: SearchConfig, number: int) -> optuna.samplers.BaseSampler:
-    """A sampler with a seed of its own for each trial: its generator is in no database, and is not needed there."""
+    """A sampler with a seed of its own for each trial, so that the state of its generator need not be saved."""
     seed = int(np.random.SeedSequence([settings.seed, number]).generate_state(1)[0])
     return optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=settings.startup)
 
 
 def _run(study: optuna.Study, trial: Trial, folder: SearchDir, plan: SearchPlan) -> None:
-    """Train a trial's seeds one after another, and tell the study how it ended.
+    """Train a trial's seeds one after another, and report the result to the study.
 
     Raises:
-        As `search`; the study is then told nothing, and the trial goes on another time.
+        As `search`; nothing is then reported to the study, and the trial can be resumed.
     """
     chosen = overrides_of({key: _suggest(trial, key, plan.settings) for key in plan.settings.space})
-    told = set(study.trials[trial.number].intermediate_values)
+    reported = set(study.trials[trial.number].intermediate_values)
     log.info("Trial %d: %s", trial.number, " ".join(chosen))
     finals: list[float] = []
     frames = 0
@@ -166,7 +166,7 @@ def _run(study: optuna.Study, trial: Trial, folder: SearchDir, plan: SearchPlan)
             frames += total
             continue
         trainer = Trainer(begin.config, begin.run, begin.checkpoint)
-        pruning = Pruning(trial, told, finals, frames, plan.settings.warmup * total)
+        pruning = Pruning(trial, reported, finals, frames, plan.settings.warmup * total)
         trainer.callbacks["rlexp-search"] = pruning
         try:
             summary = trainer.fit()
@@ -198,11 +198,11 @@ def _suggest(trial: Trial, key: str, settings: SearchConfig) -> Any:
 
 
 def _scalar(choice: Any) -> Any:
-    """A choice as the database can hold it: lists as text, which is also how they are written on the command line."""
+    """A choice as the database can store it: lists as JSON, as they are written on the command line."""
     return choice if choice is None or isinstance(choice, str | int | float) else json.dumps(choice)
 
 
-def _tell(study: optuna.Study, number: int, trials: int) -> None:
+def _log_trial(study: optuna.Study, number: int, trials: int) -> None:
     ended = study.trials[number]
     score = f" with {ended.value:,.1f}" if ended.state is TrialState.COMPLETE else ""
     best = best_of(study)

@@ -1,4 +1,4 @@
-"""Many runs in one folder: launched together, counted in an index, stopped and gone on with. Imports no torch.
+"""Sweeps: many runs in one folder, launched, indexed, stopped and resumed together. Imports no torch.
 
 from rlexp.sweeps import run_jobs
 

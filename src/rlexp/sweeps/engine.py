@@ -1,4 +1,4 @@
-"""Runs the jobs of a sweep: begins or goes on, passes a stop on to all of them, and counts."""
+"""Run the jobs of a sweep: start or resume them, pass a stop signal on to all, and show the progress."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rlexp.experiment import check_config
 from rlexp.files import write_json
 from rlexp.runs.stops import STOPS, Stopped
 from rlexp.sweeps.folder import COMPLETED, RUNNING, UNFINISHED, Job, SweepDir, SweepPlan, read_summary
-from rlexp.sweeps.job import Site, supervise
+from rlexp.sweeps.job import SweepContext, supervise
 from rlexp.sweeps.launchers import JobLauncher
 from rlexp.sweeps.progress import Progress
 
@@ -29,7 +29,7 @@ _POLL = 0.5  # seconds
 
 
 class LauncherError(Exception):
-    """The launcher broke down, with jobs left."""
+    """The launcher failed while jobs were left."""
 
 
 def run_jobs(
@@ -40,26 +40,27 @@ def run_jobs(
     sources: Sources | None = None,
     fail_fast: bool = False,
 ) -> list[Job]:
-    """Run experiments in one folder, or go on with them: what is complete is kept, what was cut goes on.
+    """Run experiments in one folder, or resume them: complete jobs are kept, interrupted ones are resumed.
 
-    A job that fails leaves the others alone; its status says so. Progress is told on stderr. In the main thread,
-    SIGINT, SIGTERM and SIGUSR1 have the running jobs save and stop; a second one ends this process at once.
+    A job that fails does not affect the others. Progress is printed on stderr. In the main thread, SIGINT, SIGTERM and
+    SIGUSR1 make the running jobs save and stop; a second signal ends this process at once.
 
     Args:
-        folder: of the sweep; each job's run is in the folder of its number in it.
-        jobs: the overrides of each, as after ``rlexp-train``. To go on with a folder, the same as before.
+        folder: the folder of the sweep; each job's run is in a subfolder named by its number.
+        jobs: the overrides of each job, as after ``rlexp-train``. To resume a sweep, the same as before.
         hydra: the launcher and its settings, such as ``["launcher=joblib", "hydra.launcher.n_jobs=2"]``.
-        sources: where configs come from; paths absolute, if anyone is to go on from another folder.
+        sources: where configs come from; absolute paths, if the sweep may be resumed from another folder.
         fail_fast: whether the first job that fails stops the others.
 
     Returns:
-        How each job stands, in their order.
+        The state of each job, in their order.
 
     Raises:
-        ConfigError: a job's config or the launcher's is wrong, or the folder is of other jobs; nothing has started.
-        RunBusyError: another process works in the folder, or still runs one of its jobs; nothing has started.
-        LauncherError: the launcher broke down.
-        Stopped: a signal came.
+        ConfigError: the config of a job or of the launcher is wrong, or the folder holds another sweep; nothing has
+            started.
+        RunBusyError: another process uses the folder, or still runs one of the jobs; nothing has started.
+        LauncherError: the launcher failed.
+        Stopped: a signal was received.
         OSError: the folder cannot be written.
     """
     sweep = SweepDir(folder)
@@ -71,8 +72,8 @@ def run_jobs(
         done = set()
     todo = [number for number in range(len(jobs)) if number not in done]
     configs = _configs(plan, todo)
-    site = Site(str(sweep.path), str(Path.cwd()), socket.gethostname(), os.getpid(), fail_fast)
-    launcher = JobLauncher(partial(supervise, site), site.sweep, max(1, len(todo)), plan)
+    context = SweepContext(str(sweep.path), str(Path.cwd()), socket.gethostname(), os.getpid(), fail_fast)
+    launcher = JobLauncher(partial(supervise, context), context.sweep, max(1, len(todo)), plan)
     sweep.lock()
     try:
         _begin(sweep, plan, configs)
@@ -87,30 +88,30 @@ def _check_same(before: SweepPlan, now: SweepPlan) -> None:
     if before.jobs == now.jobs:
         return
     old, new = ({text for job in plan.jobs for text in job} for plan in (before, now))
-    lacking = [Problem(text, "is missing: the sweep was begun with it.") for text in sorted(old - new)]
-    added = [Problem(text, "is none of the sweep's: begin a new one for it.") for text in sorted(new - old)]
-    counts = f"its {len(before.jobs)} jobs are not these {len(now.jobs)}, or not in this order."
-    raise ConfigError([*lacking, *added] or [Problem("sweep.resume", counts)])
+    missing = [Problem(text, "is missing: the sweep was started with it.") for text in sorted(old - new)]
+    added = [Problem(text, "is not part of the sweep: start a new one with it.") for text in sorted(new - old)]
+    counts = f"has {len(before.jobs)} jobs, which are not these {len(now.jobs)}, or not in this order."
+    raise ConfigError([*missing, *added] or [Problem("sweep.resume", counts)])
 
 
 def _configs(plan: SweepPlan, todo: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """The checked configs of the jobs that are left, as they may be saved."""
+    """The checked configs of the jobs that are left, without secrets."""
     configs = {}
     for number in todo:
         composed = load(plan.jobs[number], plan.sources)
         if composed.values.get("resume") is not None:
-            message = "continues one run; --multirun goes on with a whole sweep by sweep.resume=..."
+            message = "resumes a single run; a sweep is resumed by --multirun sweep.resume=..."
             raise ConfigError([Problem("resume", message, str(composed.values["resume"]))])
         configs[number] = redact(check_config(composed).to_dict())
     return configs
 
 
 def _begin(sweep: SweepDir, plan: SweepPlan, configs: Mapping[int, Mapping[str, Any]]) -> None:
-    """Write the plan, or see that nothing has changed and nobody else is at work since it was written.
+    """Write the plan, or check that no config has changed since it was written and that no job is still running.
 
     Raises:
-        ConfigError: a job that has not begun would have another config than the sweep was begun with.
-        RunBusyError: a job still runs.
+        ConfigError: a job that has not started would have another config than when the sweep was started.
+        RunBusyError: a job is still running.
     """
     for number, config in configs.items():
         run = sweep.run(number)
@@ -126,20 +127,20 @@ def _begin(sweep: SweepDir, plan: SweepPlan, configs: Mapping[int, Mapping[str, 
             run.path.mkdir(exist_ok=True)
             run.write_config(config)
     sweep.write_plan(plan)
-    sweep.go_on()
+    sweep.clear_stop()
     sweep.write_index()
 
 
 def _check_config(number: int, saved: Any, config: Mapping[str, Any]) -> None:
     before, after = dict(flat(saved)), dict(flat(config))
     changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
-    message = "has changed since the sweep was begun, where it was {}; job {} has not begun yet. Begin a new sweep."
+    message = "has changed since the sweep was started: it was {}; job {} has not started yet. Start a new sweep."
     if changed:
         raise ConfigError([Problem(k, message.format(before.get(k), number), str(after.get(k))) for k in changed])
 
 
 def _run(sweep: SweepDir, launcher: JobLauncher, todo: Sequence[int]) -> None:
-    """Launch, and watch until every job has ended."""
+    """Launch the jobs and wait until all have ended."""
     broken: list[Exception] = []
 
     def launch() -> None:
@@ -148,7 +149,7 @@ def _run(sweep: SweepDir, launcher: JobLauncher, todo: Sequence[int]) -> None:
         except Exception as error:
             broken.append(error)
 
-    # Not in the main thread, where some launchers would take the signals for themselves.
+    # Not in the main thread, where some launchers would install their own signal handlers.
     thread = threading.Thread(target=launch, daemon=True)
     progress = Progress(sweep.path, len(todo), launcher.share)
     with _stops() as received:
@@ -162,12 +163,12 @@ def _run(sweep: SweepDir, launcher: JobLauncher, todo: Sequence[int]) -> None:
     if received:
         raise Stopped(received[0])
     if broken:
-        raise LauncherError(f"the launcher broke down: {type(broken[0]).__name__}: {broken[0]}") from broken[0]
+        raise LauncherError(f"the launcher failed: {type(broken[0]).__name__}: {broken[0]}") from broken[0]
 
 
 @contextmanager
 def _stops() -> Iterator[list[signal.Signals]]:
-    """Collects the first signal that asks to stop; the system takes a second one."""
+    """Collect the first stop signal; a second one has the system's default effect."""
     received: list[signal.Signals] = []
 
     def on_signal(number: int, frame: FrameType | None) -> None:

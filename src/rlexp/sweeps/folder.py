@@ -1,4 +1,4 @@
-"""A sweep's folder: the plan of its jobs, a run's folder for each, and the index that says how they stand."""
+"""The folder of a sweep: the plan of its jobs, a run folder for each, and the index of their states."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 from rlexp.config import Sources
 from rlexp.files import alone, write_json, write_text
 from rlexp.runs.rundir import RunDir
+from rlexp.text import csv_cell
 
 COMPLETED, FAILED, STOPPED = "completed", "failed", "stopped"
 RUNNING, WAITING, UNFINISHED = "running", "waiting", "unfinished"
@@ -23,11 +24,11 @@ _COLUMNS = ("job", "overrides", "status", "result", "seconds", "error")
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What a sweep runs; it never changes once its folder has it.
+    """The jobs of a sweep; fixed once it is written.
 
     Attributes:
-        jobs: each one's overrides.
-        hydra: the launcher and what else is Hydra's own; a sweep may go on with another.
+        jobs: the overrides of each job.
+        hydra: the launcher and other settings of Hydra; a sweep may be resumed with others.
         sources: where configs come from.
     """
 
@@ -38,18 +39,18 @@ class SweepPlan:
 
 @dataclass(frozen=True)
 class Job:
-    """How one job of a sweep stands.
+    """The state of one job of a sweep.
 
     Attributes:
         number: its place in the sweep, and the name of its folder.
-        overrides: what it was asked for.
-        path: its run's folder.
-        status: as its summary says: ``completed``, ``failed``, ``stopped``, ``requeue``, ``running`` (or cut off while
-            it did) or ``unfinished`` (cut off in an earlier go); ``waiting`` before it began.
+        overrides: its overrides.
+        path: the folder of its run.
+        status: from its summary: ``completed``, ``failed``, ``stopped``, ``requeue``, ``running`` (or killed while it
+            was) or ``unfinished`` (killed before the sweep was resumed); ``waiting`` before it has started.
         result: mean return of the final evaluation; None unless completed.
-        seconds: of collection, updates and evaluations; None where the summary does not say.
-        error: what it raised, type and message; None unless failed.
-        traceback: of what it raised, where Python had one.
+        seconds: seconds of collection, updates and evaluations; None where the summary has none.
+        error: type and message of the exception; None unless failed.
+        traceback: traceback of the exception; None unless Python raised one.
     """
 
     number: int
@@ -66,7 +67,7 @@ class SweepDir:
     """The layout of a sweep's folder.
 
     Args:
-        path: the folder; made when it is locked.
+        path: the folder; created when it is locked.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -78,24 +79,24 @@ class SweepDir:
 
     @property
     def planned(self) -> bool:
-        """Whether a sweep was begun here."""
+        """Whether there is a sweep in this folder."""
         return self._plan.exists()
 
     def plan(self) -> SweepPlan:
-        """The sweep that was begun here."""
+        """The plan of the sweep in this folder."""
         values = json.loads(self._plan.read_text(encoding="utf-8"))
         return SweepPlan(values["jobs"], values["hydra"], Sources(**values["sources"]))
 
     def write_plan(self, plan: SweepPlan) -> None:
-        """Save what the sweep runs."""
+        """Save the plan."""
         write_json(self._plan, asdict(plan))
 
     def run(self, number: int) -> RunDir:
-        """A job's folder."""
+        """The folder of a job."""
         return RunDir(self.path / str(number))
 
     def lock(self) -> None:
-        """Keep other sweeps out, as `RunDir.lock` does.
+        """Keep other processes from running a sweep here, as `RunDir.lock` does.
 
         Raises:
             RunBusyError: another process runs a sweep here.
@@ -104,28 +105,28 @@ class SweepDir:
         self._own.lock()
 
     def unlock(self) -> None:
-        """Let other sweeps in."""
+        """Release the lock."""
         self._own.unlock()
 
     @property
     def stopping(self) -> bool:
-        """Whether running jobs are asked to save and stop, and no other to begin."""
+        """Whether running jobs are to save and stop, and no other is to start."""
         return self._stop.exists()
 
     def stop(self) -> None:
-        """Ask every job for it, on whatever machine it runs: all see this folder."""
+        """Ask all jobs to stop, on any machine that shares this folder."""
         self._stop.touch()
 
-    def go_on(self) -> None:
-        """Take `stop` back."""
+    def clear_stop(self) -> None:
+        """Undo `stop`."""
         self._stop.unlink(missing_ok=True)
 
     def jobs(self) -> list[Job]:
-        """How every job stands."""
+        """The state of every job."""
         return [self.job(number, overrides) for number, overrides in enumerate(self.plan().jobs)]
 
     def job(self, number: int, overrides: Sequence[str]) -> Job:
-        """How one job stands, as its own summary says."""
+        """The state of one job, from its summary."""
         run = self.run(number)
         summary = read_summary(run)
         status = str(summary.get("status", WAITING))
@@ -142,12 +143,12 @@ class SweepDir:
         )
 
     def write_index(self) -> list[Job]:
-        """Write ``sweep.csv`` anew from the jobs' own summaries, whoever else does the same.
+        """Rewrite ``sweep.csv`` from the summaries of the jobs; several processes may do so at once.
 
-        A job that runs is ``unfinished`` there, which stays true if everything is killed now.
+        A running job is ``unfinished`` there, so that the index is still right if everything is killed.
 
         Returns:
-            How every job stands.
+            The state of every job.
         """
         with alone(self.path / ".index.lock"):
             jobs = self.jobs()
@@ -157,7 +158,8 @@ class SweepDir:
             for job in jobs:
                 status = UNFINISHED if job.status == RUNNING else job.status
                 error = job.traceback or job.error
-                rows.writerow([job.number, shlex.join(job.overrides), status, job.result, job.seconds, error])
+                row = [job.number, shlex.join(job.overrides), status, job.result, job.seconds, error]
+                rows.writerow(map(csv_cell, row))
             if not self.index.exists() or self.index.read_text(encoding="utf-8") != text.getvalue():
                 write_text(self.index, text.getvalue())
         return jobs

@@ -1,4 +1,4 @@
-"""One job of a sweep: a process of its own, watched from where the launcher put it."""
+"""One job of a sweep: a process of its own, and the supervisor that a launcher starts for it."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _POLL = 0.2  # seconds
 
 
 @dataclass(frozen=True)
-class Site:
-    """Where a sweep runs; what a launcher carries to wherever it puts a job.
+class SweepContext:
+    """What a job needs to know of its sweep, on any machine.
 
     Attributes:
-        sweep: the sweep's folder.
-        cwd: the folder that the sweep was started in.
-        host: of the sweep's own process.
-        pid: of the sweep's own process.
+        sweep: the folder of the sweep.
+        cwd: the working directory of the sweep.
+        host: the machine of the sweep's main process.
+        pid: the sweep's main process.
         fail_fast: whether the first failure stops the sweep.
     """
 
@@ -46,8 +46,8 @@ class Site:
     fail_fast: bool
 
     @property
-    def deserted(self) -> bool:
-        """Whether the sweep's own process was killed; on another machine it cannot be seen, and jobs go on."""
+    def orphaned(self) -> bool:
+        """Whether the sweep's main process is gone; False on another machine, where that cannot be checked."""
         if self.host != socket.gethostname():
             return False
         try:
@@ -57,57 +57,57 @@ class Site:
         return False
 
 
-def supervise(site: Site, config: DictConfig) -> None:
-    """Run one job to its end, and see that its summary and the index say how it ended; raises nothing of the job's.
+def supervise(context: SweepContext, config: DictConfig) -> None:
+    """Run one job to its end, and write how it ended to its summary and the index; raises none of the job's errors.
 
-    The job is a process of its own: what ends it, a full memory or a simulator's crash, ends no other. It starts from
-    one that has the imports behind it, once for all jobs that the launcher runs in this process.
+    The job is a process of its own, so that running out of memory or a crash of a simulator ends no other job. It is
+    forked from a server process that has done the imports, once for all jobs of this launcher process.
 
     Args:
-        site: where the sweep runs.
-        config: what the launcher composed, for the job's number.
+        context: the sweep that the job belongs to.
+        config: the config that the launcher composed; ``job`` is the number.
     """
-    sweep = SweepDir(site.sweep)
+    sweep = SweepDir(context.sweep)
     number = int(config.job)
     run = sweep.run(number)
-    if sweep.stopping or site.deserted or read_summary(run).get("status") == COMPLETED:
+    if sweep.stopping or context.orphaned or read_summary(run).get("status") == COMPLETED:
         return
     plan = sweep.plan()
     if threading.current_thread() is threading.main_thread():
-        # Ctrl-C reaches every process of the terminal; the sweep's own passes it on.
+        # Ctrl-C reaches every process of the terminal; the sweep's main process passes it on.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
-        # joblib's processes have a method of their own, which those that they start do not know.
+        # joblib's processes have a start method of their own, which their child processes do not know.
         multiprocessing.set_start_method("forkserver", force=True)
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["rlexp.training.trainer", "rlexp.runs.resume", "gymnasium.envs.mujoco"])
     run.path.mkdir(parents=True, exist_ok=True)
     write_json(run.summary, {"status": RUNNING})
-    process = processes.Process(target=_train, args=(site, run.path, plan.jobs[number], plan.sources))
+    process = processes.Process(target=_train, args=(context, run.path, plan.jobs[number], plan.sources))
     process.start()
-    told = False
+    stopped = False
     try:
         while process.is_alive():
             process.join(_POLL)
-            if not told and (sweep.stopping or site.deserted):
-                told = True
+            if not stopped and (sweep.stopping or context.orphaned):
+                stopped = True
                 process.terminate()
     except BaseException:
-        # A scheduler takes this process away: what it started must save, too.
+        # A scheduler ends this process: the job must save as well.
         process.terminate()
         process.join()
         raise
     if process.exitcode:
         how = f"exit code {process.exitcode}" if process.exitcode > 0 else signal.Signals(-process.exitcode).name
         failed = {"status": FAILED, "error": f"the job's process was ended by {how}"}
-        _note(run, {"status": STOPPED} if told else failed)
-    if site.fail_fast and read_summary(run).get("status") == FAILED:
+        _note(run, {"status": STOPPED} if stopped else failed)
+    if context.fail_fast and read_summary(run).get("status") == FAILED:
         sweep.stop()
     sweep.write_index()
 
 
 def _note(run: RunDir, ending: Mapping[str, str]) -> None:
-    """Say how a job ended where it could not do so itself: while it was being built, or killed."""
+    """Write how a job ended if it could not do so itself, because it was killed or failed while being built."""
     with suppress(RunBusyError):
         run.lock()
         if read_summary(run)["status"] == RUNNING:
@@ -115,16 +115,16 @@ def _note(run: RunDir, ending: Mapping[str, str]) -> None:
         run.unlock()
 
 
-def _train(site: Site, folder: Path, overrides: Sequence[str], sources: Sources) -> None:
-    """The job's process: what ``rlexp-train OVERRIDES hydra.run.dir=FOLDER resume=auto`` does."""
-    os.setpgrp()  # so that the terminal's Ctrl-C does not come a second time by the sweep
-    os.chdir(site.cwd)
-    sys.path.append(site.cwd)
+def _train(context: SweepContext, folder: Path, overrides: Sequence[str], sources: Sources) -> None:
+    """The job's process; does what ``rlexp-train OVERRIDES hydra.run.dir=FOLDER resume=auto`` does."""
+    os.setpgrp()  # so that Ctrl-C in the terminal does not reach the job twice
+    os.chdir(context.cwd)
+    sys.path.append(context.cwd)
     run = RunDir(folder)
     log = os.open(run.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    threading.Thread(target=_stop_if_deserted, daemon=True).start()
+    threading.Thread(target=_stop_when_orphaned, daemon=True).start()
     logging.getLogger("rlexp").setLevel(logging.INFO)
     sys.argv = ["rlexp-train", *overrides, f"hydra.run.dir={quoted(str(folder))}", "resume=auto"]
 
@@ -143,15 +143,15 @@ def _train(site: Site, folder: Path, overrides: Sequence[str], sources: Sources)
     except Exception as error:
         text = redact("".join(traceback.format_exception(error)))
         summary = read_summary(run)
-        if summary["status"] != FAILED:  # it failed before there was a session to note it
+        if summary["status"] != FAILED:  # it failed before a session could write it
             print(text, file=sys.stderr)
             summary = redact({"status": FAILED, "error": f"{type(error).__name__}: {error}"})
         write_json(run.summary, summary | {"traceback": text})
         sys.exit(1)
 
 
-def _stop_if_deserted() -> None:
-    """Save and stop when the process that watches this one is gone."""
+def _stop_when_orphaned() -> None:
+    """Save and stop when the supervisor is gone."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

@@ -20,12 +20,12 @@ _EXTRAS = {"JoblibLauncher": "joblib", "LocalLauncher": "submitit", "SlurmLaunch
 
 @dataclass(frozen=True)
 class CoresPerJob:
-    """How the cores are shared out.
+    """How many cores each job has.
 
     Attributes:
         at_once: jobs that run at once on this machine; None where the launcher's own scheduler decides.
-        cores: of each job.
-        rounds: whether the launcher would start any number at once, and so is given ``at_once`` at a time.
+        cores: cores of each job.
+        rounds: whether to give the launcher ``at_once`` jobs at a time, since it would start all at once.
     """
 
     at_once: int | None
@@ -33,20 +33,20 @@ class CoresPerJob:
     rounds: bool = False
 
     def __str__(self) -> str:
-        jobs = "as many at once as there is room for" if self.at_once is None else f"{self.at_once} at once"
+        jobs = "as many at once as fit" if self.at_once is None else f"{self.at_once} at once"
         return f"{jobs}, {self.cores} core{'s' if self.cores > 1 else ''} each"
 
 
 def share_cores(launcher: DictConfig, jobs: int, cores: int) -> CoresPerJob:
-    """Share this machine's cores out among the jobs that a launcher runs at once, so that none waits for another's.
+    """Divide this machine's cores among the jobs that a launcher runs at once.
 
     Args:
         launcher: ``hydra.launcher``.
-        jobs: how many there are.
-        cores: that there are.
+        jobs: number of jobs.
+        cores: number of cores.
 
     Raises:
-        ConfigError: the launcher is asked for more than there is.
+        ConfigError: the launcher's settings ask for more cores than there are.
     """
     match _name(launcher):
         case "BasicLauncher":
@@ -82,20 +82,20 @@ def _name(launcher: DictConfig) -> str:
 
 
 class JobLauncher:
-    """One of Hydra's launchers, as a way to call a function for each of some numbers.
+    """One of Hydra's launchers, used to call a function once for each job number.
 
     Args:
-        task: called with a config whose ``job`` is the number, in a process of the launcher's.
-        folder: of the sweep.
-        jobs: how many will run.
-        plan: of the sweep.
+        task: called in a process of the launcher, with a config whose ``job`` is the number.
+        folder: the folder of the sweep.
+        jobs: number of jobs that will run.
+        plan: the plan of the sweep.
 
     Raises:
-        ConfigError: there is no such launcher, it is not installed, or its settings are wrong.
+        ConfigError: the launcher does not exist or is not installed, or its settings are wrong.
     """
 
     def __init__(self, task: Callable[[DictConfig], None], folder: str, jobs: int, plan: SweepPlan) -> None:
-        # The launcher composes the config of Hydra's part alone: a job composes its own, as rlexp-train would.
+        # The launcher composes only Hydra's own settings; a job composes its config as rlexp-train does.
         fixed = ["hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null"]
         fixed += [f"hydra.sweep.dir={quoted(folder)}", "hydra.sweep.subdir=${job}", "hydra.job.chdir=false"]
         _, config = load_hydra([*plan.hydra, *fixed], plan.sources)
@@ -103,7 +103,7 @@ class JobLauncher:
         self.share = replace(share, cores=min(share.cores, int(os.environ.get("OMP_NUM_THREADS") or share.cores)))
         fixed.append(f"++hydra.job.env_set.OMP_NUM_THREADS='{self.share.cores}'")
         context, config = load_hydra([*plan.hydra, *fixed], plan.sources)
-        # Hydra composes each job's config from its own overrides again, and takes the launcher's group for the job's.
+        # Hydra composes the config of each job again, and expects the launcher's group among the job's overrides.
         self._group = [text for text in plan.hydra if not text.lstrip("+~").startswith("hydra")]
         try:
             self._launcher = Plugins.instance().instantiate_launcher(
@@ -115,9 +115,9 @@ class JobLauncher:
             raise ConfigError([Problem("hydra/launcher", f"{str(error).strip()}.{install}")]) from error
 
     def launch(self, numbers: Sequence[int]) -> None:
-        """Run the task for each number, and return when all have run; what a launcher itself cannot do, it raises."""
+        """Run the task for each number, and return when all have ended; raises the errors of the launcher itself."""
         size = (self.share.at_once if self.share.rounds else None) or len(numbers)
         for first in range(0, len(numbers), size):
             jobs = [[*self._group, f"+job={number}"] for number in numbers[first : first + size]]
             for returned in self._launcher.launch(jobs, initial_job_idx=first):
-                _ = returned.return_value  # raises what a job's process raised
+                _ = returned.return_value  # raises the exception of the launcher's process

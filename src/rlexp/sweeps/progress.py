@@ -1,4 +1,4 @@
-"""How far a sweep is: one line on stderr."""
+"""The progress of a sweep: one line on stderr."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rlexp.sweeps.launchers import CoresPerJob
 
 
 class Progress:
-    """Jobs done, failed, running and left, and the time: rewritten on a terminal, else a line at each change.
+    """Counts of jobs done, failed, running and left, and the time; one line that is updated on a terminal.
 
     Args:
-        folder: of the sweep.
-        todo: jobs that will run.
-        share: how the cores are shared out.
+        folder: the folder of the sweep.
+        todo: number of jobs that will run.
+        share: how many run at once, on how many cores each.
     """
 
     def __init__(self, folder: Path, todo: int, share: CoresPerJob) -> None:
@@ -27,7 +27,7 @@ class Progress:
         print(f"sweep of {todo} job{'s' if todo > 1 else ''}, {share}, in {folder}", file=sys.stderr)
 
     def show(self, jobs: Sequence[Job]) -> None:
-        """Tell how the jobs stand, if that is news."""
+        """Print the counts, if they have changed."""
         done, failed, running = (sum(job.status == status for job in jobs) for status in (COMPLETED, FAILED, RUNNING))
         counts = f"{done} done, {failed} failed, {running} running, {len(jobs) - done - failed - running} left"
         minutes, seconds = divmod(int(time.monotonic() - self._start), 60)

@@ -1,4 +1,4 @@
-"""The pictures of a search."""
+"""The plots of a search."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from rlexp.report.pictures import SHADES, canvas, png, smooth
+from rlexp.plots import label, new_axes, score_colour, smooth_curve, to_png
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -23,7 +23,7 @@ _SCORE = "mean final evaluation"
 
 
 def draw(study: Study) -> dict[str, bytes]:
-    """Every picture that the completed trials give reason for, as PNG, by its file's name without the ending."""
+    """Every plot that the completed trials allow, as PNG, by its file name without the ending."""
     completed = study.get_trials(states=[TrialState.COMPLETE])
     if not completed:
         return {}
@@ -36,7 +36,7 @@ def draw(study: Study) -> dict[str, bytes]:
 
 def history(study: Study) -> bytes:
     """The score of every trial, and the best so far."""
-    figure, axes = canvas("Optimisation history", "trial", _SCORE)
+    figure, axes = new_axes("Optimisation history", "trial", _SCORE)
     completed = study.get_trials(states=[TrialState.COMPLETE])
     numbers, values = [trial.number for trial in completed], [_value(trial) for trial in completed]
     axes.step(numbers, list(itertools.accumulate(values, max)), where="post", color="#D55E00", label="best so far")
@@ -44,40 +44,40 @@ def history(study: Study) -> bytes:
     pruned = [t for t in study.get_trials(states=[TrialState.PRUNED]) if t.intermediate_values]
     if pruned:
         last = [trial.intermediate_values[max(trial.intermediate_values)] for trial in pruned]
-        axes.scatter([t.number for t in pruned], last, s=22, marker="x", color="0.5", label="pruned, when it was")
+        axes.scatter([t.number for t in pruned], last, s=22, marker="x", color="0.5", label="pruned (last evaluation)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter("{x:,.10g}")
-    return png(figure)
+    return to_png(figure)
 
 
 def importances(study: Study) -> bytes:
-    """How much each setting tells the better trials from the others (PED-ANOVA, Watanabe et al. 2023)."""
+    """How much each setting distinguishes the better trials from the others (PED-ANOVA, Watanabe et al. 2023)."""
     found = optuna.importance.get_param_importances(study, evaluator=optuna.importance.PedAnovaImportanceEvaluator())
     names = list(reversed(found))
-    figure, axes = canvas("Importance of each setting", "share", "", 1.2 + 0.35 * len(names))
-    axes.barh(names, [found[name] for name in names], height=0.6, color="#0072B2")
+    figure, axes = new_axes("Importance of each setting", "share", "", 1.2 + 0.35 * len(names))
+    axes.barh([label(name) for name in names], [found[name] for name in names], height=0.6, color="#0072B2")
     axes.set_xlim(0, 1)
     axes.grid(visible=False, axis="y")
-    return png(figure)
+    return to_png(figure)
 
 
 def parallel_coordinates(completed: Sequence[FrozenTrial]) -> bytes:
-    """One line a completed trial through its settings to its score, which colours it; the best on top."""
+    """One line per completed trial through its settings to its score, which colours it; the best is on top."""
     keys = list(completed[0].params)
-    figure, axes = canvas("Settings and score", "", "", 4.6)
+    figure, axes = new_axes("Settings and score", "", "", 4.6)
     scores = [_value(trial) for trial in completed]
     scales = [*(_scale(completed[0].distributions[key]) for key in keys), _between(min(scores), max(scores))]
     rows = [[*(trial.params[key] for key in keys), score] for trial, score in zip(completed, scores, strict=True)]
     for row in sorted(rows, key=lambda row: row[-1]):
         heights = [scale.height(value) for scale, value in zip(scales, row, strict=True)]
-        shade = SHADES(heights[-1])
-        axes.add_patch(PathPatch(smooth(heights), facecolor="none", edgecolor=shade, linewidth=1.6, alpha=0.9))
+        shade = score_colour(heights[-1])
+        axes.add_patch(PathPatch(smooth_curve(heights), facecolor="none", edgecolor=shade, linewidth=1.6, alpha=0.9))
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1.5}
     for place, scale in enumerate(scales):
         axes.axvline(place, color="0.25", linewidth=1)
         for text, height in scale.ticks:
-            axes.text(place, height, text, ha="center", va="center", fontsize=8, bbox=box, zorder=3)
-    labels = [*(key.replace(".", ".\n", 1) for key in keys), "mean final\nevaluation"]
+            axes.text(place, height, label(text), ha="center", va="center", fontsize=8, bbox=box, zorder=3)
+    labels = [*(label(key.replace(".", ".\n", 1)) for key in keys), "mean final\nevaluation"]
     axes.set_xticks(range(len(scales)), labels, fontsize=9)
     axes.set_yticks([])
     axes.set_xlim(-0.35, len(scales) - 0.65)
@@ -85,12 +85,17 @@ def parallel_coordinates(completed: Sequence[FrozenTrial]) -> bytes:
     axes.grid(visible=False)
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.tick_params(axis="x", length=0)
-    return png(figure)
+    return to_png(figure)
 
 
 @dataclass(frozen=True)
 class _Scale:
-    """Where values stand on an axis from 0 to 1, and what is written there."""
+    """An axis from 0 to 1.
+
+    Attributes:
+        height: the height of a value.
+        ticks: labels, and the height of each.
+    """
 
     height: Callable[[Any], float]
     ticks: Sequence[tuple[str, float]]

@@ -1,0 +1,66 @@
+"""A report as text and as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlexp.report import tables
+from rlexp.report.report import Report
+
+
+def markdown(report: Report) -> str:
+    """The tables, and below them the runs that they leave out."""
+    parts = [tables.to_markdown(tables.results_table(report.results)), tables.NOTE]
+    if report.overall is not None:
+        parts.append(f"Over {report.overall.name}, normalized scores:")
+        parts.append(tables.to_markdown(tables.aggregate_table(report.overall)))
+    if note := tables.overall_note(report.overall, report.tied):
+        parts.append(note)
+    if (damaged := tables.damaged_table(report.groups)).rows:
+        parts += ["Averaged, although files of the run are damaged:", tables.to_markdown(damaged)]
+    if report.left_out:
+        parts.append("Not averaged, because the run was not completed, evaluated or readable, or was run again:")
+        parts.append(tables.to_markdown(tables.left_out_table(report.groups, report.unread)))
+    return "\n\n".join(parts) + "\n"
+
+
+def latex(report: Report) -> str:
+    """The same tables for LaTeX, without the lists of runs."""
+    parts = [r"% \usepackage{booktabs}", tables.to_latex(tables.results_table(report.results))]
+    if report.overall is not None:
+        parts.append(f"% over {report.overall.name}, normalized scores")
+        parts.append(tables.to_latex(tables.aggregate_table(report.overall)))
+    return "\n\n".join(parts) + "\n"
+
+
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """Write the page, the tables and the figures; files of an earlier report in the folder are replaced.
+
+    Args:
+        report: what to write.
+        folder: made if it is not there.
+
+    Returns:
+        The files, the page first.
+    """
+    # matplotlib and jinja2 take a second to import, which `rlexp-report --watch` should not wait for.
+    from rlexp.report.page import draw, render
+
+    figures = draw(report)
+    files: dict[str, str | bytes] = {
+        "index.html": render(report, figures),
+        "table.md": markdown(report),
+        "table.tex": latex(report),
+        "table.csv": tables.results_csv(report.results, report.groups),
+        "runs.csv": tables.runs_csv(report.groups, report.unread),
+    }
+    if report.comparisons:
+        files["improvement.csv"] = tables.comparisons_csv(report.comparisons)
+    files |= {f"plots/{figure.file}.png": figure.png for figure in figures}
+    (folder / "plots").mkdir(parents=True, exist_ok=True)
+    # Figures of an earlier report may be of runs that are not in this one.
+    for stale in [*(folder / "plots").glob("*.png"), folder / "improvement.csv"]:
+        stale.unlink(missing_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return [folder / name for name in files]
