@@ -85,6 +85,8 @@ class Loss(nn.Module):
         if self._sequence_length > 1:
             steps = steps.unflatten(0, (size // self._sequence_length, self._sequence_length))
         found = {name: value.mean() for name, value in self.module(steps).items() if isinstance(value, Tensor)}
+        if self._sequence_length > 1:
+            found.pop("ESS", None)  # torchrl's is over sequences at each of their positions, not over the minibatch
         if not found.keys() >= {"kl", "kl_approx", "ESS"}:
             found = self._ratio_diagnostics(steps) | found
         return found
