@@ -74,7 +74,7 @@ def tanh_normal_log_density(action: Array, loc: Array, scale: Array) -> Array:
 
 def gaussian_kl(old_loc: Array, old_scale: Array, loc: Array, scale: Array) -> Array:
     """KL(old, new) of diagonal Gaussians, by its defining integral."""
-    z = np.linspace(-9, 9, 4001)
+    z = np.linspace(-9, 9, 401)
     x = old_loc[..., None] + old_scale[..., None] * z
     log_old = normal_log_density(x, old_loc[..., None], old_scale[..., None])
     log_new = normal_log_density(x, loc[..., None], np.broadcast_to(scale, loc.shape)[..., None])

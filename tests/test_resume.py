@@ -19,7 +19,6 @@ from rlexp.callbacks import Callback
 from rlexp.runs import checkpoint
 from rlexp.runs.checkpoint import STATE, TENSORS, TrainState
 from rlexp.runs.rundir import RunDir
-from rlexp.state import get_state
 
 # Episodes are cut at 25 steps, so that truncations and resets fall into every batch; batches end in mid-episode.
 SMALL = [
@@ -96,7 +95,7 @@ def trainer(
 
 def train(subject: Trainer, iterations: int) -> list[dict[str, float]]:
     batches = iter(subject.collector)
-    return [subject.iterate(batches) for _ in range(iterations)]
+    return [subject.iterate() for _ in range(iterations)]
 
 
 class Halves:
@@ -107,10 +106,10 @@ class Halves:
         whole = trainer(task, folder / "whole", None, overrides)
         train(whole, 2)
         whole.evaluate()
-        saved = checkpoint.save(folder / "middle" / "checkpoints", get_state(whole), {}, keep_last=2)
+        saved = checkpoint.save(folder / "middle" / "checkpoints", whole.state(), {}, keep_last=2)
         self.middle = checkpoint.load(saved)
         self.rows = train(whole, 4)
-        self.end = dataclasses.replace(get_state(whole), session={})
+        self.end = dataclasses.replace(whole.state(), session={})
         self.fresh = get_state(trainer(task, folder / "fresh", None, overrides))
 
     def resumed_equals(self, change: Callable[[TrainState], object]) -> bool:

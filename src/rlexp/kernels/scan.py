@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
-from torchrl.objectives.value import GAE, VTrace
+from torchrl.objectives.value import GAE
 
 from rlexp.kernels.terms import value_function
 from rlexp.kernels.unsupported import UnsupportedError
-from rlexp.losses.advantages import AdvantageEstimator
+from rlexp.losses.advantages import AdvantageEstimator, VTraceEstimator
 
 
 def fast_advantage(reference: AdvantageEstimator) -> FastAdvantage:
@@ -18,7 +18,7 @@ def fast_advantage(reference: AdvantageEstimator) -> FastAdvantage:
     Raises:
         UnsupportedError: torchrl's estimator is another.
     """
-    kinds = {GAE: FastGAE, VTrace: FastVTrace}
+    kinds = {GAE: FastGAE, VTraceEstimator: FastVTrace}
     if (kind := type(reference.estimator)) not in kinds:
         raise UnsupportedError(f"there is none for {kind.__name__}")
     return kinds[kind](reference)
@@ -86,7 +86,7 @@ class FastGAE(FastAdvantage):
 
 
 class FastVTrace(FastAdvantage):
-    r"""V-trace (Espeholt et al. 2018, eq. 1). Reference: ``torchrl.objectives.value.VTrace``.
+    r"""V-trace (Espeholt et al. 2018, eq. 1). Reference: `rlexp.losses.advantages.VTraceEstimator`.
 
     It corrects for the change of the policy since it acted: within an update from the second epoch on, or where the
     collector is behind. Both truncation levels are 1. Without a change it is TD(1).
@@ -96,7 +96,7 @@ class FastVTrace(FastAdvantage):
         super().__init__(reference)
         estimator = reference.estimator
         if (estimator.rho_thresh, estimator.c_thresh) != (1.0, 1.0):
-            raise UnsupportedError("VTrace has other truncation levels than 1")
+            raise UnsupportedError("V-trace has other truncation levels than 1")
         self.actor, self.average = estimator.actor_network, bool(estimator.average_adv)
 
     def estimate(self, batch: TensorDictBase, value: Tensor, next_value: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ Reference: the distributions of ``torchrl.modules.ProbabilisticActor`` and the c
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -60,9 +60,7 @@ def policy_terms(actor: ProbabilisticActor, *, kl: bool = False) -> PolicyTerms:
 class DistributionTerms:
     """Those of any actor: it is asked for its distribution.
 
-    KL has torch's closed form where there is one; else it is estimated from the actions that were taken, as mean of
-    r - 1 - log r with the ratio r: unbiased in value and gradient, and never negative (Schulman 2020, "Approximating KL
-    divergence", k3).
+    KL has torch's closed form where there is one; else it is estimated from one sample per step, as in torchrl.
     """
 
     def __init__(self, actor: ProbabilisticActor, *, kl: bool) -> None:
@@ -77,16 +75,17 @@ class DistributionTerms:
         """See `PolicyTerms`; an entropy without a closed form is estimated from one sample a step, as in torchrl."""
         dist = self._actor.get_dist(TensorDict({key: minibatch[key] for key in self._actor.in_keys}))
         log_prob, old_log_prob = dist.log_prob(minibatch["action"]), minibatch["action_log_prob"]
-        mean_entropy = _entropy(dist).mean() if entropy else None
-        if not self._parameters:
-            return Terms(log_prob, old_log_prob, mean_entropy, None)
+        # The KL before the entropy: both may draw, and torchrl draws in this order.
+        kl = self._kl(minibatch, dist).mean() if self._parameters else None
+        return Terms(log_prob, old_log_prob, _entropy(dist).mean() if entropy else None, kl)
+
+    def _kl(self, minibatch: dict[str, Tensor], dist: Distribution) -> Tensor:
         old = self._actor.build_dist_from_params(TensorDict({key: minibatch[key] for key in self._parameters}))
         try:
-            kl = kl_divergence(old, dist)
+            return kl_divergence(old, dist)
         except NotImplementedError:
-            log_ratio = log_prob - old_log_prob
-            kl = log_ratio.expm1() - log_ratio
-        return Terms(log_prob, old_log_prob, mean_entropy, kl.mean())
+            sample = old.sample()
+            return cast("Tensor", old.log_prob(sample) - dist.log_prob(sample))
 
 
 class FamilyTerms:

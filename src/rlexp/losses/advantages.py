@@ -6,7 +6,8 @@ import torch
 from tensordict import TensorDictBase
 from torch import nn
 from torchrl.modules import ValueOperator
-from torchrl.objectives.value import ValueEstimatorBase
+from torchrl.objectives.value import ValueEstimatorBase, VTrace
+from torchrl.objectives.value.functional import vtrace_advantage_estimate
 
 from rlexp.policies.recurrent import state_values
 
@@ -16,8 +17,9 @@ class AdvantageEstimator(nn.Module):
 
     Args:
         critic: writes ``state_value``.
-        estimator: ``GAE`` or ``VTrace`` of torchrl, built without a value network: it reads the values that are written
-            here, so that a recurrent critic sees its sequences and every estimator the same values.
+        estimator: ``torchrl.objectives.value.GAE`` or `VTraceEstimator`, built without a value network: it reads the
+            values that are written here, so that a recurrent critic sees its sequences and every estimator the same
+            values.
     """
 
     def __init__(self, critic: ValueOperator, estimator: ValueEstimatorBase) -> None:
@@ -36,4 +38,32 @@ class AdvantageEstimator(nn.Module):
         self.estimator(batch)
         if before is not None:
             batch["state_value"] = before
+        return batch
+
+
+class VTraceEstimator(VTrace):
+    """``torchrl.objectives.value.VTrace`` with the importance ratios of the actions in the batch.
+
+    torchrl's draws new actions and takes the current policy's log-probability of those.
+    """
+
+    def forward(self, batch: TensorDictBase) -> TensorDictBase:
+        """Write ``advantage`` and ``value_target`` from ``state_value``, all ``[num_envs, steps, 1]``."""
+        log_prob = self.actor_network.get_dist(batch.select(*self.actor_network.in_keys)).log_prob(batch["action"])
+        after = batch["next"]
+        advantage, target = vtrace_advantage_estimate(
+            self.gamma,
+            log_prob[..., None],
+            batch["action_log_prob"][..., None],
+            batch["state_value"],
+            after["state_value"],
+            after["reward"],
+            after["done"],
+            after["terminated"],
+            rho_thresh=self.rho_thresh,
+            c_thresh=self.c_thresh,
+        )
+        if self.average_adv:
+            advantage = (advantage - advantage.mean()) / advantage.std().clamp_min(1e-4)
+        batch["advantage"], batch["value_target"] = advantage, target
         return batch

@@ -62,19 +62,20 @@ class LossConfig(Config):
     normalize_reward: bool
 
     def build_advantage(self, networks: ActorCritic) -> AdvantageEstimator:
-        """The advantage estimator: ``torchrl.objectives.value.GAE`` or ``VTrace`` over the critic's values."""
-        from torchrl.objectives.value import GAE, VTrace
+        """The advantage estimator, over the critic's values: torchrl's ``GAE``, or its ``VTrace`` mended."""
+        from torchrl.objectives.value import GAE
 
-        from rlexp.losses.advantages import AdvantageEstimator
+        from rlexp.losses.advantages import AdvantageEstimator, VTraceEstimator
 
         if self.estimator == "vtrace":
-            estimator = VTrace(
+            estimator = VTraceEstimator(
                 gamma=self.gamma, value_network=None, actor_network=networks.actor, average_adv=self.average_gae
             )
         else:
             lmbda = {"td1": 1.0, "td0": 0.0}.get(self.estimator, self.lmbda)
+            # Not vectorized: that fails for lambda 0 (torchrl 0.14).
             estimator = GAE(
-                gamma=self.gamma, lmbda=lmbda, value_network=None, average_gae=self.average_gae, vectorized=True
+                gamma=self.gamma, lmbda=lmbda, value_network=None, average_gae=self.average_gae, vectorized=False
             )
         return AdvantageEstimator(networks.critic, estimator)
 

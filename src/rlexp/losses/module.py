@@ -73,10 +73,10 @@ class Loss(nn.Module):
         """Nothing: torchrl's modules compute all they need from each minibatch."""
 
     def losses(self, minibatch: Minibatch) -> dict[str, Tensor]:
-        """The scalars that the module returns for a minibatch ``[n, ...]``, and the KL where it returns none.
+        """The scalars that the module returns for a minibatch ``[n, ...]``, and diagnostics that it does not return.
 
-        The KL is estimated from the actions taken, as mean of r - 1 - log r with the ratio r (Schulman 2020,
-        "Approximating KL Divergence", k3).
+        From the importance ratios r of the n actions: ``kl``, the mean of r - 1 - log r (Schulman 2020, "Approximating
+        KL Divergence", k3), ``kl_approx``, the mean of -log r, and ``ESS``, the effective sample size over n.
         """
         (size,) = {len(value) for value in minibatch.values()}
         steps = TensorDict(minibatch, batch_size=[size])
@@ -85,13 +85,19 @@ class Loss(nn.Module):
         if self._sequence_length > 1:
             steps = steps.unflatten(0, (size // self._sequence_length, self._sequence_length))
         found = {name: value.mean() for name, value in self.module(steps).items() if isinstance(value, Tensor)}
-        if "kl" not in found:
-            with torch.no_grad():
-                names = self.module.tensor_keys
-                log_prob = self._actor.get_dist(steps).log_prob(steps[names.action])
-                log_ratio = log_prob - steps[names.sample_log_prob]
-                found["kl"] = (log_ratio.expm1() - log_ratio).mean()
+        if self._sequence_length > 1:
+            found.pop("ESS", None)  # torchrl's is over sequences at each of their positions, not over the minibatch
+        if not found.keys() >= {"kl", "kl_approx", "ESS"}:
+            found = self._ratio_diagnostics(steps) | found
         return found
+
+    @torch.no_grad()
+    def _ratio_diagnostics(self, steps: TensorDict) -> dict[str, Tensor]:
+        names = self.module.tensor_keys
+        log_prob = self._actor.get_dist(steps).log_prob(steps[names.action])
+        log_ratio = (log_prob - steps[names.sample_log_prob]).flatten()
+        ess = (2 * log_ratio.logsumexp(0) - (2 * log_ratio).logsumexp(0)).exp() / len(log_ratio)
+        return {"kl": (log_ratio.expm1() - log_ratio).mean(), "kl_approx": -log_ratio.mean(), "ESS": ess}
 
     def metrics(self, records: dict[str, Tensor]) -> dict[str, Tensor]:
         """Means over minibatches."""

@@ -145,3 +145,9 @@ class BoundedBeta(distributions.Distribution):
     def deterministic_sample(self) -> Tensor:
         """What is done where no noise is wanted: the mean."""
         return self.mean
+
+
+@distributions.register_kl(BoundedBeta, BoundedBeta)  # type: ignore[untyped-decorator]
+def _kl_bounded_beta(p: BoundedBeta, q: BoundedBeta) -> Tensor:
+    """KL(p, q) ``[...]`` over the same bounds: that on the unit interval, since no invertible map changes it."""
+    return distributions.kl_divergence(p._unit, q._unit).sum(-1)

@@ -173,7 +173,7 @@ def test_state_goes_on_where_it_was() -> None:
         commit_normalization(env)
         if swap:
             state = collector.state_dict()
-            assert state["memory"] == {}  # a perceptron has none
+            assert state["recurrent"] == {}  # a perceptron has none
             collector = _without_reset(collector)
             collector.load_state_dict(state)
         batches[swap].append(collector.rollout())
@@ -221,7 +221,7 @@ def test_trainer_learns_the_same_thing_with_either_collector(tmp_path: Path) -> 
         ])  # fmt: skip
         trainer = Trainer.from_config(config, tmp_path / name)
         batch = trainer.collect()
-        rows[name] = trainer.train_metrics(batch) | trainer.update(batch)
+        rows[name] = trainer.batch_metrics(batch) | trainer.update(batch)
         trainer.close()
     assert rows["rollout"] == pytest.approx(rows["sync"], rel=1e-3, abs=1e-3)
 

@@ -190,7 +190,7 @@ def test_terms_and_gradients_are_those_of_torchrls_distribution(overrides: list[
     results = []
     for kind in (terms, DistributionTerms(built.actor, kl=False)):
         torch.manual_seed(1)
-        entries = {key: batch[key] for key in kind.step_keys}
+        entries = {key: batch[key] for key in kind.keys}
         if isinstance(kind, DistributionTerms) and built.sequence_length > 1:
             entries = {key: value.unflatten(0, (-1, built.sequence_length)) for key, value in entries.items()}
         log_prob, before, entropy, _ = kind(entries, entropy=True)
@@ -307,12 +307,11 @@ RECURRENT = [
 def test_first_importance_ratios_are_one(overrides: list[str], tmp_path: Path) -> None:
     """In the first batch and a later one, which begins in mid-episode with a memory of it."""
     trainer = Trainer(load_config([*overrides, *SMALL, "optim.lr=0.01"]), tmp_path)
-    batches = iter(trainer.collector)
     for _ in range(2):
-        batch = trainer.collect(batches)
-        loss = trainer.learner.objective.loss
+        batch = trainer.collect()
+        loss = trainer.learner.minibatch_loss
         loss.prepare(batch)
-        trainer.learner.objective.advantage(batch)
+        trainer.learner.advantage(batch)
         for minibatch in trainer.learner.minibatches(batch):
             torch.testing.assert_close(loss.losses(minibatch)["log_weight"], torch.zeros(64), rtol=0, atol=2e-5)
         trainer.update(batch)
@@ -326,10 +325,9 @@ def test_first_importance_ratios_are_one(overrides: list[str], tmp_path: Path) -
 def test_values_are_those_of_stepping_through_every_episode(overrides: list[str], tmp_path: Path) -> None:
     """At every step, and where an episode is truncated or the batch ends, one step further than the memory has seen."""
     trainer = Trainer(load_config([*overrides, *SMALL, "loss.lmbda=0"]), tmp_path)
-    batches = iter(trainer.collector)
-    trainer.collect(batches)
-    batch = trainer.collect(batches)
-    trainer.learner.objective.advantage(batch)
+    trainer.collect()
+    batch = trainer.collect()
+    trainer.learner.advantage(batch)
     critic = trainer.networks.critic.module
     after = batch["next"]
     with torch.no_grad():
@@ -350,8 +348,7 @@ def test_resumed_run_remembers_what_the_run_did(overrides: list[str], tmp_path: 
     config = load_config([*overrides, *SMALL, "total_frames=1024", "env.max_episode_steps=40"])
 
     def train(trainer: Trainer, iterations: int) -> list[dict[str, float]]:
-        batches = iter(trainer.collector)
-        return [trainer.iterate(batches) for _ in range(iterations)]
+        return [trainer.iterate() for _ in range(iterations)]
 
     whole = Trainer(config, tmp_path / "run")
     train(whole, 2)
@@ -361,7 +358,7 @@ def test_resumed_run_remembers_what_the_run_did(overrides: list[str], tmp_path: 
     def resumed(*, forgetful: bool) -> list[dict[str, float]]:
         start = checkpoint.load(saved)
         if forgetful:
-            state = start.state.collector.get("memory") or start.state.collector["carried"]
+            state = start.state.collector.get("recurrent") or start.state.collector["carried"]
             assert state[STATE].abs().max() > 0
             state[STATE].zero_()
         again = Trainer(config, RunDir(tmp_path / "run"), start)
@@ -393,8 +390,8 @@ def test_memory_forgets_at_the_beginning_of_an_episode_and_nowhere_else(layer: s
 def test_minibatches_of_a_memory_are_whole_sequences(tmp_path: Path) -> None:
     trainer = Trainer(load_config(["env=hopper", "policy=gru", "policy.sequence_length=8", *SMALL]), tmp_path)
     batch = trainer.collect()
-    trainer.learner.objective.loss.prepare(batch)
-    trainer.learner.objective.advantage(batch)
+    trainer.learner.minibatch_loss.prepare(batch)
+    trainer.learner.advantage(batch)
     number = torch.arange(256).reshape(4, 64)
     batch.set("latent", number[..., None].float())
     seen = torch.cat([minibatch["latent"].reshape(-1, 8) for minibatch in trainer.learner.minibatches(batch)])
@@ -419,19 +416,19 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def test_evaluation_from_the_checkpoint_is_the_runs_own(trained: Trainer) -> None:
     agent = Agent(trained.run.path)
-    seeds = evaluation_seeds(trained.experiment.seed, trained.experiment.evaluation.episodes)
-    assert trained.final is not None
-    assert evaluate(agent.env, agent.networks.actor, seeds).returns == trained.final.returns
+    seeds = evaluation_seeds(trained.config.seed, trained.config.evaluation.episodes)
+    assert trained.evaluator.final is not None
+    assert evaluate(agent.env, agent.networks.actor, seeds).returns == trained.evaluator.final.returns
     sampled = evaluate(agent.env, agent.networks.actor, seeds, deterministic=False)
     assert all(map(math.isfinite, sampled.returns))
 
 
 def test_loaded_policy_plays_the_evaluations_episodes(trained: Trainer) -> None:
     policy = load_policy(trained.run.path)
-    spec = trained.experiment.env
+    spec = trained.config.env
     env = gymnasium.make(spec.id, max_episode_steps=spec.max_episode_steps)  # type: ignore[attr-defined]
-    assert trained.final is not None
-    for seed, expected in zip(trained.final.seeds, trained.final.returns, strict=True):
+    assert trained.evaluator.final is not None
+    for seed, expected in zip(trained.evaluator.final.seeds, trained.evaluator.final.returns, strict=True):
         observation, _ = env.reset(seed=seed)
         policy.reset()
         total, ended = 0.0, False

@@ -13,7 +13,7 @@ from graphs import emulate
 from rlexp import Trainer, load_config
 from rlexp.cli.train import train
 from rlexp.config import ConfigError
-from rlexp.machine import GraphedStep
+from rlexp.kernels.cuda_graph import GraphedStep
 from rlexp.runs import checkpoint
 
 SMALL = [
@@ -61,12 +61,11 @@ def test_a_cuda_graph_makes_the_same_steps(
     config = load_config([*SMALL, *overrides])
     plain, graphed = (Trainer.from_config(config, tmp_path / name) for name in ("plain", "graphed"))
     graphs = emulate(monkeypatch)
-    graphed.learner.graph = GraphedStep(graphed.learner.step)
+    graphed.learner._graph = GraphedStep(graphed.learner.step)
     for trainer in (plain, graphed):
         torch.manual_seed(1)
-        batches = iter(trainer.collector)
-        trainer.iterate(batches)
-        trainer.iterate(batches)
+        trainer.iterate()
+        trainer.iterate()
         trainer.close()
     assert torch.equal(graphed.learner.weights, plain.learner.weights)
     # The first three of an update's six steps are no graph's in the first; a new rate after an epoch needs another.
@@ -81,9 +80,8 @@ def test_a_gpu_captures_the_steps(overrides: list[str], tmp_path: Path) -> None:
         config = load_config([*SMALL, *overrides, "device=cuda", f"cuda_graph={graph}"])
         trainer = Trainer.from_config(config, tmp_path / graph)
         start = trainer.learner.weights.detach().clone()
-        batches = iter(trainer.collector)
-        trainer.iterate(batches)
-        trainer.iterate(batches)
+        trainer.iterate()
+        trainer.iterate()
         trainer.close()
         weights.append(trainer.learner.weights.detach())
     assert start is not None
@@ -130,7 +128,7 @@ def test_advantage_is_recomputed_or_not(tmp_path: Path) -> None:
         overrides = [*SMALL, f"recompute_advantage={recompute}"]
         trainer = Trainer.from_config(load_config(overrides), tmp_path / str(recompute))
         found: list[torch.Tensor] = []
-        trainer.learner.objective.advantage.register_forward_hook(lambda m, i, batch, found=found: found.append(batch))
+        trainer.learner.advantage.register_forward_hook(lambda m, i, batch, found=found: found.append(batch))
         trainer.update(trainer.collect())
         trainer.close()
         calls[recompute] = len(found)
@@ -155,7 +153,7 @@ def test_epochs_without_an_importance_ratio_are_warned_of(tmp_path: Path, caplog
 
 
 def coefficients(trainer: Trainer) -> dict[str, float]:
-    return {name: value.item() for name, value in trainer.learner.objective.loss.coefficients.items()}
+    return {name: value.item() for name, value in trainer.learner.minibatch_loss.coefficients.items()}
 
 
 def test_annealed_coefficients_are_where_they_would_be_had_the_run_always_been_so_long(tmp_path: Path) -> None:
@@ -174,6 +172,6 @@ def test_annealing_reaches_the_objective(tmp_path: Path) -> None:
     assert coefficients(trainer)["clip_epsilon"] == pytest.approx(0.2)
     trainer.learner.objective.anneal(0.75)
     batch = trainer.collect()
-    trainer.learner.objective.loss.prepare(batch)
+    trainer.learner.minibatch_loss.prepare(batch)
     ratios: Any = torch.tensor([[1.04, 1.06, 0.96, 0.94]])
-    assert trainer.learner.objective.loss.means({"log_weight": ratios.log()})["clip_fraction"].item() == 0.5
+    assert trainer.learner.minibatch_loss.means({"log_weight": ratios.log()})["clip_fraction"].item() == 0.5

@@ -35,7 +35,6 @@ from rlexp.envs.normalization import (
 from rlexp.runs import checkpoint
 from rlexp.runs.checkpoint import TrainState
 from rlexp.runs.rundir import RunDir
-from rlexp.state import get_state
 
 # Episodes of 25 steps and batches of 32 a simulator: resets fall into every batch, and batches end in mid-episode.
 SMALL = [
@@ -112,14 +111,13 @@ def test_weights_and_statistics_reach_the_workers_before_each_batch(tmp_path: Pa
     for kind in ("multi_sync", "ray"):
         subject = trainer(kind, tmp_path / kind)
         close.append(subject)
-        batches = iter(subject.collector)
         rows[kind] = []
         for _ in range(3):
-            batch = subject.collect(batches)
+            batch = subject.collect()
             assert log_ratio(subject.networks.actor, batch) < 1e-5
             norm = subject.env.transform[0]
             assert batch["observation"].abs().max() <= norm.clip
-            rows[kind].append(subject.train_metrics(batch) | subject.update(batch))
+            rows[kind].append(subject.batch_metrics(batch) | subject.update(batch))
             assert log_ratio(subject.networks.actor, batch) > 1e-3
             commit_normalization(subject.env)
         assert subject.env.transform[0].moments.count == 30 + 3 * 128
@@ -129,10 +127,9 @@ def test_weights_and_statistics_reach_the_workers_before_each_batch(tmp_path: Pa
 def test_batches_of_multi_async_are_one_update_old(tmp_path: Path, close: list[Trainer]) -> None:
     subject = trainer("multi_async", tmp_path / "run")
     close.append(subject)
-    batches = iter(subject.collector)
     before = copy.deepcopy(subject.networks.actor)
     for _ in range(3):
-        batch = subject.collect(batches)
+        batch = subject.collect()
         assert log_ratio(before, batch) < 1e-5
         before = copy.deepcopy(subject.networks.actor)
         subject.update(batch)
@@ -202,8 +199,7 @@ def test_the_command_trains(kind: str, tmp_path: Path) -> None:
 
 
 def train(subject: Trainer, iterations: int) -> list[dict[str, float]]:
-    batches = iter(subject.collector)
-    return [subject.iterate(batches) for _ in range(iterations)]
+    return [subject.iterate() for _ in range(iterations)]
 
 
 @pytest.mark.parametrize(
@@ -216,16 +212,16 @@ def test_the_same_seed_is_the_same_run_and_so_is_its_second_half(
     whole = trainer(kind, tmp_path / "whole", override)
     close.append(whole)
     rows = train(whole, 2)
-    middle = checkpoint.load(checkpoint.save(tmp_path / "half" / "checkpoints", get_state(whole), {}, keep_last=2))
+    middle = checkpoint.load(checkpoint.save(tmp_path / "half" / "checkpoints", whole.state(), {}, keep_last=2))
     assert middle.state.inexact == []
     rows += train(whole, 2)
-    end = get_state(whole)
+    end = whole.state()
     close.append(trainer(kind, tmp_path / "same", override))
     assert train(close[-1], 4) == rows
-    close.append(Trainer(whole.experiment, RunDir(tmp_path / "half"), middle))
+    close.append(Trainer(whole.config, RunDir(tmp_path / "half"), middle))
     assert train(close[-1], 2) == rows[2:]
     if inner == "rollout":  # torchrl's carries entries that it does not read
-        assert_same(get_state(close[-1]), end)
+        assert_same(close[-1].state(), end)
 
 
 def assert_same(a: TrainState, b: TrainState) -> None:
@@ -248,14 +244,14 @@ def test_where_simulators_cannot_be_saved_the_checkpoint_says_so(
     overrides = [*SMALL, "collector=multi_sync", "env.backend=envpool"]
     subject = Trainer(load_config(overrides), tmp_path / "run")
     close.append(subject)
-    subject.iterate(iter(subject.collector))
+    subject.iterate()
     saved = checkpoint.load(subject.save())
     subject.close()
     assert saved.state.inexact == ["BatchedEnvPool cannot give its simulators' state"]
     again = Trainer.resume(tmp_path / "run")
     close.append(again)
     assert "Every episode begins afresh" in caplog.text
-    assert again.iterate(iter(again.collector))["train/step_count"] <= 25
+    assert again.iterate()["train/step_count"] <= 25
 
 
 FAULTY = """

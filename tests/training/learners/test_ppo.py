@@ -28,7 +28,7 @@ def collected(overrides: list[str], folder: Path) -> tuple[Trainer, TensorDictBa
 def test_advantage_is_the_sum_of_discounted_td_errors(tmp_path: Path) -> None:
     trainer, batch = collected(["loss.normalize_reward=false", "env.max_episode_steps=4"], tmp_path)
     with torch.no_grad():
-        trainer.learner.objective.advantage(batch)
+        trainer.learner.advantage(batch)
         value = trainer.networks.critic(batch.select("observation"))["state_value"][..., 0].double().numpy()
         after = trainer.networks.critic(batch["next"].select("observation"))["state_value"][..., 0].double().numpy()
     reward, done, terminated = (batch["next", k][..., 0].double().numpy() for k in ("reward", "done", "terminated"))
@@ -52,8 +52,8 @@ def test_loss_is_the_clipped_surrogate(critic: str, tmp_path: Path) -> None:
     trainer, batch = collected(overrides, tmp_path)
     trainer.update(batch)  # so that the policy differs from the one that acted
     minibatch = batch.reshape(-1)[torch.randperm(256)[:64]]
-    assert isinstance(trainer.learner.objective.loss, FastClipPPO)
-    losses = trainer.learner.objective.loss(minibatch)
+    assert isinstance(trainer.learner.minibatch_loss, FastClipPPO)
+    losses = trainer.learner.minibatch_loss(minibatch)
     with torch.no_grad():
         new = trainer.networks.actor.get_dist(minibatch.select("observation")).log_prob(minibatch["action"]).double()
         value = trainer.networks.critic(minibatch.select("observation"))["state_value"][..., 0].double()
@@ -73,15 +73,15 @@ def test_loss_is_the_clipped_surrogate(critic: str, tmp_path: Path) -> None:
 def test_first_importance_ratios_are_one(tmp_path: Path) -> None:
     trainer, batch = collected([], tmp_path)
     with torch.no_grad():
-        trainer.learner.objective.advantage(batch)
-        trainer.learner.objective.loss.prepare(batch)
-        losses = trainer.learner.objective.loss.losses(next(trainer.learner.minibatches(batch)))
+        trainer.learner.advantage(batch)
+        trainer.learner.minibatch_loss.prepare(batch)
+        losses = trainer.learner.minibatch_loss.losses(next(trainer.learner.minibatches(batch)))
     assert losses["log_weight"].abs().max().item() < 1e-4
 
 
 def test_minibatches_cover_each_step_at_most_once(tmp_path: Path) -> None:
     trainer, _ = collected(["minibatch_size=100"], tmp_path)
-    keys = trainer.learner.objective.loss.step_keys
+    keys = trainer.learner.minibatch_loss.keys
     batch = TensorDict({key: torch.arange(256.0).view(4, 64) for key in keys}, batch_size=[4, 64])
     seen = [m[keys[0]] for m in trainer.learner.minibatches(batch)]
     assert [len(m) for m in seen] == [100, 100]

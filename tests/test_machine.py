@@ -150,7 +150,7 @@ class TestShareOut:
     def test_trainers_share_out_training_and_evaluation(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("rlexp.envs.simulators.best_workers", lambda *_: 2)
         trainer = Trainer(load_config([*TINY, "logger=none"]), tmp_path)
-        assert len(trainer.env.base_env.workers) == len(trainer.eval_env.base_env.workers) == 1
+        assert len(trainer.env.base_env.workers) == len(trainer.evaluator.env.base_env.workers) == 1
         assert trainer.config.env.to_dict()["num_workers"] == "auto"
         trainer.close()
 

@@ -35,7 +35,7 @@ def test_written_out_gradient_is_autograds(overrides: list[str], options: dict[s
     batch = batch_of(built, 4, 64)
     FastGAE(built.critic, 0.99, 0.95, average=False)(batch)
     loss.prepare(batch)
-    minibatch = {key: batch[key].flatten(0, 1) for key in loss.step_keys}
+    minibatch = {key: batch[key].flatten(0, 1) for key in loss.keys}
     fast = gradient_of(loss, built)
     assert isinstance(fast, WrittenOutGradient)
     results = []

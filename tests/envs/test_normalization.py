@@ -11,7 +11,6 @@ from numpy.testing import assert_allclose
 from rlexp import load_config
 from rlexp.envs.normalization import (
     Moments,
-    RewardNorm,
     commit_normalization,
     copy_normalization,
     init_normalization,
@@ -33,27 +32,6 @@ def test_moments_are_those_of_all_samples_however_they_came(
     assert moments.count == len(samples)
     assert_allclose(moments.mean.numpy(), samples.mean(0), rtol=1e-9, atol=1e-9 * scale)
     assert_allclose(moments.var.numpy(), samples.var(0), rtol=1e-7, atol=1e-9 * scale**2)
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.integers(0, 2**31), st.floats(0.0, 1.0), chunks)
-def test_reward_norm_is_the_running_deviation_of_discounted_returns(seed: int, gamma: float, sizes: list[int]) -> None:
-    generator = np.random.default_rng(seed)
-    rewards = generator.normal(2, 3, (2, sum(sizes)))
-    dones = generator.random((2, sum(sizes))) < 0.1
-    returns, running = [], np.zeros(2)
-    norm = RewardNorm(2, gamma)
-    start = 0
-    for size in sizes:
-        chunk = slice(start, start + size)
-        for t in range(start, start + size):
-            running = running * gamma + rewards[:, t]
-            returns.append(running.copy())
-            running = np.where(dones[:, t], 0, running)
-        start += size
-        scaled = norm(torch.from_numpy(rewards[:, chunk, None]), torch.from_numpy(dones[:, chunk, None]))
-        deviation = np.sqrt(np.var(returns) + norm.eps)
-        assert_allclose(scaled[..., 0].numpy(), rewards[:, chunk] / deviation, rtol=1e-6)
 
 
 def test_running_statistics_stand_still_in_a_batch_and_count_every_step_once() -> None:
