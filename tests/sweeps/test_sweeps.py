@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, clean_environment, complete, rows_of, run_command
+from commands import TINY, clean_environment, complete, rows_of, run_command
 from omegaconf import OmegaConf
 
 from rlexp.cli.report import report as report_command

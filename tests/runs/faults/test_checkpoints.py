@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, complete, processes, rows_of
+from commands import TINY, complete, processes, rows_of
 
 from rlexp.cli.train import train
 from rlexp.runs import checkpoint

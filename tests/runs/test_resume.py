@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, complete, launch, rows_of
+from commands import TINY, complete, launch, rows_of
 
 from rlexp import Trainer, load_config
 from rlexp.callbacks import Callback

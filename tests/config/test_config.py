@@ -7,7 +7,7 @@ from pathlib import Path
 
 import gymnasium
 import pytest
-from conftest import run_command
+from commands import run_command
 
 from rlexp import load_config
 from rlexp.config import ConfigError, check_targets
@@ -48,7 +48,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("policy=tanhnormal", "policy=tanhnormal", "Did you mean tanh_normal?"),
     ("loss=ppo", "loss=ppo", "Did you mean kl_ppo?"),
     ("optim=adan", "optim=adan", "Did you mean adam?"),
-    ("collector=sink", "collector=sink", "Available: multi_async, multi_sync, ray, rollout, sync"),
+    ("collector=sink", "collector=sink", "Available: multi_async, multi_sync, ray, sync"),
     ("experiment=tutoral", "experiment=tutoral", "Did you mean tutorial?"),
     ("logger=wandbb", "logger=wandbb", "Did you mean wandb?"),
     ("env/transforms=runing", "env/transforms=runing", "Did you mean running?"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from rlexp.config import Node, Positive
-from rlexp.losses import ClipPPOConfig, MinibatchLoss
+from rlexp.losses import ClipPPOConfig
+from rlexp.losses.module import Loss
 from rlexp.policies import ActorCritic, PolicyConfig, TanhNormalConfig
 
 
@@ -36,5 +37,5 @@ class LinearPolicy(PolicyConfig):
 class HalvedPPO(ClipPPOConfig):
     """PPO with half the weight on the critic."""
 
-    def build_loss(self, networks: ActorCritic) -> MinibatchLoss:
-        return ClipPPOConfig.build_loss(self.model_copy(update={"critic_coeff": self.critic_coeff / 2}), networks)
+    def build(self, networks: ActorCritic) -> Loss:
+        return ClipPPOConfig.build(self.model_copy(update={"critic_coeff": self.critic_coeff / 2}), networks)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, complete, launch, rows_of
+from commands import TINY, complete, launch, rows_of
 from tensordict import TensorDictBase
 from torch import Tensor
 

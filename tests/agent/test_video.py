@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, only_run, rows_of, run_command
+from commands import TINY, only_run, rows_of, run_command
 from test_evaluation import frames_of
 from test_loggers import wandb_rows
 from test_resume import hashes

@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, rows_of
+from commands import TINY, rows_of
 from gymnasium.envs.classic_control import PendulumEnv
 
 from rlexp import Trainer, load_config

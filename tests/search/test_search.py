@@ -16,7 +16,7 @@ from typing import Any, cast
 import optuna
 import pytest
 import yaml
-from conftest import TINY, launch
+from commands import TINY, launch
 from optuna.trial import FrozenTrial, TrialState
 
 from rlexp import load_config

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, only_run, rows_of, run_command
+from commands import TINY, only_run, rows_of, run_command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlexp import Trainer, load_config
