@@ -95,9 +95,7 @@ def run_command(
             process.kill()
             process.join()
             raise subprocess.TimeoutExpired([name, *arguments], timeout, stdout.read_bytes(), stderr.read_bytes())
-        return subprocess.CompletedProcess(
-            [name, *arguments], process.exitcode, stdout.read_text(), stderr.read_text()
-        )
+        return subprocess.CompletedProcess([name, *arguments], process.exitcode, stdout.read_text(), stderr.read_text())
 
 
 def start_command(

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from commands import TINY, clean_environment, only_run, rows_of, run_command
 
 from rlexp.config import conf_dir

@@ -20,4 +20,6 @@ def test_help(name: str, tmp_path: Path) -> None:
 
 
 def test_all_commands_are_there() -> None:
-    assert sorted(SCRIPTS) == [f"rlexp-{name}" for name in ("config", "eval", "export", "report", "search", "train", "verify")]
+    assert sorted(SCRIPTS) == [
+        f"rlexp-{name}" for name in ("config", "eval", "export", "report", "search", "train", "verify")
+    ]
