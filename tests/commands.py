@@ -110,7 +110,7 @@ def start_command(
     return process
 
 
-def launch(arguments: list[str], cwd: Path, command: str = "train", **variables: str) -> Any:
+def launch(arguments: list[str], cwd: Path, command: str = "train", **variables: str) -> ForkServerProcess:
     """Start a command that writes to ``output.txt``."""
     output = cwd / "output.txt"
     return start_command(f"rlexp-{command}", *arguments, cwd=cwd, stdout=output, stderr=output, **variables)

@@ -19,6 +19,21 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # Processes inherit a SIGINT that is ignored, as it is where a shell runs the suite in the background.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Names by which a test module has processes started.
+STARTERS = {"run_command", "start_command", "launch", "complete"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what starts processes as slow, but for one training, and keep together what shares a finished run."""
+    for item in items:
+        module = getattr(item, "module", None)
+        quick = item.get_closest_marker("quick") is not None
+        if not quick and (STARTERS & vars(module).keys() or "tiny_run" in getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
+        if "tiny_run" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("tiny_run"))
+
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -33,6 +33,7 @@ METRICS = {
 }
 
 
+@pytest.mark.quick
 def test_run_folder_holds_everything(tiny_run: Path) -> None:
     files = {str(path.relative_to(tiny_run)) for path in tiny_run.rglob("*") if path.is_file()}
     for name in ("config.yaml", "metadata.json", "metrics.jsonl", "summary.json", "train.log", "checkpoints/latest"):
@@ -51,6 +52,7 @@ def test_run_folder_holds_everything(tiny_run: Path) -> None:
     assert tiny_run.parent.name == "inverted_double_pendulum"
 
 
+@pytest.mark.quick
 def test_metrics_have_the_names_and_frames_that_scripts_rely_on(tiny_run: Path) -> None:
     rows = rows_of(tiny_run, timings=True)
     assert [row["frames"] for row in rows] == [256, 512, 768, 1024]

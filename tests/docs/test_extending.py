@@ -48,6 +48,7 @@ def test_misspelt_argument_of_a_target_is_refused(folder: Path) -> None:
     assert "Did you mean width?" in done.stderr
 
 
+@pytest.mark.wheel
 def test_installed_package_adds_env_policy_and_loss(tmp_path: Path) -> None:
     site = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]

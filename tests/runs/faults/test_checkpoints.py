@@ -22,6 +22,7 @@ from rlexp.runs.checkpoint import MANIFEST, SESSION, STATE, TENSORS, CheckpointE
 FILES = [MANIFEST, SESSION, STATE, TENSORS]
 
 
+@pytest.mark.kill
 def test_killed_at_every_step_of_a_save_nothing_is_lost(tmp_path: Path) -> None:
     for steps in range(100):
         process = processes.Process(target=killed_save, args=(tmp_path / str(steps), steps))
