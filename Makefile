@@ -1,18 +1,24 @@
-# make train [ARGS="env=hopper seed=3"]   trains; make test runs every check; make bench
-# [ARGS="--workloads B C"] measures speed beside other systems. They install what they need first.
+# make train [ARGS="env=hopper seed=3"]     trains
+# make test                                 runs every check
+# make quick                                runs those that take no more than a moment, and one training
+# make bench [ARGS="--workloads B C"]       measures speed beside other systems
+# They install what they need first.
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: train test lint format bench clean
+.PHONY: train test quick lint format bench clean
 .DEFAULT_GOAL := test
 
 train: $(STAMP)
 	$(VENV)/bin/rlexp-train $(ARGS)
 
 test: lint
-	$(VENV)/bin/pytest -n 2 $(ARGS)
+	$(VENV)/bin/pytest -n 2 --dist loadgroup $(ARGS)
+
+quick: $(STAMP)
+	$(VENV)/bin/pytest -n 2 --dist loadgroup -m "not (kill or wheel or slow)" $(ARGS)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import TINY, clean_environment, only_run
+import pytest
+from commands import TINY, clean_environment, only_run
 
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.wheel
 def test_wheel_trains_from_an_empty_folder(tmp_path: Path) -> None:
     def python(*arguments: str, **env: str) -> None:
         done = subprocess.run(

@@ -8,57 +8,21 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from conftest import TINY, complete, processes, rows_of
+from commands import TINY, complete, processes, rows_of
+from saves import KILLED, killed_save, state, three
 
 from rlexp.cli.train import train
 from rlexp.runs import checkpoint
-from rlexp.runs.checkpoint import MANIFEST, SESSION, STATE, TENSORS, CheckpointError, TrainState
+from rlexp.runs.checkpoint import MANIFEST, SESSION, STATE, TENSORS, CheckpointError
 
-KILLED = 77
 FILES = [MANIFEST, SESSION, STATE, TENSORS]
 
 
-def state(frames: int) -> TrainState:
-    return TrainState(
-        frames=frames, iteration=frames, final=None, best=None, best_frames=None, actor={"w": torch.full((3,), frames)},
-        critic={}, transforms={}, reward_norm={}, loss={}, optimizer={}, scheduler={}, simulators=None, collector={},
-        callbacks={}, rng={}, inexact=[], session={"seconds": {}, "run_id": "a"},
-    )  # fmt: skip
-
-
-def three(run_dir: Path) -> Path:
-    for frames in (1, 2, 3):
-        checkpoint.save(run_dir / "checkpoints", state(frames), {}, keep_last=3, best=frames == 1)
-    return run_dir / "checkpoints"
-
-
-def killed_save(run_dir: Path, steps: int) -> None:
-    """Save a fourth checkpoint, and die before the next call that changes the disk after so many."""
-    three(run_dir)
-
-    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **keywords: Any) -> Any:
-            nonlocal steps
-            steps -= 1
-            if steps < 0:
-                os._exit(KILLED)
-            return real(*arguments, **keywords)
-
-        return call
-
-    for owner, names in ((os, ("fsync", "unlink", "rmdir")), (Path, ("open", "rename", "mkdir"))):
-        for name in names:
-            setattr(owner, name, counted(getattr(owner, name)))
-    checkpoint.save(run_dir / "checkpoints", state(4), {}, keep_last=2, best=True)
-    os._exit(0)
-
-
+@pytest.mark.kill
 def test_killed_at_every_step_of_a_save_nothing_is_lost(tmp_path: Path) -> None:
     for steps in range(100):
         process = processes.Process(target=killed_save, args=(tmp_path / str(steps), steps))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, complete, rows_of, run_command
+from commands import TINY, complete, rows_of, run_command
 from synthetic import config, write_run
 
 

@@ -6,13 +6,12 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, clean_environment, only_run, rows_of, run_command
+from commands import TINY, clean_environment, console_script, only_run, rows_of, run_command
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -20,6 +19,7 @@ METRICS = {
     *("frames", "train/reward", "train/step_count", "train/lr", "train/episode_return", "train/episode_length"),
     *("eval/reward", "eval/return", "eval/step_count", "eval/episode_length"),
     *("loss/objective", "loss/critic", "loss/entropy", "loss/kl", "loss/kl_approx", "loss/clip_fraction", "loss/ess"),
+    *("loss/mean_ratio", "loss/max_ratio"),
     *(
         "train/parameters_hash",
         "loss/explained_variance",
@@ -33,6 +33,7 @@ METRICS = {
 }
 
 
+@pytest.mark.quick
 def test_run_folder_holds_everything(tiny_run: Path) -> None:
     files = {str(path.relative_to(tiny_run)) for path in tiny_run.rglob("*") if path.is_file()}
     for name in ("config.yaml", "metadata.json", "metrics.jsonl", "summary.json", "train.log", "checkpoints/latest"):
@@ -51,6 +52,7 @@ def test_run_folder_holds_everything(tiny_run: Path) -> None:
     assert tiny_run.parent.name == "inverted_double_pendulum"
 
 
+@pytest.mark.quick
 def test_metrics_have_the_names_and_frames_that_scripts_rely_on(tiny_run: Path) -> None:
     rows = rows_of(tiny_run, timings=True)
     assert [row["frames"] for row in rows] == [256, 512, 768, 1024]
@@ -58,7 +60,7 @@ def test_metrics_have_the_names_and_frames_that_scripts_rely_on(tiny_run: Path) 
     assert [("eval/return" in row) for row in rows] == [False, True, False, True]
     summary = json.loads((tiny_run / "summary.json").read_text())
     assert summary["final"]["eval/return"] == rows[-1]["eval/return"]
-    # Linear to 0, a step a batch: the rate that each batch was trained with.
+    # Linear to 0, one step per batch: the rate that each batch was trained with.
     assert [row["train/lr"] for row in rows] == pytest.approx([7e-4 * f for f in (1, 0.75, 0.5, 0.25)])
 
 
@@ -67,19 +69,19 @@ OPTIONAL = {"loss/beta", "loss/value_clip_fraction"}
 
 
 def test_page_lists_every_metric() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     assert set(re.findall(r"`((?:train|eval|loss|optim|time)/\w+)`", page)) == METRICS - {"frames"} | OPTIONAL
 
 
 def test_same_command_gives_same_metrics_to_the_last_digit(tiny_run: Path, tmp_path: Path) -> None:
-    # On another number of cores, too: the session's run had one.
-    done = run_command("rlexp-train", *TINY, "seed=7", "logger=none", cwd=tmp_path, OMP_NUM_THREADS="2")
+    # On another number of cores, too: the session's run had two.
+    done = run_command("rlexp-train", *TINY, "seed=7", "logger=none", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert rows_of(only_run(tmp_path)) == rows_of(tiny_run)
     other = tmp_path / "other"
     other.mkdir()
-    run_command("rlexp-train", *TINY, "seed=8", "logger=none", cwd=other)
-    assert rows_of(only_run(other)) != rows_of(tiny_run)
+    run_command("rlexp-train", *TINY, "seed=8", "total_frames=256", "logger=none", cwd=other)
+    assert rows_of(only_run(other))[0]["train/reward"] != rows_of(tiny_run)[0]["train/reward"]
 
 
 def test_offline_wandb_run_is_a_copy_of_the_metrics_file(tiny_run: Path) -> None:
@@ -96,7 +98,7 @@ def wandb_row(history: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_eval_of_the_run_gives_its_final_evaluation_again(tiny_run: Path, tmp_path: Path) -> None:
-    done = run_command("rlexp-eval", f"checkpoint={tiny_run}", cwd=tmp_path)
+    done = run_command("rlexp-eval", f"checkpoint={tiny_run}", cwd=tmp_path, cold=True)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     final = json.loads((tiny_run / "summary.json").read_text())["final"]
@@ -145,9 +147,8 @@ def test_frames_count_simulator_frames(tmp_path: Path) -> None:
     assert [row["frames"] for row in rows_of(only_run(tmp_path))] == [256, 512, 768, 1024]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signal_saves_and_exits_with_its_code(number: signal.Signals, code: int, tmp_path: Path) -> None:
-    command = [str(Path(sys.executable).parent / "rlexp-train"), *TINY, "total_frames=1_000_000", "logger=none"]
+def test_ctrl_c_saves_and_exits_with_130(tmp_path: Path) -> None:
+    command = [console_script("rlexp-train"), *TINY, "total_frames=1_000_000", "logger=none"]
     process = subprocess.Popen(
         command, cwd=tmp_path, env=clean_environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -157,8 +158,8 @@ def test_signal_saves_and_exits_with_its_code(number: signal.Signals, code: int,
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.2)
-        process.send_signal(number)
-        assert process.wait(timeout=60) == code
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
     finally:
         process.kill()
     run_dir = only_run(tmp_path)
@@ -166,14 +167,6 @@ def test_signal_saves_and_exits_with_its_code(number: signal.Signals, code: int,
     assert summary["status"] == "stopped"
     last = rows_of(run_dir)[-1]
     assert (run_dir / "checkpoints" / "latest").read_text() == f"{last['frames']:012d}"
-
-
-def test_multirun_makes_one_folder_a_job(tmp_path: Path) -> None:
-    done = run_command("rlexp-train", *TINY, "--multirun", "total_frames=256", "seed=0,1", "logger=none", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    (sweep,) = tmp_path.glob("outputs/multirun/*")
-    seeds = [json.loads((sweep / job / "metadata.json").read_text())["seed"] for job in ("0", "1")]
-    assert seeds == [0, 1]
 
 
 def test_failing_run_keeps_its_traceback_and_says_so(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import TINY, complete, only_run, rows_of, run_command
+from commands import TINY, complete, only_run, rows_of, run_command
 
-PAGE = (Path(__file__).parents[1] / "docs" / "tutorial.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "tutorial.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
@@ -30,13 +30,13 @@ def test_command(line: str, tmp_path: Path, request: pytest.FixtureRequest) -> N
         done = run_command(name, *arguments, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         return
-    short = [*TINY, "total_frames=256"]
+    short = [*TINY, "total_frames=256", "num_epochs=1", "evaluation.episodes=1"]
     if "video_interval" in line:
         request.getfixturevalue("egl")
         short.append("evaluation.video_interval=256")
     if "logger" not in line:
         short.append("logger=none")
-    complete([*arguments, *short], tmp_path, HOME=str(tmp_path))
+    complete([*arguments, *short], tmp_path)
     run = only_run(tmp_path)
     assert rows_of(run)[-1]["frames"] == 256
     assert len(list(run.glob("videos/*.mp4"))) == ("video" in line)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, only_run, rows_of, run_command
+from commands import TINY, only_run, rows_of, run_command
+from readers import Rows, wandb_rows
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlexp import Trainer, load_config
@@ -19,8 +19,6 @@ from rlexp.cli.train import train
 from rlexp.config import ConfigError
 from rlexp.loggers.local import CsvFile
 from rlexp.runs import checkpoint
-
-Rows = list[dict[str, Any]]
 
 
 def csv_rows(run_dir: Path) -> Rows:
@@ -37,15 +35,6 @@ def tensorboard_rows(run_dir: Path) -> Rows:
             assert name not in row, f"{name} is twice at {event.step} frames"
             row[name] = event.value
     return [rows[frames] for frames in sorted(rows)]
-
-
-def wandb_rows(offline: Path) -> Rows:
-    """The history of an offline run, one process's part of it."""
-    read = run_command("wandb", "leet", "inspect", "--json", str(offline), cwd=offline)
-    assert read.returncode == 0, read.stderr
-    records = [json.loads(line) for line in read.stdout.splitlines()]
-    items = [record["history"]["item"] for record in records if record["type"] == "history"]
-    return [{key: value for key, value in item.items() if not key.startswith("_")} for item in items]
 
 
 def single(rows: Rows) -> Rows:

@@ -11,18 +11,18 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, rows_of
+from commands import TINY, rows_of
 from gymnasium.envs.classic_control import PendulumEnv
 
 from rlexp import Trainer, load_config
 from rlexp.cli.train import train
 from rlexp.config import ConfigError, load
-from rlexp.optim import Adam
+from rlexp.optim import AdamConfig
 from rlexp.optim.schedules import load_schedule
 from rlexp.optim.weights import flatten
 from rlexp.runs import checkpoint
 from rlexp.runs.checkpoint import CheckpointError
-from rlexp.runs.resume import changed, prepare
+from rlexp.runs.resume import Start, changed, open_command
 
 
 @pytest.fixture
@@ -31,9 +31,9 @@ def run(tiny_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("wandb")))
 
 
-def resumed(run: Path, *overrides: str) -> Any:
+def resumed(run: Path, *overrides: str) -> Start:
     arguments = [f"resume={run}", *overrides]
-    return prepare(load(arguments), arguments)
+    return open_command(load(arguments), arguments)
 
 
 def test_what_decides_what_is_learned_cannot_change(run: Path) -> None:
@@ -59,7 +59,7 @@ def test_the_rest_may(run: Path) -> None:
     changes += ["compile=false", "env.num_workers=2"]
     start = resumed(run, *changes, "total_frames=1536")
     assert start.checkpoint is not None
-    before, after = start.checkpoint.config, start.experiment.to_dict()
+    before, after = start.checkpoint.config, start.config.to_dict()
     assert {key for key in after if before[key] != after[key]} == {
         *("logger", "evaluation", "checkpoint", "threads", "compile", "total_frames", "env"),
     }
@@ -72,7 +72,7 @@ def test_the_rest_may(run: Path) -> None:
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 def test_an_extended_schedule_is_where_it_would_be_had_it_always_been_so_long(schedule: Any) -> None:
     def rates(batches: int, steps: int, saved: dict[str, Any] | None = None) -> tuple[list[float], dict[str, Any]]:
-        spec = Adam(lr=0.1, critic_lr=None, schedule=schedule, betas=[0.9, 0.999], eps=1e-8, weight_decay=0.0)
+        spec = AdamConfig(lr=0.1, critic_lr=None, schedule=schedule, betas=[0.9, 0.999], eps=1e-8, weight_decay=0.0)
         weights = flatten([torch.nn.Parameter(torch.zeros(2))])
         optimizer, scheduler = spec.build(weights, [], [], batches)
         if saved is not None:
@@ -108,7 +108,7 @@ def test_resume_needs_something_to_go_on_from(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such folder"):
         resumed(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="needs a folder that is the same each time"):
-        prepare(load(["resume=auto"]), ["resume=auto"])
+        open_command(load(["resume=auto"]), ["resume=auto"])
 
 
 def test_a_warm_start_has_weights_and_statistics_and_nothing_else(tiny_run: Path, tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_warm_start_has_weights_and_statistics_and_nothing_else(tiny_run: Path
     for name, value in trainer.networks.actor.state_dict().items():
         assert torch.equal(value, saved.actor[name])
     assert torch.equal(trainer.env.transform[0].loc, saved.transforms["transforms.0.loc"])
-    reward_norm = trainer.learner.objective.reward_norm
+    reward_norm = trainer.learner.reward_norm
     assert reward_norm is not None
     assert reward_norm.moments.count == 1024
     assert not reward_norm.discounted.any()
@@ -153,7 +153,10 @@ def test_a_simulator_that_cannot_be_saved_begins_new_episodes(tmp_path: Path, ca
     assert "Every episode begins afresh" in caplog.text
     for name, value in trainer.networks.actor.state_dict().items():
         assert torch.equal(value, saved.state.actor[name])
-    assert trainer.learner.optimizer.state_dict()["state"][0]["step"] == saved.state.optimizer["state"][0]["step"]
+    assert (
+        trainer.learner.optimizer.state_dict()["state"][0]["step"]
+        == saved.state.learner["optimizer"]["state"][0]["step"]
+    )
     trainer.fit()
     assert [row["frames"] for row in rows_of(tmp_path / "run")] == [256, 512, 768, 1024]
     assert rows_of(tmp_path / "run")[2]["train/step_count"] <= 20

@@ -11,7 +11,7 @@ import pytest
 from rlexp.cli.evaluate import evaluate
 from rlexp.cli.export import export
 
-TEXT = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text()
+TEXT = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
 COMMANDS = {"rlexp-eval": evaluate, "rlexp-export": export}
 
 

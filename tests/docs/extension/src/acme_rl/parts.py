@@ -6,6 +6,7 @@ from typing import Any
 
 from rlexp.config import Node, Positive
 from rlexp.losses import ClipPPOConfig
+from rlexp.losses.module import Loss
 from rlexp.policies import ActorCritic, PolicyConfig, TanhNormalConfig
 
 
@@ -37,5 +38,5 @@ class LinearPolicy(PolicyConfig):
 class HalvedPPO(ClipPPOConfig):
     """PPO with half the weight on the critic."""
 
-    def build(self, networks: ActorCritic) -> Any:
+    def build(self, networks: ActorCritic) -> Loss:
         return ClipPPOConfig.build(self.model_copy(update={"critic_coeff": self.critic_coeff / 2}), networks)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import gymnasium
 import pytest
-from conftest import run_command
+from commands import run_command
 
 from rlexp import load_config
 from rlexp.config import ConfigError, check_targets
@@ -103,7 +103,11 @@ WRONG: list[tuple[str, str, str]] = [
     # targets
     ("loss._target_=rlexp.losses.ClipPPOO", "loss._target_", "has no 'ClipPPOO'. Did you mean ClipPPOConfig?"),
     ("loss._target_=rlexp.lossess.ClipPPOConfig", "loss._target_", "cannot be imported"),
-    ("loss._target_=rlexp.optim.AdamConfig", "loss._target_=rlexp.optim.AdamConfig", "not a kind of rlexp.losses.LossConfig"),
+    (
+        "loss._target_=rlexp.optim.AdamConfig",
+        "loss._target_=rlexp.optim.AdamConfig",
+        "not a kind of rlexp.losses.LossConfig",
+    ),
     (f"{NET}, depht: 2}}", "policy.actor_network.depht", "Did you mean depth?"),
     ("callbacks.mine._target_=nowhere.Mine", "callbacks.mine._target_=nowhere.Mine", "cannot be imported"),
     ("optim.schedule={_target_: torch.optim.lr_scheduler.StepLR, step: 3}", "optim.schedule.step", "step_size"),

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, complete, launch, rows_of
+from commands import TINY, complete, launch, rows_of
 from tensordict import TensorDictBase
 from torch import Tensor
 
@@ -95,9 +95,9 @@ def test_a_signal_during_a_save_finishes_it(tmp_path: Path, monkeypatch: pytest.
     trainer = make(tmp_path, "checkpoint.interval=256", "total_frames=2048")
     iterate = trainer.iterate
 
-    def then_signal(batches: Iterator[TensorDictBase]) -> dict[str, float]:
+    def then_signal() -> dict[str, float]:
         monkeypatch.setattr(checkpoint, "_write", write)
-        return iterate(batches)
+        return iterate()
 
     monkeypatch.setattr(trainer, "iterate", then_signal)
     with pytest.raises(Stopped, match="SIGTERM"):
@@ -116,15 +116,15 @@ def test_what_is_not_finite_is_named_with_its_frames(
     key: Any, name: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make(tmp_path, "checkpoint.interval=256")
-    iterate = trainer.iterate
+    batches = iter(trainer.collector)
 
-    def broken(batches: Iterator[TensorDictBase]) -> dict[str, float]:
-        batch = next(batches)
-        if trainer.iteration == 1:
-            batch[key][1, 3] = value
-        return iterate(iter([batch]))
+    def broken() -> Iterator[TensorDictBase]:
+        for number, batch in enumerate(batches):
+            if number == 1:
+                batch[key][1, 3] = value
+            yield batch
 
-    monkeypatch.setattr(trainer, "iterate", broken)
+    monkeypatch.setattr(trainer, "_batches", broken())
     expected = rf"^{name} is not finite \(NaN or infinity\) at 512 frames"
     with pytest.raises(TrainingError, match=expected):
         trainer.fit()

@@ -16,7 +16,7 @@ from typing import Any, cast
 import optuna
 import pytest
 import yaml
-from conftest import TINY, launch
+from commands import TINY, launch
 from optuna.trial import FrozenTrial, TrialState
 
 from rlexp import load_config
@@ -104,6 +104,7 @@ def test_the_best_settings_are_a_preset(undisturbed: Path) -> None:
     assert f"optim.lr={best.params['optim.lr']}" in (undisturbed / "output.txt").read_text()
 
 
+@pytest.mark.kill
 def test_killed_and_resumed_it_is_the_search_that_never_was(undisturbed: Path, tmp_path: Path) -> None:
     """kill -9 in three trials or more; it takes a process and its imports each time."""
     folder = tmp_path / "found"

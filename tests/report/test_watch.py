@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY, clean_environment, launch, run_command
+from commands import TINY, clean_environment, launch, run_command
 from synthetic import config, write_run
 
 from rlexp.report.watch import Seen, sparkline, table

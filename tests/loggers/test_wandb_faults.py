@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import TINY, clean_environment, complete, rows_of, run_command
+from commands import TINY, clean_environment, complete, rows_of, run_command
 
 from rlexp import load_config
 from rlexp.loggers.wandb import group_of

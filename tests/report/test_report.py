@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY, run_command
+from commands import TINY, run_command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import config, write_run, write_sweep
