@@ -55,7 +55,12 @@ class EnvConfig(Config):
             if not any(isinstance(transform, needed) for transform in transforms):
                 message = f"must hold a torchrl.envs.{needed.__name__}: the metrics read what it counts."
                 raise ConfigError([Problem("env.transforms", message)])
-        return TransformedEnv(self.build_base(num_envs), Compose(*transforms), auto_unwrap=False)
+        base = self.build_base(num_envs)
+        try:
+            return TransformedEnv(base, Compose(*transforms), auto_unwrap=False)
+        except BaseException:
+            base.close(raise_if_closed=False)
+            raise
 
 
 class PixelsConfig(Config):
@@ -75,7 +80,7 @@ class SimulatorConfig(EnvConfig):
 
     Attributes:
         num_workers: processes (the training's own is one) or EnvPool's threads that share the simulators out; ``auto``
-            is what `shared_out` finds, and one where nobody asked it.
+            is what `with_workers` finds, and one until then.
         max_episode_steps: time limit in Gymnasium steps; None keeps the task's own.
         from_pixels: observe rendered pictures, not what the simulator gives.
         pixels: what is seen of them.
@@ -98,6 +103,8 @@ class SimulatorConfig(EnvConfig):
         if self.num_workers != "auto" and self.num_workers > self.num_envs:
             message = f"is more than there are simulators: env.num_envs is {self.num_envs}."
             yield Problem("num_workers", message, str(self.num_workers))
+        if self.num_workers != "auto" and self.num_workers > 1 and not self.known_everywhere():
+            yield Problem("num_workers", f"must be 1: {self.unknown_elsewhere()}", str(self.num_workers))
         if self.from_pixels:
             for name, node in self.transforms.items():
                 seen = node.arguments.get("in_keys", ["observation"])
@@ -119,21 +126,28 @@ class SimulatorConfig(EnvConfig):
 
     def _workers(self, frames: int, cores: int) -> tuple[int, str]:
         """How many processes step the simulators soonest, and why."""
-        from rlexp.envs.simulators import best_workers
+        from rlexp.envs.worker_count import best_workers
 
-        if not self._known_everywhere():
-            return 1, f"no other process knows {self.gymnasium_id}, which env.id=my_module:{self.gymnasium_id} imports"
+        if not self.known_everywhere():
+            return 1, self.unknown_elsewhere()
         with closing(self.build_base(1)) as simulator:
             seconds = simulator.seconds_per_step()
         workers = best_workers(seconds, self.num_envs, cores, frames // (self.num_envs * self.frame_skip))
         return workers, f"a simulator's step takes {seconds * 1e6:,.0f} us"
 
-    def _known_everywhere(self) -> bool:
-        """Whether another process can make the environment by its id."""
+    def known_everywhere(self) -> bool:
+        """Whether another process can make the environment by its id; true of one that this process cannot make."""
         import gymnasium
 
+        spec = gymnasium.registry.get(self.gymnasium_id)
+        return spec is None or str(spec.entry_point).startswith("gymnasium.")
+
+    def unknown_elsewhere(self) -> str:
+        """Why an environment is not known everywhere, and the remedy."""
         id = self.gymnasium_id
-        return ":" in id or str(gymnasium.spec(id).entry_point).startswith("gymnasium.")
+        return (
+            f"{id} is registered in this process alone; env.id=my_module:{id} lets others import the module that does."
+        )
 
     def _share(self, num_envs: int) -> int:
         """Workers of so many simulators: no more than those, and one where ``auto`` is still open."""
