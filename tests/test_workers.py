@@ -168,7 +168,7 @@ def test_a_trainer_whose_workers_cannot_make_their_simulators_leaves_none(
 def test_an_environment_whose_space_is_refused_leaves_no_process_and_no_simulator() -> None:
     before = children()
     with pytest.raises(ConfigError, match="cannot be made"):
-        BatchedGymEnv("Pendulum-v1", num_envs=2, num_workers=2, unknown=1)
+        BatchedGymEnv("Pendulum-v1", num_envs=2, num_workers=2, kwargs={"unknown": 1})
     assert children() == before
 
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from torchrl.envs import EnvBase, TransformedEnv
 
 
+ENVPOOL_OWN = {"num_envs", "num_threads", "batch_size", "seed"}
+ENVPOOL_OWN_HINT = "use env.num_envs, env.num_workers and seed"
+
 log = logging.getLogger(__name__)
 
 
@@ -153,19 +156,24 @@ class SimulatorConfig(EnvConfig):
         """Workers of so many simulators: no more than those, and one where ``auto`` is still open."""
         return 1 if self.num_workers == "auto" else min(self.num_workers, num_envs)
 
-    def _options(self) -> dict[str, Any]:
-        """What the simulators are made with, whatever their number."""
+    def _kwargs(self) -> dict[str, Any]:
+        """What ``gymnasium.make`` is given: the user's own, untouched, and the time limit."""
         limit = {} if self.max_episode_steps is None else {"max_episode_steps": int(self.max_episode_steps)}
-        # Repeated behind the camera: pictures between two actions are neither drawn nor stacked.
-        seen = {"pixels": (int(self.pixels.size), int(self.pixels.stack)), "repeat": int(self.frame_skip)}
-        return {**(seen if self.from_pixels else {"frame_skip": self.frame_skip}), **limit, **self.kwargs}
+        return limit | self.kwargs
 
     def build_base(self, num_envs: int) -> EnvBase:
         """The simulators, shared out over no more processes than there are simulators."""
         from rlexp.envs.gymnasium import BatchedGymEnv
 
         workers = self._share(num_envs)
-        return BatchedGymEnv(self.gymnasium_id, num_envs=num_envs, num_workers=workers, **self._options())
+        return BatchedGymEnv(
+            self.gymnasium_id,
+            num_envs=num_envs,
+            frame_skip=self.frame_skip,
+            num_workers=workers,
+            kwargs=self._kwargs(),
+            pixels=(self.pixels.size, self.pixels.stack) if self.from_pixels else None,
+        )
 
 
 class GymConfig(SimulatorConfig):
@@ -217,6 +225,8 @@ class GymConfig(SimulatorConfig):
     def _envpool_problems(self) -> Iterator[Problem]:
         if self.from_pixels:
             yield Problem("backend", "gives no pictures: use env.backend=gymnasium.", "envpool")
+        for name in ENVPOOL_OWN & self.kwargs.keys():
+            yield Problem(f"kwargs.{name}", f"is an argument of EnvPool's that rlexp sets: {ENVPOOL_OWN_HINT}.", name)
         try:
             import envpool
         except ImportError:
@@ -238,7 +248,10 @@ class GymConfig(SimulatorConfig):
             return super().build_base(num_envs)
         from rlexp.envs.envpool import BatchedEnvPool
 
-        return BatchedEnvPool(self.id, num_envs=num_envs, num_threads=self._share(num_envs), **self._options())
+        threads, kwargs = self._share(num_envs), self._kwargs()
+        return BatchedEnvPool(
+            self.id, num_envs=num_envs, frame_skip=self.frame_skip, num_threads=threads, kwargs=kwargs
+        )
 
 
 class DmControlConfig(SimulatorConfig):

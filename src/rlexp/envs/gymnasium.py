@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -30,7 +30,8 @@ class BatchedGymEnv(ArrayEnv):
         num_envs: number of copies.
         frame_skip: times each action is repeated; rewards are summed, and the end of an episode ends the repetition.
         num_workers: processes that step them, this one included; how many changes no transition.
-        kwargs: passed to `rlexp.envs.making.make`.
+        kwargs: passed to ``gymnasium.make``.
+        pixels: width and number of the gray frames that are observed in place of what the simulator gives.
 
     Shapes:
         observation ``[num_envs, *observation]`` and reward ``[num_envs, 1]`` in float64 or the simulator's own type;
@@ -42,10 +43,20 @@ class BatchedGymEnv(ArrayEnv):
         SimulatorError: from ``step`` and ``reset``, a simulator in another process failed, or that process did.
     """
 
-    def __init__(self, env_id: str, *, num_envs: int, frame_skip: int = 1, num_workers: int = 1, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        env_id: str,
+        *,
+        num_envs: int,
+        frame_skip: int = 1,
+        num_workers: int = 1,
+        kwargs: Mapping[str, Any] | None = None,
+        pixels: tuple[int, int] | None = None,
+    ) -> None:
+        kwargs = dict(kwargs or {})
         self._shares = shares(num_envs, num_workers)
         mine, *others = self._shares
-        simulators = Simulators(env_id, mine.stop, frame_skip, kwargs)
+        simulators = Simulators(env_id, mine.stop, frame_skip, kwargs, pixels)
         try:
             super().__init__(env_id, num_envs, simulators.envs[0].observation_space, simulators.envs[0].action_space)
         except ConfigError:
@@ -60,7 +71,7 @@ class BatchedGymEnv(ArrayEnv):
                 worker_simulators,
                 {
                     f"simulators {share.start} to {share.stop - 1} of {env_id}": (
-                        *(env_id, frame_skip, kwargs, shared, share),
+                        *(env_id, frame_skip, kwargs, pixels, shared, share),
                     )
                     for share in others
                 },

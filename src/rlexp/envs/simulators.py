@@ -57,22 +57,29 @@ class Simulators:
         env_id: Gymnasium's id.
         num_envs: number of copies.
         frame_skip: times each action is repeated; rewards are summed, and the end of an episode ends the repetition.
-        kwargs: passed to `rlexp.envs.making.make`.
+        kwargs: of ``gymnasium.make``.
+        pixels: as in `rlexp.envs.making.make`, which then repeats the actions itself.
 
     Raises:
         ConfigError: the environment cannot be made.
     """
 
-    def __init__(self, env_id: str, num_envs: int, frame_skip: int, kwargs: Mapping[str, Any]) -> None:
+    def __init__(
+        self, env_id: str, num_envs: int, frame_skip: int, kwargs: Mapping[str, Any], pixels: tuple[int, int] | None
+    ) -> None:
         self.envs: list[Env] = []
         self.arrays: Arrays
         try:
             for _ in range(num_envs):
-                self.envs.append(make(env_id, **kwargs))
+                self.envs.append(make(env_id, kwargs, pixels=pixels, repeat=1 if pixels is None else frame_skip))
+        except ConfigError:
+            self.close()
+            raise
         except Exception as error:
             self.close()
             raise ConfigError([Problem("env.id", f"cannot be made: {error}", env_id)]) from error
-        self._repeat = frame_skip
+        # Behind the camera where there is one: frames between two actions are neither drawn nor stacked.
+        self._repeat = frame_skip if pixels is None else 1
 
     def step(self) -> None:
         """Step every simulator by its row of ``action``, and reset at once those that end an episode.
@@ -83,7 +90,8 @@ class Simulators:
         for i, env in enumerate(self.envs):
             total = 0.0
             for _ in range(self._repeat):
-                observation, reward, terminated, truncated, _ = env.step(arrays.action[i])
+                # A copy each time: a simulator may keep its last action, or change it in place.
+                observation, reward, terminated, truncated, _ = env.step(arrays.action[i].copy())
                 total += float(reward)
                 if terminated or truncated:
                     break
@@ -163,11 +171,16 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
 
 
 def worker_simulators(
-    env_id: str, frame_skip: int, kwargs: Mapping[str, Any], shared: SharedArrays, rows: slice
+    env_id: str,
+    frame_skip: int,
+    kwargs: Mapping[str, Any],
+    pixels: tuple[int, int] | None,
+    shared: SharedArrays,
+    rows: slice,
 ) -> Simulators:
     """A worker process's simulators, which write their rows of the shared arrays."""
     np.random.seed()  # the copies of one process would otherwise draw the same from NumPy's global generator
-    simulators = Simulators(env_id, rows.stop - rows.start, frame_skip, kwargs)
+    simulators = Simulators(env_id, rows.stop - rows.start, frame_skip, kwargs, pixels)
     simulators.arrays = shared.open().rows(rows)
     return simulators
 
