@@ -16,7 +16,7 @@ from conftest import TINY
 
 from rlexp import Trainer, load_config
 from rlexp.config import ConfigError
-from rlexp.envs.simulators import best_workers
+from rlexp.envs.worker_count import best_workers
 from rlexp.machine import set_threads, share_out, use_compiler
 from rlexp.runs.rundir import usable_cpus
 from rlexp.seeding import seed_everything
@@ -148,7 +148,7 @@ class TestShareOut:
             share_out(load_config(["env=humanoid", "env.kwargs.xml_file=missing.xml"]))
 
     def test_trainers_share_out_training_and_evaluation(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("rlexp.envs.simulators.best_workers", lambda *_: 2)
+        monkeypatch.setattr("rlexp.envs.worker_count.best_workers", lambda *_: 2)
         trainer = Trainer(load_config([*TINY, "logger=none"]), tmp_path)
         assert len(trainer.env.base_env.workers) == len(trainer.evaluator.env.base_env.workers) == 1
         assert trainer.config.env.to_dict()["num_workers"] == "auto"

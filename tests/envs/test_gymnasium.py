@@ -29,8 +29,9 @@ SEEDS = [11, 22, 33]
 @pytest.mark.parametrize("env_id", ["InvertedDoublePendulum-v5", "Hopper-v5", "Pendulum-v1", "CartPole-v1"])
 @pytest.mark.parametrize(("frame_skip", "num_workers"), [(1, 1), (3, 1), (1, 2)])
 def test_transitions_equal_plain_gymnasium_to_the_bit(env_id: str, frame_skip: int, num_workers: int) -> None:
-    batched = BatchedGymEnv(env_id, num_envs=3, frame_skip=frame_skip, num_workers=num_workers, max_episode_steps=40)
-    plain = [gymnasium.make(env_id, max_episode_steps=40) for _ in SEEDS]
+    limit = {"max_episode_steps": 40}
+    batched = BatchedGymEnv(env_id, num_envs=3, frame_skip=frame_skip, num_workers=num_workers, kwargs=limit)
+    plain = [gymnasium.make(env_id, **limit) for _ in SEEDS]
     batched.set_seeds(SEEDS)
     tensordict = batched.reset()
     observations = [env.reset(seed=seed)[0] for env, seed in zip(plain, SEEDS, strict=True)]
@@ -138,7 +139,7 @@ def test_flags_alone_become_floats() -> None:
 )
 def test_observations_that_are_no_vector_are_refused(part: gymnasium.spaces.Space[Any], told: str, odd: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        BatchedGymEnv(odd, num_envs=1, part=part)
+        BatchedGymEnv(odd, num_envs=1, kwargs={"part": part})
 
 
 def test_actions_of_several_choices_are_refused(odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +204,7 @@ def test_fault_in_a_worker_is_told_with_its_simulators(
 ) -> None:
     (tmp_path / "faulty.py").write_text(f"FIRST = {os.getpid()}\n{FAULTY}")
     monkeypatch.syspath_prepend(tmp_path)
-    env = BatchedGymEnv("faulty:Faulty-v0", num_envs=4, num_workers=2, fault=fault)
+    env = BatchedGymEnv("faulty:Faulty-v0", num_envs=4, num_workers=2, kwargs={"fault": fault})
     pids = worker_pids(env)
     tensordict = env.reset()
     env.timeout = 3

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torchrl.collectors import BaseCollector
     from torchrl.envs import EnvBase
 
-    from rlexp.collectors.share import Share, Workers
+    from rlexp.collectors.share import Share, ShareWorkers
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,8 @@ class WorkersConfig(CollectorConfig):
         if isinstance(env, SimulatorConfig) and env.num_workers not in ("auto", 1) and not threads:
             message = "must be 1 with this collector: collector.num_workers shares the simulators out."
             yield Problem("env.num_workers", message, str(env.num_workers))
+        if isinstance(env, SimulatorConfig) and not env.known_everywhere():
+            yield Problem("env.id", f"cannot be made by worker processes: {env.unknown_elsewhere()}", env.gymnasium_id)
 
     def build(self, env: EnvBase, actor: TensorDictModuleBase, source: Source, device: torch.device) -> BaseCollector:
         """The collector, its processes started."""
@@ -115,7 +117,7 @@ class WorkersConfig(CollectorConfig):
         shares = [Share(source, inner, i, self.num_workers) for i in range(self.num_workers)]
         return MultiCollector(env, actor, self._workers(shares), device, ahead=self.busy_while_learning > 0)
 
-    def _workers(self, shares: list[Share]) -> Workers:
+    def _workers(self, shares: list[Share]) -> ShareWorkers:
         from rlexp.collectors.processes import Processes
 
         return Processes(shares, self.timeout)
@@ -153,7 +155,7 @@ class RayCollectorConfig(WorkersConfig):
     num_cpus: Positive
     init: dict[str, Any]
 
-    def _workers(self, shares: list[Share]) -> Workers:
+    def _workers(self, shares: list[Share]) -> ShareWorkers:
         from rlexp.collectors.ray import RayWorkers
 
         return RayWorkers(shares, self)

@@ -13,7 +13,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import BaseCollector
 from torchrl.envs import TransformedEnv
 
-from rlexp.collectors.share import Workers
+from rlexp.collectors.share import ShareWorkers
 from rlexp.envs.normalization import RunningObservationNorm, observation_norms
 from rlexp.envs.snapshot import State
 
@@ -41,7 +41,13 @@ class MultiCollector(BaseCollector):
     """
 
     def __init__(
-        self, env: TransformedEnv, actor: TensorDictModuleBase, workers: Workers, device: torch.device, *, ahead: bool
+        self,
+        env: TransformedEnv,
+        actor: TensorDictModuleBase,
+        workers: ShareWorkers,
+        device: torch.device,
+        *,
+        ahead: bool,
     ) -> None:
         super().__init__()
         self.env, self.actor, self.workers, self.device = env, actor, workers, device

@@ -19,7 +19,7 @@ from rlexp.envs.snapshot import StateUnavailableError
 
 
 class RayWorkers:
-    """Workers that Ray places, one a share (`rlexp.collectors.share.Workers`).
+    """Workers that Ray places, one a share (`rlexp.collectors.share.ShareWorkers`).
 
     Args:
         shares: what each worker collects.

@@ -16,17 +16,14 @@ from rlexp.collectors import CollectorConfig, Source
 from rlexp.envs.normalization import RunningObservationNorm, observation_norms
 from rlexp.envs.snapshot import State, saving
 from rlexp.seeding import load_rng_state, rng_state, seed_everything
+from rlexp.workers import WorkerError as WorkerError
 
 Array: TypeAlias = npt.NDArray[Any]
 Weights: TypeAlias = Mapping[str, Array]
 Statistics: TypeAlias = Sequence[tuple[Array, Array]]
 
 
-class WorkerError(Exception):
-    """A process that collects failed, died or hangs; the message says which and why."""
-
-
-class Workers(Protocol):
+class ShareWorkers(Protocol):
     """A `ShareWorker` in each of several processes, which work at the same time."""
 
     def ask(self, method: str, *arguments: object) -> None:

@@ -20,7 +20,18 @@ from rlexp.config.compose import (
 )
 from rlexp.config.problems import ConfigError, Problem, did_you_mean
 from rlexp.config.reader import check_targets, flat, is_under, named_packages, read
-from rlexp.config.spec import TARGET, Config, Count, Fraction, Integer, Node, NonNegative, Positive, build_at
+from rlexp.config.spec import (
+    TARGET,
+    Config,
+    Count,
+    Fraction,
+    Integer,
+    Node,
+    NonNegative,
+    Positive,
+    build_at,
+    build_nested,
+)
 
 __all__ = [
     "NO_RESULTS",
@@ -38,6 +49,7 @@ __all__ = [
     "Problem",
     "Sources",
     "build_at",
+    "build_nested",
     "check_targets",
     "conf_dir",
     "did_you_mean",

@@ -102,7 +102,7 @@ class Node(BaseModel):
         """
         if found := list(self.problems()):
             raise ConfigError(found)
-        arguments = {key: _built(value) for key, value in self.arguments.items()}
+        arguments = {key: build_nested(value) for key, value in self.arguments.items()}
         try:
             return locate(self.target)(*live, **named, **arguments)
         except (TypeError, ValueError) as error:
@@ -195,12 +195,17 @@ def _nodes(value: object, path: str) -> Iterator[tuple[str, Node]]:
             yield from _nodes(item, f"{path}.{i}")
 
 
-def _built(value: Any) -> Any:
+def build_nested(value: Any) -> Any:
+    """A value in which every `Node`, however deep in dicts and lists, is built.
+
+    Raises:
+        ConfigError: one cannot be built.
+    """
     if isinstance(value, Node):
         return value.build()
     if isinstance(value, Mapping):
-        return {key: _built(item) for key, item in value.items()}
-    return [_built(item) for item in value] if isinstance(value, list) else value
+        return {key: build_nested(item) for key, item in value.items()}
+    return [build_nested(item) for item in value] if isinstance(value, list) else value
 
 
 def _plain(value: object) -> Any:

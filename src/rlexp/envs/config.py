@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from torchrl.envs import EnvBase, TransformedEnv
 
 
+ENVPOOL_OWN = {"num_envs", "num_threads", "batch_size", "seed"}
+ENVPOOL_OWN_HINT = "use env.num_envs, env.num_workers and seed"
+
 log = logging.getLogger(__name__)
 
 
@@ -55,7 +58,12 @@ class EnvConfig(Config):
             if not any(isinstance(transform, needed) for transform in transforms):
                 message = f"must hold a torchrl.envs.{needed.__name__}: the metrics read what it counts."
                 raise ConfigError([Problem("env.transforms", message)])
-        return TransformedEnv(self.build_base(num_envs), Compose(*transforms), auto_unwrap=False)
+        base = self.build_base(num_envs)
+        try:
+            return TransformedEnv(base, Compose(*transforms), auto_unwrap=False)
+        except BaseException:
+            base.close(raise_if_closed=False)
+            raise
 
 
 class PixelsConfig(Config):
@@ -75,7 +83,7 @@ class SimulatorConfig(EnvConfig):
 
     Attributes:
         num_workers: processes (the training's own is one) or EnvPool's threads that share the simulators out; ``auto``
-            is what `shared_out` finds, and one where nobody asked it.
+            is what `with_workers` finds, and one until then.
         max_episode_steps: time limit in Gymnasium steps; None keeps the task's own.
         from_pixels: observe rendered pictures, not what the simulator gives.
         pixels: what is seen of them.
@@ -98,6 +106,8 @@ class SimulatorConfig(EnvConfig):
         if self.num_workers != "auto" and self.num_workers > self.num_envs:
             message = f"is more than there are simulators: env.num_envs is {self.num_envs}."
             yield Problem("num_workers", message, str(self.num_workers))
+        if self.num_workers != "auto" and self.num_workers > 1 and not self.known_everywhere():
+            yield Problem("num_workers", f"must be 1: {self.unknown_elsewhere()}", str(self.num_workers))
         if self.from_pixels:
             for name, node in self.transforms.items():
                 seen = node.arguments.get("in_keys", ["observation"])
@@ -119,39 +129,51 @@ class SimulatorConfig(EnvConfig):
 
     def _workers(self, frames: int, cores: int) -> tuple[int, str]:
         """How many processes step the simulators soonest, and why."""
-        from rlexp.envs.simulators import best_workers
+        from rlexp.envs.worker_count import best_workers
 
-        if not self._known_everywhere():
-            return 1, f"no other process knows {self.gymnasium_id}, which env.id=my_module:{self.gymnasium_id} imports"
+        if not self.known_everywhere():
+            return 1, self.unknown_elsewhere()
         with closing(self.build_base(1)) as simulator:
             seconds = simulator.seconds_per_step()
         workers = best_workers(seconds, self.num_envs, cores, frames // (self.num_envs * self.frame_skip))
         return workers, f"a simulator's step takes {seconds * 1e6:,.0f} us"
 
-    def _known_everywhere(self) -> bool:
-        """Whether another process can make the environment by its id."""
+    def known_everywhere(self) -> bool:
+        """Whether another process can make the environment by its id; true of one that this process cannot make."""
         import gymnasium
 
+        spec = gymnasium.registry.get(self.gymnasium_id)
+        return spec is None or str(spec.entry_point).startswith("gymnasium.")
+
+    def unknown_elsewhere(self) -> str:
+        """Why an environment is not known everywhere, and the remedy."""
         id = self.gymnasium_id
-        return ":" in id or str(gymnasium.spec(id).entry_point).startswith("gymnasium.")
+        return (
+            f"{id} is registered in this process alone; env.id=my_module:{id} lets others import the module that does."
+        )
 
     def _share(self, num_envs: int) -> int:
         """Workers of so many simulators: no more than those, and one where ``auto`` is still open."""
         return 1 if self.num_workers == "auto" else min(self.num_workers, num_envs)
 
-    def _options(self) -> dict[str, Any]:
-        """What the simulators are made with, whatever their number."""
+    def _kwargs(self) -> dict[str, Any]:
+        """What ``gymnasium.make`` is given: the user's own, untouched, and the time limit."""
         limit = {} if self.max_episode_steps is None else {"max_episode_steps": int(self.max_episode_steps)}
-        # Repeated behind the camera: pictures between two actions are neither drawn nor stacked.
-        seen = {"pixels": (int(self.pixels.size), int(self.pixels.stack)), "repeat": int(self.frame_skip)}
-        return {**(seen if self.from_pixels else {"frame_skip": self.frame_skip}), **limit, **self.kwargs}
+        return limit | self.kwargs
 
     def build_base(self, num_envs: int) -> EnvBase:
         """The simulators, shared out over no more processes than there are simulators."""
         from rlexp.envs.gymnasium import BatchedGymEnv
 
         workers = self._share(num_envs)
-        return BatchedGymEnv(self.gymnasium_id, num_envs=num_envs, num_workers=workers, **self._options())
+        return BatchedGymEnv(
+            self.gymnasium_id,
+            num_envs=num_envs,
+            frame_skip=self.frame_skip,
+            num_workers=workers,
+            kwargs=self._kwargs(),
+            pixels=(self.pixels.size, self.pixels.stack) if self.from_pixels else None,
+        )
 
 
 class GymConfig(SimulatorConfig):
@@ -203,6 +225,8 @@ class GymConfig(SimulatorConfig):
     def _envpool_problems(self) -> Iterator[Problem]:
         if self.from_pixels:
             yield Problem("backend", "gives no pictures: use env.backend=gymnasium.", "envpool")
+        for name in ENVPOOL_OWN & self.kwargs.keys():
+            yield Problem(f"kwargs.{name}", f"is an argument of EnvPool's that rlexp sets: {ENVPOOL_OWN_HINT}.", name)
         try:
             import envpool
         except ImportError:
@@ -224,7 +248,10 @@ class GymConfig(SimulatorConfig):
             return super().build_base(num_envs)
         from rlexp.envs.envpool import BatchedEnvPool
 
-        return BatchedEnvPool(self.id, num_envs=num_envs, num_threads=self._share(num_envs), **self._options())
+        threads, kwargs = self._share(num_envs), self._kwargs()
+        return BatchedEnvPool(
+            self.id, num_envs=num_envs, frame_skip=self.frame_skip, num_threads=threads, kwargs=kwargs
+        )
 
 
 class DmControlConfig(SimulatorConfig):

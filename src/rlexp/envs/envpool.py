@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
-from rlexp.config import ConfigError, Problem
+from rlexp.config import ConfigError, Problem, build_at, build_nested
 from rlexp.envs.arrays import ArrayEnv
 
 
@@ -37,11 +37,20 @@ class BatchedEnvPool(ArrayEnv):
         ConfigError: the environment cannot be made, or a space is of another kind.
     """
 
-    def __init__(self, env_id: str, *, num_envs: int, frame_skip: int = 1, num_threads: int = 1, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        env_id: str,
+        *,
+        num_envs: int,
+        frame_skip: int = 1,
+        num_threads: int = 1,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
         import envpool
 
+        built = build_at("env.kwargs", lambda: build_nested(kwargs or {}))
         self._make: Callable[[list[int]], Any] = lambda seeds: envpool.make_gymnasium(
-            env_id, num_envs=num_envs, num_threads=num_threads, seed=seeds, **kwargs
+            env_id, num_envs=num_envs, num_threads=num_threads, seed=seeds, **built
         )
         self._seeds: list[int] | None = None
         self._repeat = frame_skip

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import gymnasium
 import numpy as np
 import numpy.typing as npt
 
-from rlexp.config import ConfigError, Problem
+from rlexp.config import ConfigError
 from rlexp.envs.arrays import ArrayEnv
-from rlexp.envs.simulators import STEP, SharedArrays, Simulators, Worker, shares, split_seeds
-from rlexp.envs.snapshot import State, StateUnavailableError
+from rlexp.envs.simulators import SharedArrays, SimulatorError, Simulators, shares, split_seeds, worker_simulators
+from rlexp.envs.snapshot import StateUnavailableError
+from rlexp.workers import Worker, Workers
 
 
 class BatchedGymEnv(ArrayEnv):
@@ -28,7 +30,8 @@ class BatchedGymEnv(ArrayEnv):
         num_envs: number of copies.
         frame_skip: times each action is repeated; rewards are summed, and the end of an episode ends the repetition.
         num_workers: processes that step them, this one included; how many changes no transition.
-        kwargs: passed to `rlexp.envs.making.make`.
+        kwargs: passed to ``gymnasium.make``.
+        pixels: width and number of the gray frames that are observed in place of what the simulator gives.
 
     Shapes:
         observation ``[num_envs, *observation]`` and reward ``[num_envs, 1]`` in float64 or the simulator's own type;
@@ -40,23 +43,50 @@ class BatchedGymEnv(ArrayEnv):
         SimulatorError: from ``step`` and ``reset``, a simulator in another process failed, or that process did.
     """
 
-    def __init__(self, env_id: str, *, num_envs: int, frame_skip: int = 1, num_workers: int = 1, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        env_id: str,
+        *,
+        num_envs: int,
+        frame_skip: int = 1,
+        num_workers: int = 1,
+        kwargs: Mapping[str, Any] | None = None,
+        pixels: tuple[int, int] | None = None,
+    ) -> None:
+        kwargs = dict(kwargs or {})
         self._shares = shares(num_envs, num_workers)
         mine, *others = self._shares
+        simulators = Simulators(env_id, mine.stop, frame_skip, kwargs, pixels)
         try:
-            simulators = Simulators(env_id, mine.stop, frame_skip, kwargs)
-        except Exception as error:
-            raise ConfigError([Problem("env.id", f"cannot be made: {error}", env_id)]) from error
-        super().__init__(env_id, num_envs, simulators.envs[0].observation_space, simulators.envs[0].action_space)
-        self.workers: list[Worker] = []
+            super().__init__(env_id, num_envs, simulators.envs[0].observation_space, simulators.envs[0].action_space)
+        except ConfigError:
+            simulators.close()
+            raise
+        self._simulators = simulators
+        self._workers: Workers | None = None
         if others:
             shared = SharedArrays.like(self.arrays)
             self.arrays = shared.open()
-            self.workers = [Worker(env_id, frame_skip, kwargs, shared, s.start, s.stop) for s in others]
+            self._workers = Workers(
+                worker_simulators,
+                {
+                    f"simulators {share.start} to {share.stop - 1} of {env_id}": (
+                        *(env_id, frame_skip, kwargs, pixels, shared, share),
+                    )
+                    for share in others
+                },
+                fds=[shared.fd],
+                passed_on=(ConfigError, StateUnavailableError),
+                error=SimulatorError,
+            )
             os.close(shared.fd)
-        self._simulators = simulators
         self._simulators.arrays = self.arrays.rows(mine)
         self._seeds: list[int | None] = [None] * num_envs
+
+    @property
+    def workers(self) -> list[Worker]:
+        """The processes beside this one that step simulators."""
+        return [] if self._workers is None else list(self._workers)
 
     def set_seeds(self, seeds: Sequence[int]) -> None:
         """Seed simulator ``i`` with ``seeds[i]`` at its next reset."""
@@ -85,27 +115,26 @@ class BatchedGymEnv(ArrayEnv):
 
     def step_arrays(self) -> None:
         """Step every simulator by ``arrays.action``; a final observation stays until the reset."""
-        for worker in self.workers:
-            worker.send_bytes(STEP)
+        if self._workers is not None:
+            self._workers.ask("step")
         self._simulators.step()
-        for worker in self.workers:
-            worker.receive(self.timeout)
+        if self._workers is not None:
+            self._workers.answers(self.timeout)
 
     def reset_arrays(self, chosen: Sequence[int]) -> None:
         """Reset the chosen simulators and put their first observations in ``arrays``."""
         arrays = self.arrays
-        ready = [i for i in chosen if arrays.fresh[i] and self._seeds[i] is None]
-        arrays.observation[ready] = arrays.first[ready]
-        arrays.terminated[ready] = arrays.truncated[ready] = arrays.fresh[ready] = False
+        ready = [i for i in chosen if arrays.was_reset[i] and self._seeds[i] is None]
+        arrays.observation[ready] = arrays.reset_observation[ready]
+        arrays.terminated[ready] = arrays.truncated[ready] = arrays.was_reset[ready] = False
         if len(ready) == len(chosen):
             return
         mine, *others = split_seeds({i: self._seeds[i] for i in chosen if i not in ready}, self._shares)
-        asked = [(worker, part) for worker, part in zip(self.workers, others, strict=True) if part]
-        for worker, part in asked:
-            worker.send("reset", part)
+        if self._workers is not None:
+            self._workers.ask_each("reset", {i: (part,) for i, part in enumerate(others) if part})
         self._simulators.reset(mine)
-        for worker, _ in asked:
-            worker.receive(self.timeout)
+        if self._workers is not None:
+            self._workers.answers(self.timeout)
         for i in chosen:
             self._seeds[i] = None
 
@@ -115,11 +144,11 @@ class BatchedGymEnv(ArrayEnv):
         Raises:
             StateUnavailableError: a simulator cannot give its state.
         """
-        found = [self._simulators.states(), *self._ask("states", [()] * len(self.workers))]
+        states = [self._simulators.states(), *self._ask_each("states", [()] * (len(self._shares) - 1))]
         return {
             "seeds": list(self._seeds),
             "arrays": [array.copy() for array in self._results()],
-            "simulators": [state for part in map(_available, found) for state in part],
+            "simulators": [state for part in states for state in part],
         }
 
     def load_simulator_state(self, state: dict[str, Any]) -> None:
@@ -129,35 +158,30 @@ class BatchedGymEnv(ArrayEnv):
             StateUnavailableError: the state is another simulator's.
         """
         mine, *others = [(state["simulators"][share],) for share in self._shares]
-        for mismatch in (self._simulators.mismatch(*mine), *self._ask("mismatch", others)):
-            if mismatch is not None:
-                raise StateUnavailableError(mismatch)
+        self._simulators.check_states(*mine)
+        self._ask_each("check_states", others)
         self._simulators.load_states(*mine)
-        self._ask("load_states", others)
+        self._ask_each("load_states", others)
         self._seeds = list(state["seeds"])
         for array, saved in zip(self._results(), state["arrays"], strict=True):
             array[...] = saved
 
     def _results(self) -> list[npt.NDArray[Any]]:
         """The arrays that simulators write, and no one else."""
-        arrays = self.arrays
-        return [arrays.observation, arrays.reward, arrays.terminated, arrays.truncated, arrays.first, arrays.fresh]
+        return [getattr(self.arrays, field.name) for field in fields(self.arrays) if field.name != "action"]
 
-    def _ask(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+    def _ask_each(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """What a method of each worker's `Simulators` returns."""
-        for worker, own in zip(self.workers, arguments, strict=True):
-            worker.send(method, *own)
-        return [worker.receive(self.timeout) for worker in self.workers]
+        if self._workers is None:
+            return []
+        self._workers.ask_each(method, dict(enumerate(arguments)))
+        return self._workers.answers(self.timeout)
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Close every simulator and end the processes."""
-        self._simulators.close()
-        for worker in self.workers:
-            worker.close()
+        try:
+            self._simulators.close()
+        finally:
+            if self._workers is not None:
+                self._workers.close()
         super().close(raise_if_closed=raise_if_closed)
-
-
-def _available(states: list[State] | str) -> list[State]:
-    if isinstance(states, str):
-        raise StateUnavailableError(states)
-    return states

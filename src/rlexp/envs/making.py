@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from copy import copy
 from functools import cache
 from typing import Any, TypeAlias
 
@@ -17,10 +18,11 @@ from gymnasium.wrappers import (
     FlattenObservation,
     FrameStackObservation,
     GrayscaleObservation,
-    RepeatAction,
     ResizeObservation,
     TransformAction,
 )
+
+from rlexp.config import build_at, build_nested
 
 Env: TypeAlias = "gymnasium.Env[Any, Any]"
 
@@ -32,11 +34,36 @@ HEADLESS = (
 log = logging.getLogger(__name__)
 
 
+class RepeatAction(gymnasium.Wrapper[Any, Any, Any, Any]):  # type: ignore[misc, unused-ignore]
+    """Gymnasium's wrapper of this name, with a copy of the action for each step: a simulator may change it in place.
+
+    Args:
+        env: what is stepped.
+        num_repeats: steps of one action; rewards are summed, and the end of an episode ends the repetition.
+    """
+
+    def __init__(self, env: Env, num_repeats: int) -> None:
+        super().__init__(env)
+        self._num_repeats = num_repeats
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Step the environment ``num_repeats`` times."""
+        total = 0.0
+        for _ in range(self._num_repeats):
+            observation, reward, terminated, truncated, info = self.env.step(copy(action))
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return observation, total, terminated, truncated, info
+
+
 class UnsuitableEnvError(Exception):
     """A simulator cannot be brought into the form that rlexp trains on; the message says why."""
 
 
-def make(env_id: str, *, pixels: tuple[int, int] | None = None, repeat: int = 1, **kwargs: Any) -> Env:
+def make(
+    env_id: str, kwargs: Mapping[str, Any] | None = None, *, pixels: tuple[int, int] | None = None, repeat: int = 1
+) -> Env:
     """Make an environment whose observation is one array and whose action is a vector or a number from 0 on.
 
     Observation spaces other than a Box (Dict, Tuple, Discrete, MultiBinary, MultiDiscrete) become one float vector, in
@@ -44,9 +71,9 @@ def make(env_id: str, *, pixels: tuple[int, int] | None = None, repeat: int = 1,
 
     Args:
         env_id: Gymnasium's id.
+        kwargs: passed to ``gymnasium.make`` as they are; nodes with a ``_target_`` are built, for each copy anew.
         pixels: width and number of the gray pictures that are observed in place of what the simulator gives.
         repeat: times each action is repeated before it is observed what came of it; rewards are summed.
-        kwargs: passed to ``gymnasium.make``.
 
     Shapes:
         an observation is a vector ``[n]``, or with ``pixels=(width, stack)`` uint8 ``[stack, width, width]``, the
@@ -58,7 +85,7 @@ def make(env_id: str, *, pixels: tuple[int, int] | None = None, repeat: int = 1,
     # By default MuJoCo writes what it warns of to a file in the working directory.
     mujoco.set_mju_user_warning(_say_once)
     pictures = {} if pixels is None else {"render_mode": "rgb_array"}
-    env: Env = gymnasium.make(env_id, **pictures | kwargs)
+    env: Env = gymnasium.make(env_id, **pictures | build_at("env.kwargs", lambda: build_nested(kwargs or {})))
     if repeat > 1:
         env = RepeatAction(env, repeat)
     env = _vector(env) if pixels is None else _pixels(env, *pixels)

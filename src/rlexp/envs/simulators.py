@@ -1,33 +1,22 @@
-"""Gymnasium simulators stepped one after another, and the processes that share them out. Imports no torch.
-
-A worker process imports only this module and the simulators, so it starts in about a second. What the main program is
-does not matter to it: a script needs no ``if __name__ == "__main__"``, and a notebook does as well.
-"""
+"""Gymnasium simulators stepped one after another, in this process or a worker, on shared arrays. Imports no torch."""
 
 from __future__ import annotations
 
 import math
 import mmap
 import os
-import pickle
-import select
-import signal
-import subprocess
-import sys
-import time
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from rlexp.envs.making import make
-from rlexp.envs.snapshot import State, StateUnavailableError, check_state, get_state, set_state
+from rlexp.config import ConfigError, Problem
+from rlexp.envs.making import Env, make
+from rlexp.envs.snapshot import State, check_state, get_state, set_state
 
 
 class SimulatorError(Exception):
@@ -43,17 +32,17 @@ class Arrays:
         reward: ``[num_envs]`` float64.
         terminated: ``[num_envs]`` bool.
         truncated: ``[num_envs]`` bool.
-        first: like ``observation``, where a simulator is fresh: what its next episode begins with.
-        fresh: ``[num_envs]`` bool, the simulator has ended an episode, and was reset at once.
-        action: ``[num_envs, *action]``, what the next step does; ``[num_envs]`` int64 where it is a choice.
+        reset_observation: like ``observation``; what the next episode begins with, of simulators that were reset.
+        was_reset: ``[num_envs]`` bool, the last step ended an episode, and the simulator was reset at once.
+        action: ``[num_envs, *action]``, what the next step does; ``[num_envs]`` int64 where actions are discrete.
     """
 
     observation: npt.NDArray[Any]
     reward: npt.NDArray[np.float64]
     terminated: npt.NDArray[np.bool_]
     truncated: npt.NDArray[np.bool_]
-    first: npt.NDArray[Any]
-    fresh: npt.NDArray[np.bool_]
+    reset_observation: npt.NDArray[Any]
+    was_reset: npt.NDArray[np.bool_]
     action: npt.NDArray[Any]
 
     def rows(self, chosen: slice) -> Arrays:
@@ -68,13 +57,29 @@ class Simulators:
         env_id: Gymnasium's id.
         num_envs: number of copies.
         frame_skip: times each action is repeated; rewards are summed, and the end of an episode ends the repetition.
-        kwargs: passed to `rlexp.envs.making.make`.
+        kwargs: of ``gymnasium.make``.
+        pixels: as in `rlexp.envs.making.make`, which then repeats the actions itself.
+
+    Raises:
+        ConfigError: the environment cannot be made.
     """
 
-    def __init__(self, env_id: str, num_envs: int, frame_skip: int, kwargs: Mapping[str, Any]) -> None:
-        self.envs = [make(env_id, **kwargs) for _ in range(num_envs)]
+    def __init__(
+        self, env_id: str, num_envs: int, frame_skip: int, kwargs: Mapping[str, Any], pixels: tuple[int, int] | None
+    ) -> None:
+        self.envs: list[Env] = []
         self.arrays: Arrays
-        self._repeat = frame_skip
+        try:
+            for _ in range(num_envs):
+                self.envs.append(make(env_id, kwargs, pixels=pixels, repeat=1 if pixels is None else frame_skip))
+        except ConfigError:
+            self.close()
+            raise
+        except Exception as error:
+            self.close()
+            raise ConfigError([Problem("env.id", f"cannot be made: {error}", env_id)]) from error
+        # Behind the camera where there is one: frames between two actions are neither drawn nor stacked.
+        self._repeat = frame_skip if pixels is None else 1
 
     def step(self) -> None:
         """Step every simulator by its row of ``action``, and reset at once those that end an episode.
@@ -85,41 +90,43 @@ class Simulators:
         for i, env in enumerate(self.envs):
             total = 0.0
             for _ in range(self._repeat):
-                observation, reward, terminated, truncated, _ = env.step(arrays.action[i])
+                # A copy each time: a simulator may keep its last action, or change it in place.
+                observation, reward, terminated, truncated, _ = env.step(arrays.action[i].copy())
                 total += float(reward)
                 if terminated or truncated:
                     break
             arrays.observation[i], arrays.reward[i] = observation, total
             arrays.terminated[i], arrays.truncated[i] = terminated, truncated
-            arrays.fresh[i] = ended = terminated or truncated
+            arrays.was_reset[i] = ended = terminated or truncated
             if ended:
-                arrays.first[i], _ = env.reset()
+                arrays.reset_observation[i], _ = env.reset()
 
     def reset(self, seeds: Mapping[int, int | None]) -> None:
         """Reset simulators, each with its seed; None goes on with the random stream it has."""
         arrays = self.arrays
         for i, seed in seeds.items():
             arrays.observation[i], _ = self.envs[i].reset(seed=seed)
-            arrays.terminated[i] = arrays.truncated[i] = arrays.fresh[i] = False
+            arrays.terminated[i] = arrays.truncated[i] = arrays.was_reset[i] = False
 
-    def states(self) -> list[State] | str:
-        """The state of each simulator, or why there is none to be had."""
-        try:
-            return [get_state(env) for env in self.envs]
-        except StateUnavailableError as error:
-            return str(error)
+    def states(self) -> list[State]:
+        """The state of each simulator.
 
-    def mismatch(self, states: Sequence[State]) -> str | None:
-        """Why these states are not of these simulators, or None."""
-        try:
-            for env, state in zip(self.envs, states, strict=True):
-                check_state(env, state)
-        except StateUnavailableError as error:
-            return str(error)
-        return None
+        Raises:
+            StateUnavailableError: one cannot give its state.
+        """
+        return [get_state(env) for env in self.envs]
+
+    def check_states(self, states: Sequence[State]) -> None:
+        """Make sure that the states fit.
+
+        Raises:
+            StateUnavailableError: they are not of these simulators.
+        """
+        for env, state in zip(self.envs, states, strict=True):
+            check_state(env, state)
 
     def load_states(self, states: Sequence[State]) -> None:
-        """Put states that fit into the simulators."""
+        """Put states that fit (`check_states`) into the simulators."""
         for env, state in zip(self.envs, states, strict=True):
             set_state(env, state)
 
@@ -163,160 +170,25 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     return max(1, -(-math.prod(shape) * dtype.itemsize // 64)) * 64
 
 
-class Watch:
-    """Waits for a message without falling asleep at once: to wake a process can take longer than a simulator's step.
-
-    Args:
-        pipe: where the message comes.
-    """
-
-    def __init__(self, pipe: Connection) -> None:
-        self._poll = select.poll()
-        self._poll.register(pipe, select.POLLIN)
-
-    def wait_awake(self) -> None:
-        """Return when there is a message, or when it takes so long that sleep costs little."""
-        give_up = time.perf_counter() + _AWAKE
-        while not self._poll.poll(0) and time.perf_counter() < give_up:
-            os.sched_yield()
-
-
-class Worker:
-    """A process that steps its share of the simulators, in the same arrays as everybody else's.
-
-    Args:
-        env_id, frame_skip, kwargs: as for `Simulators`.
-        shared: every simulator's arrays.
-        first, stop: the simulators of this worker.
-    """
-
-    def __init__(
-        self, env_id: str, frame_skip: int, kwargs: Mapping[str, Any], shared: SharedArrays, first: int, stop: int
-    ) -> None:
-        self._name = f"simulators {first} to {stop - 1} of {env_id}"
-        self._pipe, theirs = Pipe()
-        self._watch = Watch(self._pipe)
-        program = (
-            f"import sys; sys.path[:] = {[str(path) for path in sys.path]}\n"
-            f"from rlexp.envs.simulators import serve; serve({theirs.fileno()})"
-        )
-        # Not forked: torch's threads do not survive it. Not by multiprocessing: it runs the main program once more.
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", program], stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(), shared.fd)
-        )
-        theirs.close()
-        self.pid = self._process.pid
-        self.send_bytes(pickle.dumps((env_id, frame_skip, dict(kwargs), shared, slice(first, stop))))
-
-    def send(self, method: str, *arguments: object) -> None:
-        """Ask for a call of a method of its `Simulators`.
-
-        Raises:
-            SimulatorError: the process died.
-        """
-        self.send_bytes(pickle.dumps((method, arguments)))
-
-    def send_bytes(self, message: bytes) -> None:
-        """Ask for a call that was pickled before.
-
-        Raises:
-            SimulatorError: the process died.
-        """
-        try:
-            self._pipe.send_bytes(message)
-        except OSError as error:
-            raise self._died() from error
-
-    def receive(self, timeout: float | None = None) -> Any:
-        """What the call returned.
-
-        Args:
-            timeout: seconds to wait; a process that takes longer is ended. None waits for ever.
-
-        Raises:
-            SimulatorError: it raised, or the process died or hangs.
-        """
-        self._watch.wait_awake()
-        try:
-            if timeout is not None and not self._pipe.poll(timeout):
-                self._process.kill()
-                raise SimulatorError(f"the worker process {self.pid} of {self._name} did not answer in {timeout:g} s.")
-            done, value = self._pipe.recv()
-        except (EOFError, OSError) as error:
-            raise self._died() from error
-        if not done:
-            raise SimulatorError(f"{self._name} failed in worker process {self.pid}:\n{value}")
-        return value
-
-    def close(self) -> None:
-        """End the process; it closes its simulators first."""
-        self._pipe.close()
-        self._wait()
-
-    def _died(self) -> SimulatorError:
-        return SimulatorError(f"the worker process {self.pid} of {self._name} died with exit code {self._wait()}.")
-
-    def _wait(self) -> int:
-        try:
-            return self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
-
-
-STEP = pickle.dumps(("step", ()))
-# Seconds: to wait awake; that a step's messages to a worker and back take; until a worker is there.
-_AWAKE, _MESSAGES, _START = 1e-3, 5e-5, 1.0
-
-
-def best_workers(seconds: float, num_envs: int, cores: int, steps: int) -> int:
-    """How many processes, this one included, make so many steps of all simulators soonest.
-
-    Args:
-        seconds: that a step of one simulator takes.
-        num_envs: simulators.
-        cores: processes at most.
-        steps: of each simulator.
-    """
-
-    def cost(workers: int) -> float:
-        return -(-num_envs // workers) * seconds + (workers - 1) * _MESSAGES
-
-    best = min(range(1, min(cores, num_envs) + 1), key=cost)
-    return best if steps * (cost(1) - cost(best)) > _START else 1
+def worker_simulators(
+    env_id: str,
+    frame_skip: int,
+    kwargs: Mapping[str, Any],
+    pixels: tuple[int, int] | None,
+    shared: SharedArrays,
+    rows: slice,
+) -> Simulators:
+    """A worker process's simulators, which write their rows of the shared arrays."""
+    np.random.seed()  # the copies of one process would otherwise draw the same from NumPy's global generator
+    simulators = Simulators(env_id, rows.stop - rows.start, frame_skip, kwargs, pixels)
+    simulators.arrays = shared.open().rows(rows)
+    return simulators
 
 
 def shares(num_envs: int, num_workers: int) -> list[slice]:
     """The simulators of each process, as even as can be."""
     bounds = [num_envs * k // num_workers for k in range(num_workers + 1)]
     return [slice(first, stop) for first, stop in pairwise(bounds)]
-
-
-def serve(fd: int) -> None:
-    """Answer a `Worker`'s calls until the other end of the pipe is gone, as it is too when the main process was killed.
-
-    Args:
-        fd: file descriptor of this end.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process decides
-    pipe = Connection(fd)
-    simulators: Simulators | None = None
-    try:
-        env_id, frame_skip, kwargs, shared, rows = pipe.recv()
-        simulators = Simulators(env_id, rows.stop - rows.start, frame_skip, kwargs)
-        simulators.arrays = shared.open().rows(rows)
-        watch = Watch(pipe)
-        while True:
-            watch.wait_awake()
-            method, arguments = pipe.recv()
-            pipe.send((True, getattr(simulators, method)(*arguments)))
-    except (EOFError, ConnectionError):
-        pass
-    except Exception:
-        pipe.send((False, traceback.format_exc()))
-    finally:
-        if simulators is not None:
-            simulators.close()
 
 
 def allocate(num_envs: int, observation: spaces.Box, action: spaces.Box | spaces.Discrete) -> Arrays:

@@ -40,8 +40,12 @@ class Evaluator:
         self._interval, self._video_interval = config.evaluation.interval, config.evaluation.video_interval
         self._seeds = evaluation_seeds(config.seed, config.evaluation.episodes)
         self.env: TransformedEnv = env.build(config.evaluation.episodes)
-        self.env.base_env.timeout = config.collector.timeout
-        carry_state(self.env, self._actor)
+        try:
+            self.env.base_env.timeout = config.collector.timeout
+            carry_state(self.env, self._actor)
+        except BaseException:
+            self.close()
+            raise
         self.final: Evaluation | None = None
         self.best: Evaluation | None = None
         self.best_frames: int | None = None
