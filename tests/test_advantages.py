@@ -9,12 +9,12 @@ import papers
 import pytest
 import torch
 from agents import batch_of, networks
+from rlexp.kernels.advantages import FastGAE
 from tensordict import TensorDict
 from torchrl.objectives.value import GAE, TD0Estimator, TD1Estimator, TDLambdaEstimator
 from torchrl.objectives.value.functional import vtrace_advantage_estimate
 
 from rlexp import load_config
-from rlexp.kernels.advantages import FastGAE
 from rlexp.kernels.scan import discounted_sums
 from rlexp.policies import ActorCritic
 

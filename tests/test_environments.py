@@ -20,8 +20,8 @@ from torchrl.envs.utils import check_env_specs
 from rlexp import load_config
 from rlexp.config import ConfigError, conf_dir
 from rlexp.envs.gymnasium import BatchedGymEnv
-from rlexp.envs.simulators import SimulatorError
 from rlexp.envs.normalization import init_normalization
+from rlexp.envs.simulators import SimulatorError
 
 SEEDS = [11, 22, 33]
 

@@ -65,8 +65,8 @@ class TestWithEnvPool:
         assert all(ends.values())
 
     def test_specs_hold_and_a_batch_can_be_collected(self, tmp_path: object) -> None:
-        from rlexp.kernels.rollout import RolloutCollector
         from rlexp.envs.normalization import init_normalization
+        from rlexp.kernels.rollout import RolloutCollector
 
         config = load_config(HOPPER)
         env = config.env.build(4)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from agents import batch_of, networks
-
 from rlexp.kernels.advantages import FastGAE
+
 from rlexp.kernels.gradient import AutogradGradient, WrittenOutGradient, gradient_of
 from rlexp.kernels.losses import FastClipPPO
 from rlexp.optim.weights import flatten

@@ -11,8 +11,8 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 
 from rlexp import Trainer, load_config
-from rlexp.training.learners.ppo import explained_variance
 from rlexp.kernels.losses import FastClipPPO
+from rlexp.training.learners.ppo import explained_variance
 
 TINY = [
     *("logger=none", "total_frames=512", "collector.frames_per_batch=256", "env.num_envs=4", "minibatch_size=64"),

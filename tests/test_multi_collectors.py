@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import complete, launch, processes, rows_of
+from rlexp.state import get_state
 from torch import Tensor
 
 from rlexp import Trainer, load_config
@@ -35,7 +36,6 @@ from rlexp.envs.normalization import (
 from rlexp.runs import checkpoint
 from rlexp.runs.checkpoint import TrainState
 from rlexp.runs.rundir import RunDir
-from rlexp.state import get_state
 
 # Episodes of 25 steps and batches of 32 a simulator: resets fall into every batch, and batches end in mid-episode.
 SMALL = [

@@ -9,18 +9,17 @@ import papers
 import pytest
 import torch
 from agents import batch_of, gaussian_networks, networks
+from rlexp.kernels.advantages import FastGAE
 from tensordict import TensorDict
 from torch.distributions import Categorical
 from torchrl.envs import ExplorationType, set_exploration_type
 from torchrl.objectives import A2CLoss, ClipPPOLoss, KLPENPPOLoss, ReinforceLoss
 
 from rlexp import load_config
-from rlexp.losses import PolicyLossConfig
-from rlexp.kernels.advantages import FastGAE
-from rlexp.kernels.losses import FastLoss
-from rlexp.kernels.losses import FastClipPPO, LeanKLPENPPOLoss
-from rlexp.policies import ActorCritic
 from rlexp.kernels.distributions import CategoricalFamily
+from rlexp.kernels.losses import FastClipPPO, FastLoss, LeanKLPENPPOLoss
+from rlexp.losses import PolicyLossConfig
+from rlexp.policies import ActorCritic
 
 THEIRS = {"clip_ppo": ClipPPOLoss, "kl_ppo": KLPENPPOLoss, "a2c": A2CLoss, "reinforce": ReinforceLoss}
 OWN: dict[str, dict[str, Any]] = {

@@ -20,8 +20,8 @@ from rlexp import Trainer, load_config, load_policy
 from rlexp.agent import Agent
 from rlexp.agent.evaluation import evaluate, evaluation_seeds
 from rlexp.agent.export import ExportError, export_policy
-from rlexp.kernels.acting import acting
 from rlexp.config import ConfigError
+from rlexp.kernels.acting import acting
 from rlexp.kernels.terms import DistributionTerms, FamilyTerms, policy_terms
 from rlexp.policies import ActorCritic
 from rlexp.policies.heads import BoundedBeta

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, complete, launch, rows_of
+from rlexp.state import get_state
 
 from rlexp import Trainer, load_config
 from rlexp.callbacks import Callback
 from rlexp.runs import checkpoint
 from rlexp.runs.checkpoint import STATE, TENSORS, TrainState
 from rlexp.runs.rundir import RunDir
-from rlexp.state import get_state
 
 # Episodes are cut at 25 steps, so that truncations and resets fall into every batch; batches end in mid-episode.
 SMALL = [

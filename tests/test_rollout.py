@@ -27,11 +27,11 @@ from torchrl.modules import IndependentNormal, ProbabilisticActor
 
 from rlexp import Trainer, load_config
 from rlexp.agent.evaluation import evaluate
-from rlexp.kernels.acting import acting
-from rlexp.kernels.rollout import ArrayTransforms, RolloutCollector, step_counts
 from rlexp.config import ConfigError
 from rlexp.envs.gymnasium import BatchedGymEnv
 from rlexp.envs.normalization import commit_normalization, init_normalization, observation_norms
+from rlexp.kernels.acting import acting
+from rlexp.kernels.rollout import ArrayTransforms, RolloutCollector, step_counts
 
 CPU = torch.device("cpu")
 
