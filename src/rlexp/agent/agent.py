@@ -110,7 +110,7 @@ class Agent:
             transform.collecting = False
 
     def _sizes_that_differ(self, saved: Checkpoint) -> list[str]:
-        """Where the networks of the config would be others than those saved, found without the memory they would take."""
+        """Where the networks of the config would be others than those saved, found on torch's meta device."""
         try:
             with torch.device("meta"):
                 networks = self.experiment.policy.build(self.env, torch.device("meta"))

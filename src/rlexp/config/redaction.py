@@ -35,8 +35,8 @@ def redact(value: Any) -> Any:
     """The same plain values with every secret replaced by ``<redacted>``. Numbers and booleans are never secrets.
 
     A secret is the text of a setting that is named like one (``api_key``, ``auth_token``, ``password``, ...), in a
-    mapping or written as ``key=value``; the text of a ``token`` that is no word; a text in the form of a known service's
-    keys; the value of an environment variable that is named like a secret, wherever it stands; and the user and
+    mapping or written as ``key=value``; the text of a ``token`` that is no word; a text in the form of a known
+    service's keys; the value of an environment variable that is named like a secret, wherever it stands; and the user and
     password in a URL.
     """
     return _redact(value, sorted(_known(), key=len, reverse=True))

@@ -367,7 +367,7 @@ def read_regular(path: Path, limit: int) -> bytes:
             raise ValueError(f"{path.name} is no regular file")
         if found.st_size > limit:
             raise ValueError(f"{path.name} has {found.st_size:,} bytes, more than {limit:,}")
-        return file.read(limit + 1)
+        return file.read(found.st_size + 1)
 
 
 def _memory() -> int:

@@ -30,7 +30,7 @@ from rlexp.experiment import ExperimentConfig, read_config
 from rlexp.machine import cores, pick_device, set_threads
 from rlexp.policies.recurrent import carry_state
 from rlexp.runs import checkpoint
-from rlexp.runs.checkpoint import Checkpoint, TrainState
+from rlexp.runs.checkpoint import Checkpoint, CheckpointError, TrainState
 from rlexp.runs.resume import resume_run
 from rlexp.runs.rundir import RunDir
 from rlexp.runs.session import Session
