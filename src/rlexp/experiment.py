@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -10,9 +10,11 @@ from pydantic import Field
 from rlexp.collectors import CollectorConfig
 from rlexp.config import Composed, Config, ConfigError, Count, Integer, Node, Positive, Problem, Sources, load, read
 from rlexp.config.legacy import current_config
+from rlexp.config.reader import BUILTIN, named_packages
+from rlexp.config.redaction import with_secrets
 from rlexp.envs import EnvConfig
 from rlexp.loggers import LoggerConfig
-from rlexp.losses import LossConfig
+from rlexp.losses import AnyLossConfig, LossConfig
 from rlexp.optim import OptimConfig
 from rlexp.policies import PolicyConfig, RecurrentConfig
 
@@ -176,10 +178,25 @@ class ExperimentConfig(Config):
                 if steps % length:
                     message = f"must let {of}, now {steps}, be a multiple of policy.sequence_length = {length}."
                     yield Problem(key, message, str(frames if key.startswith("collector") else steps))
+        yield from self._normalization_problems()
         if self.total_frames < frames:
             message = f"is less than one batch: collector.frames_per_batch is {frames}."
             yield Problem("total_frames", message, str(self.total_frames))
         yield from self.collector.problems_with(self.env)
+
+    def _normalization_problems(self) -> Iterator[Problem]:
+        """A standard deviation needs two numbers."""
+        own = self.loss.loss_module.arguments if isinstance(self.loss, AnyLossConfig) else {}
+        normalized = getattr(self.loss, "normalize_advantage", own.get("normalize_advantage", False))
+        if normalized and self.minibatch_size == 1:
+            message = (
+                "is too small with loss.normalize_advantage=true: one advantage has no standard deviation. Give at "
+                "least 2, or loss.normalize_advantage=false."
+            )
+            yield Problem("minibatch_size", message, "1")
+        if self.loss.average_gae and self.steps_per_batch == 1:
+            message = "is one agent step: its advantage cannot be normalised. Give more, or loss.average_gae=false."
+            yield Problem("collector.frames_per_batch", message, str(self.collector.frames_per_batch))
 
 
 def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) -> ExperimentConfig:
@@ -195,8 +212,13 @@ def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) ->
     return check_config(load(overrides, Sources(config_dir=config_dir)))
 
 
-def check_config(composed: Composed) -> ExperimentConfig:
+def check_config(composed: Composed, trust: Collection[str] | None = None) -> ExperimentConfig:
     """Check what a command line composed to.
+
+    Args:
+        composed: what it composed to.
+        trust: None where it is the user's own; for one that a folder's plan holds, the packages that it may import
+            beside what rlexp itself builds (docs/security.md).
 
     Raises:
         ConfigError: with every problem found.
@@ -207,7 +229,12 @@ def check_config(composed: Composed) -> ExperimentConfig:
     except ConfigError as error:
         problems += error.problems
     values = {key: value for key, value in composed.values.items() if key not in COMMAND_SETTINGS}
-    return read(ExperimentConfig, values, problems)
+    return read(ExperimentConfig, values, [*problems, *with_secrets(values, {})[1]], trust=trust)
+
+
+def trusted(composed: Composed) -> set[str]:
+    """The packages that a command line trusts: those that it names, in ``trust`` or as its own settings."""
+    return {*(named_packages(composed.values) - {*BUILTIN}), *map(str, composed.values.get("trust") or [])}
 
 
 def sweep_settings(composed: Composed) -> SweepConfig:
@@ -219,15 +246,21 @@ def sweep_settings(composed: Composed) -> SweepConfig:
     return read(_CommandConfig, {"sweep": composed.values.get("sweep", {})}).sweep
 
 
-def read_config(values: Mapping[str, Any], trust: Sequence[str] | None = None) -> ExperimentConfig:
+def read_config(
+    values: Mapping[str, Any], trust: Collection[str] | None = None, secrets: Mapping[str, Any] | None = None
+) -> ExperimentConfig:
     """Check plain values, such as a run's saved ``config.yaml``.
 
     Args:
         values: plain values.
-        trust: None where the values are the user's own; for a checkpoint's, the packages beside rlexp, torch, torchrl,
-            tensordict and gymnasium that they may import.
+        trust: None where the values are the user's own; for a checkpoint's, the packages that they may import beside
+            what rlexp itself builds (docs/security.md).
+        secrets: values of the settings that were hidden when they were saved, by their full paths.
 
     Raises:
         ConfigError: with every problem found.
     """
-    return read(ExperimentConfig, current_config(values), trust=trust)
+    current, problems = with_secrets(current_config(values), secrets or {})
+    if problems:
+        raise ConfigError(problems)
+    return read(ExperimentConfig, current, trust=trust)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -12,7 +14,8 @@ from torchrl.data import Bounded, Categorical
 from torchrl.envs import Compose, ObservationNorm, Transform, TransformedEnv, VecNorm, VecNormV2
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from rlexp.agent.video import rendering
+from rlexp.agent.video import VideoError, rendering
+from rlexp.config import ConfigError
 from rlexp.envs.normalization import RunningObservationNorm
 from rlexp.experiment import ExperimentConfig, read_config
 from rlexp.policies import ActorCritic
@@ -29,7 +32,9 @@ class Agent:
     Args:
         source: a checkpoint; its path, that of ``checkpoints/best``, or a run's folder for its latest one.
         device: where the networks go.
-        trust: packages of your own that the checkpoint's config may import, besides rlexp, torch and the like.
+        trust: packages that the checkpoint's config may import besides what rlexp itself builds (docs/security.md).
+        secrets: values of the settings that were hidden when it was saved, by their full paths.
+        config: the checkpoint's config, checked already; None reads it with ``trust`` and ``secrets``.
         render: make simulators that can render images.
 
     Raises:
@@ -42,14 +47,20 @@ class Agent:
         self,
         source: Checkpoint | Path | str,
         device: torch.device | str = "cpu",
-        trust: Sequence[str] = (),
+        trust: Collection[str] = (),
         *,
+        secrets: Mapping[str, Any] | None = None,
+        config: ExperimentConfig | None = None,
         render: bool = False,
     ) -> None:
         saved = source if isinstance(source, Checkpoint) else checkpoint.load(Path(source))
         self.path = saved.path
         self.frames = saved.state.frames
-        self.experiment: ExperimentConfig = read_config(saved.config, trust)
+        self.experiment: ExperimentConfig = config or read_config(saved.config, trust, secrets)
+        with self._named():
+            self._bring_back(saved, torch.device(device), render=render, dry_run=config is None and not trust)
+
+    def _bring_back(self, saved: Checkpoint, device: torch.device, *, render: bool, dry_run: bool) -> None:
         spec = rendering(self.experiment.env) if render else self.experiment.env
         # As many environments as in the run's evaluations: matrix products of another size round differently.
         self.env: TransformedEnv = spec.build(self.experiment.evaluation.episodes)
@@ -59,7 +70,9 @@ class Agent:
             state = {k.removeprefix(prefix): v for k, v in saved.state.transforms.items() if k.startswith(prefix)}
             differences += self._restore(f"env.transforms.{name}", transform, state)
         self._refuse(differences)
-        self.networks: ActorCritic = self.experiment.policy.build(self.env, torch.device(device))
+        if dry_run:
+            self._refuse(self._sizes_that_differ(saved))
+        self.networks: ActorCritic = self.experiment.policy.build(self.env, device)
         for name in ("actor", "critic"):
             network, state = getattr(self.networks, name), getattr(saved.state, name)
             differences += _differences(name, network.state_dict(), state)
@@ -83,7 +96,7 @@ class Agent:
             )
         if not isinstance(transform, ObservationNorm):
             return
-        if not {"loc", "scale"} <= state.keys():
+        if not {"loc", "scale"} <= {key for key, value in state.items() if isinstance(value, Tensor)}:
             raise CheckpointError(
                 f"{self.path} holds no statistics of {name}: without them the policy would see other observations "
                 "than it was trained on. Choose another checkpoint."
@@ -95,6 +108,29 @@ class Agent:
         transform.loc, transform.scale = state["loc"], state["scale"]
         if isinstance(transform, RunningObservationNorm):
             transform.collecting = False
+
+    def _sizes_that_differ(self, saved: Checkpoint) -> list[str]:
+        """Where the networks of the config would be others than those saved, found on torch's meta device."""
+        try:
+            with torch.device("meta"):
+                networks = self.experiment.policy.build(self.env, torch.device("meta"))
+        except (ConfigError, RuntimeError, NotImplementedError):
+            return []  # the build itself tells
+        return [
+            difference
+            for name in ("actor", "critic")
+            for difference in _differences(name, getattr(networks, name).state_dict(), getattr(saved.state, name))
+        ]
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Whatever a config and a state that do not belong together lead to, by the checkpoint's name."""
+        try:
+            yield
+        except (CheckpointError, ConfigError, VideoError):
+            raise
+        except (Exception, MemoryError, RecursionError) as error:
+            raise CheckpointError(f"{self.path} cannot be brought back here: {error!r:.300}") from error
 
     def _refuse(self, differences: list[str]) -> None:
         if differences:

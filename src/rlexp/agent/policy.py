@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -145,20 +145,27 @@ class Policy(nn.Module):
         return TensorDict({"action": acted["action"].unflatten(0, batch) if batch else acted["action"][0]})
 
 
-def load_policy(path: Path | str, device: torch.device | str = "cpu", trust: Sequence[str] = ()) -> Policy:
+def load_policy(
+    path: Path | str,
+    device: torch.device | str = "cpu",
+    trust: Sequence[str] = (),
+    secrets: Mapping[str, Any] | None = None,
+) -> Policy:
     """The policy of a checkpoint, of ``RUN_DIR/checkpoints/best``, or of the latest one in a run's folder.
 
     Args:
         path: a checkpoint, or a run's folder.
         device: where the networks go.
-        trust: packages of your own that the checkpoint's config may import, besides rlexp, torch and the like.
+        trust: packages that the checkpoint's config may import beside what rlexp itself builds (docs/security.md).
+        secrets: values of the settings that were hidden when it was saved, by their full paths
+            (``{"env.kwargs.api_key": ...}``).
 
     Raises:
         CheckpointError: there is no checkpoint, it is damaged, or it does not fit the environment as installed here.
         ConfigError: the environment it was trained in cannot be built here, or needs code that is not trusted.
         UnfaithfulPolicyError: it cannot act on observations alone.
     """
-    return Policy(Agent(path, device, trust))
+    return Policy(Agent(path, device, trust, secrets=secrets))
 
 
 def _feeding(transforms: Compose, keys: set[str]) -> tuple[list[Transform], set[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import TypeVar
@@ -12,10 +12,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlexp.config import Config, ConfigError, Problem, read
+from rlexp.config.paths import unquoted
 from rlexp.config.redaction import redact
 from rlexp.text import printable
 
 S = TypeVar("S", bound=Config)
+
+_OF_A_RUN = ("env.", "policy.", "collector.", "loss.", "optim.", "callbacks.")
 
 
 class Exit(IntEnum):
@@ -43,32 +46,60 @@ def run_command(name: str, command: Callable[[list[str]], int], usage: str | Non
     if usage is not None and {"--help", "-h"} & set(sys.argv[1:]):
         print(usage)
         sys.exit(Exit.DONE)
-    # As with `python script.py`, a user's own modules lie where the command runs.
-    sys.path.append(str(Path.cwd()))
     try:
         sys.exit(command(sys.argv[1:]))
     except ConfigError as error:
         sys.exit(said(name, error))
 
 
-def read_settings(cls: type[S], arguments: Sequence[str], known: Sequence[Problem] = (), **positional: object) -> S:
+def import_from_here() -> None:
+    """Let modules be imported that lie where the command runs, as with ``python script.py``.
+
+    Only for what the user names: a run's folder that came from elsewhere may hold modules as well.
+    """
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+
+
+def split_secrets(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The arguments that are a command's own, and values for hidden settings of a run (``env.kwargs.api_key=...``)."""
+    own, secrets = [], {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and key.lstrip("+").startswith(_OF_A_RUN):
+            secrets[key.lstrip("+")] = unquoted(value)
+        else:
+            own.append(argument)
+    return own, secrets
+
+
+def read_settings(
+    cls: type[S],
+    arguments: Sequence[str],
+    known: Sequence[Problem] = (),
+    paths: Collection[str] = (),
+    **positional: object,
+) -> S:
     """The settings of a command that takes a few and composes no config.
 
     Args:
         cls: what it takes.
         arguments: ``key=value`` each.
         known: problems found before, to be told with the others.
+        paths: settings that are paths, and read as they are written: ``007`` is no number.
         positional: settings that are given without a name.
 
     Raises:
         ConfigError: with everything that is wrong with the command line.
     """
     unread = [Problem(text, "cannot be read as key=value.") for text in arguments if not text.partition("=")[1]]
-    pairs = [argument for argument in arguments if "=" in argument]
+    named = {key: unquoted(value) for key, equals, value in (a.partition("=") for a in arguments)
+             if equals and key in paths}  # fmt: skip
+    pairs = [argument for argument in arguments if "=" in argument and argument.partition("=")[0] not in paths]
     problems = [*known, *unread]
     try:
         values = OmegaConf.to_container(OmegaConf.from_cli(pairs), resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError([*problems, Problem(" ".join(pairs), f"cannot be read as key=value: {error}.")]) from error
     assert isinstance(values, dict)
-    return read(cls, {**{str(key): value for key, value in values.items()}, **positional}, problems)
+    return read(cls, {**{str(key): value for key, value in values.items()}, **named, **positional}, problems)

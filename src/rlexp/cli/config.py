@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from rlexp.cli.common import Exit, run_command
+from rlexp.cli.common import Exit, import_from_here, run_command
 from rlexp.config import (
     ConfigError,
     Problem,
@@ -18,6 +18,7 @@ from rlexp.config import (
     option_text,
     origins,
 )
+from rlexp.config.redaction import redact
 from rlexp.experiment import check_config
 
 
@@ -35,6 +36,7 @@ def config(arguments: list[str]) -> int:
     Raises:
         ConfigError: the config or the command line is wrong.
     """
+    import_from_here()
     flags = _parse(arguments)
     sources = Sources(config_dir=flags.config_dir)
     match flags.command:
@@ -97,7 +99,8 @@ def _show(overrides: list[str], sources: Sources) -> None:
     composed = load(overrides, sources)
     if composed.problems:
         raise ConfigError(composed.problems)
-    lines = list(_lines(composed.values, "", origins(overrides, sources)))
+    found = {key: redact(origin) for key, origin in origins(overrides, sources).items()}
+    lines = list(_lines(redact(composed.values), "", found))
     width = min(60, max(len(text) for text, _ in lines))
     for text, origin in lines:
         print(f"{text:{width}}  # {origin}" if origin else text)

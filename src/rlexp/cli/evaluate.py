@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from rlexp.cli.common import Exit, read_settings, run_command
+from rlexp.cli.common import Exit, import_from_here, read_settings, run_command, split_secrets
 from rlexp.config import Config, Count, Integer
 from rlexp.text import printable
 
@@ -27,7 +27,9 @@ usage: rlexp-eval checkpoint=RUN_DIR|CHECKPOINT [key=value ...]
   deterministic   true (default), or false to sample actions as in training, from the same seed
   video           true to record the first episode in RUN_DIR/videos as MP4; default: false
   device          auto, cpu, cuda, cuda:1; default: the run's own
-  trust           packages of your own that the checkpoint may import, e.g. trust=[my_lab]
+  trust           packages that the checkpoint may import beside what rlexp itself builds, e.g. trust=[my_lab]; with it,
+                  modules may lie where the command runs (docs/security.md)
+  env.kwargs.KEY  the value of a secret, which was not saved
 
 The last line printed is one JSON object.
 """
@@ -59,7 +61,10 @@ def evaluate(arguments: list[str]) -> int:
     Raises:
         ConfigError: the command line is wrong, or the checkpoint's config cannot be used here.
     """
-    settings = read_settings(EvalConfig, arguments)
+    arguments, secrets = split_secrets(arguments)
+    settings = read_settings(EvalConfig, arguments, paths=("checkpoint",))
+    if settings.trust:
+        import_from_here()
 
     import torch
 
@@ -73,13 +78,13 @@ def evaluate(arguments: list[str]) -> int:
         saved = checkpoint.load(Path(settings.checkpoint))
     except checkpoint.CheckpointError as error:
         return _refused(error)
-    experiment = read_config(saved.config, settings.trust)
+    experiment = read_config(saved.config, settings.trust, secrets)
     device = pick_device(settings.device or experiment.device)
     seed = experiment.seed if settings.seed is None else settings.seed
     seeds = evaluation.evaluation_seeds(seed, settings.episodes or experiment.evaluation.episodes)
     video: Path | None = None
     try:
-        agent = Agent(saved, device, settings.trust, render=settings.video)
+        agent = Agent(saved, device, settings.trust, secrets=secrets, render=settings.video)
         weights = sum(p.numel() for p in agent.networks.parameters())
         set_threads(experiment.threads, weights, experiment.minibatch_size, busy=0)
         if settings.video:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rlexp.cli.common import Exit, read_settings, run_command
+from rlexp.cli.common import Exit, import_from_here, read_settings, run_command, split_secrets
 from rlexp.config import Config, Problem
 
 _HELP = """\
@@ -21,7 +21,9 @@ usage: rlexp-export checkpoint=RUN_DIR|CHECKPOINT [format=onnx] [out=PATH]
   checkpoint   a run's folder (its latest checkpoint), RUN_DIR/checkpoints/best, or one checkpoint's folder
   format       onnx (default), or torch: a program for torch.export.load
   out          the file; default: policy.onnx or policy.pt2 in the checkpoint's run
-  trust        packages of your own that the checkpoint may import, e.g. trust=[my_lab]
+  trust        packages that the checkpoint may import beside what rlexp itself builds, e.g. trust=[my_lab]; with it,
+               modules may lie where the command runs (docs/security.md)
+  env.kwargs.KEY  the value of a secret, which was not saved
 
 The graph maps raw observations [batch, ...] to the environment's actions, with normalisation and action bounds inside.
 Before the file appears, it is compared with the agent on 1,000 observations of its environment.
@@ -60,7 +62,10 @@ def export(arguments: list[str]) -> int:
     Raises:
         ConfigError: the command line is wrong, or the checkpoint's config cannot be used here.
     """
-    settings = read_settings(ExportConfig, arguments)
+    arguments, secrets = split_secrets(arguments)
+    settings = read_settings(ExportConfig, arguments, paths=("checkpoint", "out"))
+    if settings.trust:
+        import_from_here()
     if settings.format == "onnx" and not all(map(find_spec, _NEEDED)):
         print("rlexp-export: format=onnx needs more packages: pip install 'rlexp[export]'.", file=sys.stderr)
         return Exit.FAILED
@@ -70,7 +75,7 @@ def export(arguments: list[str]) -> int:
     from rlexp.runs.checkpoint import CheckpointError
 
     try:
-        agent = Agent(Path(settings.checkpoint), trust=settings.trust)
+        agent = Agent(Path(settings.checkpoint), trust=settings.trust, secrets=secrets)
         default = agent.folder / f"policy{_SUFFIXES[settings.format]}"
         path = export_policy(agent, settings.format, Path(settings.out) if settings.out else default)
     except (CheckpointError, UnfaithfulPolicyError, ExportError, OSError) as error:

@@ -7,7 +7,7 @@ import sys
 
 from hydra._internal.utils import get_args_parser
 
-from rlexp.cli.common import Exit, run_command, said
+from rlexp.cli.common import Exit, import_from_here, run_command, said
 from rlexp.cli.sweep import is_sweep_setting, sweep
 from rlexp.config import (
     VERSION_BASE,
@@ -21,7 +21,7 @@ from rlexp.config import (
     search_path,
     tolerant,
 )
-from rlexp.experiment import check_config
+from rlexp.experiment import check_config, trusted
 
 _HELP = """\
 rlexp-train: train an agent.
@@ -90,11 +90,16 @@ def train(arguments: list[str]) -> int:
     sources = Sources(flags.config_dir, flags.config_path, flags.config_name)
     if flags.multirun:
         return sweep(flags.overrides, sources)
+    resumes = any(text.lstrip("+").startswith("resume=") for text in flags.overrides)
+    if not resumes:
+        import_from_here()
     if own := [text for text in flags.overrides if is_sweep_setting(text)]:
         raise ConfigError([Problem(text, "is a setting of --multirun: add the flag.") for text in own])
     composed = load(flags.overrides, sources)
     if composed.values.get("resume") is None:
         check_config(composed)
+    if trusted(composed):
+        import_from_here()
     return run(composed, flags.overrides)
 
 

@@ -8,16 +8,19 @@ from typing import Annotated
 
 from pydantic import Field
 
-from rlexp.cli.common import Exit, read_settings, run_command, said
+from rlexp.cli.common import Exit, import_from_here, read_settings, run_command, said, split_secrets
 from rlexp.config import Config, ConfigError, Count, Problem
 
 _HELP = """\
 rlexp-verify: repeat the first batches of a run from its own config, and compare every number.
 
-usage: rlexp-verify RUN_DIR [iterations=3]
+usage: rlexp-verify RUN_DIR [iterations=3] [trust=[PACKAGE,...]]
 
   iterations   batches to repeat; of each, its row of metrics.jsonl is compared, which includes the hash of the
                parameters after it, and without evaluations and timings
+  trust        packages that the run may import besides what rlexp itself builds, e.g. trust=[my_lab]; with it, modules
+               may lie where the command runs (docs/security.md)
+  env.kwargs.KEY  the value of a secret, which was not saved
 
 Exit code 0: reproducible. 1: not reproducible; the first difference is printed.
 """
@@ -28,6 +31,7 @@ class VerifyConfig(Config):
 
     run_dir: Annotated[str, Field(min_length=1)]
     iterations: Count = 3
+    trust: list[str] = Field(default=[])
 
 
 def main() -> None:
@@ -44,19 +48,23 @@ def verify(arguments: list[str]) -> int:
     Raises:
         ConfigError: the command line is wrong.
     """
-    named = [argument if "=" in argument else f"run_dir={argument}" for argument in arguments]
-    settings = read_settings(VerifyConfig, named)
+    arguments, secrets = split_secrets(arguments)
+    # A multirun may name its folders by what was set, so that a folder's name can hold an equals sign.
+    named = [f"run_dir={a}" if "=" not in a or Path(a).is_dir() else a for a in arguments]
+    settings = read_settings(VerifyConfig, named, paths=("run_dir",))
+    if settings.trust:
+        import_from_here()
     run_dir = Path(settings.run_dir)
     if not (run_dir / "metrics.jsonl").is_file():
         raise ConfigError([Problem("run_dir", "has no metrics.jsonl, so it is not a run's folder.", str(run_dir))])
 
     from rlexp.runs.rundir import versions
-    from rlexp.training.verify import Difference, train_again
+    from rlexp.training.verify import Difference, UnreadableRunError, train_again
 
     try:
-        result = train_again(run_dir, settings.iterations)
-    except (OSError, ValueError, KeyError) as error:
-        return said("rlexp-verify", RuntimeError(f"{run_dir} cannot be repeated: {error!r}"))
+        result = train_again(run_dir, settings.iterations, settings.trust, secrets)
+    except (UnreadableRunError, OSError) as error:
+        return said("rlexp-verify", RuntimeError(f"{run_dir} cannot be repeated: {error}"))
     if not isinstance(result, Difference):
         print(f"reproducible: {result} iterations of {run_dir}, every number the same")
         return Exit.DONE

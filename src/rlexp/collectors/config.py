@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rlexp.config import Config, Count, Positive, Problem
+from rlexp.config.trust import of_ray
 from rlexp.envs import EnvConfig, GymConfig, SimulatorConfig
 from rlexp.policies import PolicyConfig
 
@@ -154,6 +155,13 @@ class RayCollectorConfig(WorkersConfig):
     address: str | None
     num_cpus: Positive
     init: dict[str, Any]
+
+    def imports(self) -> Iterator[tuple[str, str, str]]:
+        """Another machine's address, and the arguments that run something, such as ``runtime_env``."""
+        if self.address not in (None, "auto", "local"):
+            yield "address", "ray", str(self.address)
+        for key, value in of_ray(self.init):
+            yield f"init.{key}", "ray", value
 
     def _workers(self, shares: list[Share]) -> ShareWorkers:
         from rlexp.collectors.ray import RayWorkers

@@ -14,10 +14,10 @@ from rlexp.config.compose import (
     option_file,
     option_text,
     origins,
-    quoted,
     search_path,
     tolerant,
 )
+from rlexp.config.paths import quoted
 from rlexp.config.problems import ConfigError, Problem, did_you_mean
 from rlexp.config.reader import check_targets, flat, is_under, named_packages, read
 from rlexp.config.spec import (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import re
 import secrets
@@ -30,6 +31,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlexp.config.legacy import current_option, current_override
+from rlexp.config.paths import alternatives as path_alternatives
+from rlexp.config.paths import literal
 from rlexp.config.problems import ConfigError, Problem, did_you_mean
 from rlexp.config.spec import TARGET
 
@@ -96,7 +99,7 @@ def load(overrides: Sequence[str], sources: Sources = Sources()) -> Composed:
         ConfigError: the config cannot be composed, or a value cannot be resolved.
     """
     with _hydra(sources):
-        checked, problems = _tolerant(overrides)
+        checked, problems = _tolerant(overrides, sources)
         if sources.config_path is not None and not any(text.startswith("hydra.run.dir=") for text in checked):
             checked.append("hydra.run.dir='${rlexp.run_dir:${env.name}}'")
         try:
@@ -123,7 +126,7 @@ def load_hydra(overrides: Sequence[str], sources: Sources = Sources()) -> tuple[
         ConfigError: they cannot be composed.
     """
     with _hydra(sources):
-        checked, problems = _tolerant(overrides)
+        checked, problems = _tolerant(overrides, sources)
         if problems:
             raise ConfigError(problems)
         hydra = GlobalHydra.instance().hydra
@@ -149,7 +152,7 @@ def origins(overrides: Sequence[str], sources: Sources = Sources()) -> dict[str,
     """
     found: dict[str, str] = {}
     with _hydra(sources):
-        checked, _ = _tolerant(overrides)
+        checked, _ = _tolerant(overrides, sources)
         loader = GlobalHydra.instance().config_loader()
         assert isinstance(loader, ConfigLoaderImpl)
         defaults = loader.compute_defaults_list(sources.config_name or CONFIG_NAME, checked, RunMode.RUN)
@@ -259,7 +262,7 @@ def tolerant(overrides: Sequence[str], sources: Sources = Sources()) -> list[str
         ConfigError: an override cannot be read, or names a group or an option that does not exist.
     """
     with _hydra(sources):
-        checked, problems = _tolerant(overrides)
+        checked, problems = _tolerant(overrides, sources)
     if problems:
         raise ConfigError(problems)
     return checked
@@ -279,7 +282,10 @@ def expand_sweeps(overrides: Sequence[str], sources: Sources = Sources()) -> Ite
     problems: list[Problem] = []
     for text in overrides:
         try:
-            override = _parse(text)
+            if (paths := path_alternatives(text)) is not None:
+                alternatives.append(list(paths))
+                continue
+            override = _parse(literal(text))
             alternatives.append(_choices(override, text, sources) if override.is_sweep_override() else [text])
         except ConfigError as error:
             problems += error.problems
@@ -311,12 +317,6 @@ def _choices(override: Override, text: str, sources: Sources) -> list[str]:
     return [f"{key}={choice}" for choice in choices]
 
 
-def quoted(text: str) -> str:
-    """Quote a text as the value of an override."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
-
-
 def _parse(text: str) -> Override:
     try:
         return OverridesParser.create().parse_override(text)
@@ -325,11 +325,11 @@ def _parse(text: str) -> Override:
         raise ConfigError([Problem(text, f"cannot be read as key=value: {reason}.")]) from error
 
 
-def _tolerant(overrides: Sequence[str]) -> tuple[list[str], list[Problem]]:
+def _tolerant(overrides: Sequence[str], sources: Sources) -> tuple[list[str], list[Problem]]:
     checked: list[str] = []
     problems: list[Problem] = []
     for given in overrides:
-        if (text := current_override(given)) is None:
+        if (text := current_override(literal(given))) is None:
             continue
         try:
             override = _parse(text)
@@ -340,7 +340,7 @@ def _tolerant(overrides: Sequence[str]) -> tuple[list[str], list[Problem]]:
         if key.split(".")[0].split("/")[0] == "hydra":
             checked.append(text)
         elif "/" in key or key in GlobalHydra.instance().config_loader().list_groups(""):
-            wrong = list(_wrong_options(override))
+            wrong = list(_wrong_options(override, sources))
             problems += wrong
             checked += [] if wrong else [text]
         elif override.is_delete() or override.is_force_add():
@@ -350,7 +350,7 @@ def _tolerant(overrides: Sequence[str]) -> tuple[list[str], list[Problem]]:
     return checked, problems
 
 
-def _wrong_options(override: Override) -> Iterator[Problem]:
+def _wrong_options(override: Override, sources: Sources) -> Iterator[Problem]:
     group = override.key_or_group
     options = GlobalHydra.instance().config_loader().get_group_options(group)
     if not options:
@@ -366,8 +366,38 @@ def _wrong_options(override: Override) -> Iterator[Problem]:
         for choice in choices:
             if choice is not None and str(choice) not in options:
                 current = current_option(group, str(choice))
-                hint = f"Did you mean {current}?" if current else did_you_mean(str(choice), options)
+                known = f"Did you mean {current}?" if current else did_you_mean(str(choice), options)
+                hint = _other_suffix(f"{group}/{choice}", sources) or known
                 yield Problem(group, f"there is no such option. {hint}", str(choice))
+
+
+def _other_suffix(option: str, sources: Sources) -> str:
+    """What to do about ``option.yml``, which Hydra does not see."""
+    for folder in filter(None, (sources.config_dir, sources.config_path)):
+        if (file := Path(folder) / f"{option}.yml").is_file():
+            return f"{file} ends in .yml, and options end in .yaml: rename it."
+    return ""
+
+
+def _check_marks(sources: Sources) -> None:
+    """Refuse YAML files that begin with a byte order mark: Hydra would not see their ``# @package``.
+
+    Raises:
+        ConfigError: with every such file.
+    """
+    problems = []
+    for folder in filter(None, (sources.config_dir, sources.config_path)):
+        for file in sorted(path for depth in ("*", "*/*", "*/*/*") for path in Path(folder).glob(f"{depth}.yaml")):
+            try:
+                with file.open("rb") as content:
+                    start = content.read(3)
+            except OSError:
+                continue
+            if start == codecs.BOM_UTF8 or start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                message = "begins with a byte order mark, which YAML here must not: save it as UTF-8 without BOM."
+                problems.append(Problem(str(file), message))
+    if problems:
+        raise ConfigError(problems)
 
 
 def _unresolved(error: OmegaConfBaseException) -> Problem:
@@ -388,6 +418,7 @@ def _hydra(sources: Sources) -> Iterator[None]:
     for flag, folder in (("--config-dir", sources.config_dir), ("--config-path", sources.config_path)):
         if folder is not None and not Path(folder).is_dir():
             raise ConfigError([Problem(flag, "there is no such folder.", folder)])
+    _check_marks(sources)
     OmegaConf.register_new_resolver("rlexp.run_dir", lambda name: str(new_run_path(name)), use_cache=True, replace=True)
     primary = Path(sources.config_path).resolve() if sources.config_path else conf_dir()
     path = create_config_search_path(str(primary))

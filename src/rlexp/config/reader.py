@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -12,14 +12,20 @@ from pydantic_core import ErrorDetails
 from rlexp.config.legacy import current_target
 from rlexp.config.problems import ConfigError, Problem, did_you_mean
 from rlexp.config.spec import TARGET, Config, Node, locate, path_of
+from rlexp.config.trust import ALLOWED, Trust, beyond_limits
 
 S = TypeVar("S", bound=Config)
 
-TRUSTED = ("rlexp", "torch", "torchrl", "tensordict", "gymnasium")
+BUILTIN = ("rlexp", "torch", "torchrl", "tensordict", "gymnasium", "ray")
+"""Packages that a user's own config names as a matter of course: naming them there trusts nothing else in them."""
 
 
 def read(
-    schema: type[S], values: Mapping[str, Any], known: Sequence[Problem] = (), trust: Iterable[str] | None = None
+    schema: type[S],
+    values: Mapping[str, Any],
+    known: Sequence[Problem] = (),
+    trust: Collection[str] | None = None,
+    own: Mapping[str, Any] | None = None,
 ) -> S:
     """Check plain values against a schema; each ``_target_`` decides the schema of its own node.
 
@@ -27,13 +33,18 @@ def read(
         schema: what the whole must be.
         values: plain values.
         known: problems found before, to be told with the others.
-        trust: for values that are not the user's own, such as a checkpoint's: the packages beside rlexp, torch,
-            torchrl, tensordict and gymnasium that they may make this process import. None trusts them wholly.
+        trust: for values that are not the user's own, such as a checkpoint's: the packages that they may have this
+            process import, beside the allow list (`rlexp.config.trust`). None trusts them wholly.
+        own: values that are the user's own; what is equal to them at the same path needs no trust.
 
     Raises:
         ConfigError: with every problem, each under its full path.
     """
-    reader = _Reader(known, None if trust is None else tuple(dict.fromkeys([*TRUSTED, *trust])))
+    reader = _Reader(known, None if trust is None else Trust(trust, own))
+    if trust is not None and "rlexp" not in trust:
+        reader.problems += beyond_limits((k, v) for k, v in flat(values) if not reader.is_own(k, v))
+        if reader.problems:
+            raise ConfigError(reader.problems)
     spec = reader.read(schema, values, "")
     if reader.problems or not isinstance(spec, schema):
         raise ConfigError(reader.problems)
@@ -75,21 +86,24 @@ def check_targets(spec: Config) -> None:
         ConfigError: with every target that does not exist, every argument that its target would not read, and all that
             training needs and this machine lacks.
     """
-    problems = [p.under(f"{path}.") for path, node in spec.nodes() for p in node.problems()]
-    problems += spec.missing_requirements()
-    if problems:
+    if problems := [*spec.target_problems(), *spec.missing_requirements()]:
         raise ConfigError(problems)
 
 
 class _Reader:
-    def __init__(self, known: Iterable[Problem], trusted: tuple[str, ...] | None) -> None:
+    def __init__(self, known: Iterable[Problem], trust: Trust | None) -> None:
         self.problems = list(known)
-        self._trusted = trusted
+        self._trust = trust
+
+    def is_own(self, path: str, value: object) -> bool:
+        """Whether a value needs no trust: all are the user's own, or this one is."""
+        return self._trust is None or self._trust.is_own(path, value)
 
     def read(self, schema: type[Config], values: Mapping[str, Any], prefix: str) -> Config | None:
         read: dict[str, Any] = {}
         failed: set[str] = set()
-        for key, value in values.items():
+        for name, value in values.items():
+            key = str(name)
             found = len(self.problems)
             field = schema.model_fields.get(key)
             read[key] = self._value(field.annotation if field else None, value, f"{prefix}{key}.")
@@ -101,7 +115,7 @@ class _Reader:
             details = [detail for detail in error.errors() if detail["loc"][0] not in failed]
             self.problems += _problems(schema, details, prefix)
             return None
-        blocked = [key for key, module in spec.imports() if not self._may_import(module, f"{prefix}{key}", module)]
+        blocked = [self._block(f"{prefix}{key}", package, value) for key, package, value in self._reached(spec, prefix)]
         if not blocked and not failed:
             self.problems += [p.under(prefix) for p in spec.problems()]
         return spec
@@ -124,15 +138,17 @@ class _Reader:
             ):
                 self.problems += unbuilt
                 return value
-            return {key: self._value(named, item, f"{prefix}{key}.") for key, item in value.items()}
-        target, arguments = (
-            current_target(str(value[TARGET])),
-            {key: item for key, item in value.items() if key != TARGET},
-        )
-        if not self._may_import(target, f"{prefix}{TARGET}", target):
+            return {str(key): self._value(named, item, f"{prefix}{key}.") for key, item in value.items()}
+        if not isinstance(value[TARGET], str):
+            self.problems.append(Problem(f"{prefix}{TARGET}", "must be a dotted path.", _shown(value[TARGET])))
             return value
+        target = current_target(value[TARGET])
+        arguments = {str(key): item for key, item in value.items() if key != TARGET}
         if expected is None:
-            return self._node(target, arguments, prefix)
+            return self._node(value, target, arguments, prefix)
+        if not (self._trust is None or self._trust.may_read(target) or self.is_own(f"{prefix}{TARGET}", value[TARGET])):
+            self._block(f"{prefix}{TARGET}", target.partition(".")[0], target)
+            return value
         try:
             found = locate(target)
         except ConfigError as error:
@@ -144,19 +160,49 @@ class _Reader:
             return value
         return self.read(found, arguments, prefix)
 
-    def _node(self, target: str, arguments: dict[str, Any], prefix: str) -> Node:
-        if self._trusted is not None and not inspect.isclass(locate(target)):
-            # Allowed packages hold functions that read files and run what is in them; parts are classes.
-            self.problems.append(Problem(f"{prefix}{TARGET}", "is blocked: it is not a class.", target))
+    def _node(self, value: Mapping[str, Any], target: str, arguments: dict[str, Any], prefix: str) -> Node | None:
+        if self._trust is not None and not self._trust.is_own(prefix.removesuffix("."), value):
+            if not self._trust.may_build(target):
+                self._block(f"{prefix}{TARGET}", target.partition(".")[0], target)
+                return None
+            if target not in ALLOWED and not self._defined_where_trusted(target, prefix):
+                return None
+            found = list(self._trust.bad_arguments(target, arguments))
+            for key, package, shown in found:
+                self._block(f"{prefix}{key}", package, shown)
+            if found:
+                return None
         return Node(target=target, arguments={k: self._value(None, v, f"{prefix}{k}.") for k, v in arguments.items()})
 
-    def _may_import(self, module: str, key: str, value: str) -> bool:
-        package = module.split(".")[0]
-        if self._trusted is None or package in self._trusted:
+    def _defined_where_trusted(self, target: str, prefix: str) -> bool:
+        """Whether what a trusted package calls by this name is its own: it may have imported it from elsewhere."""
+        assert self._trust is not None
+        try:
+            found = locate(target)
+        except ConfigError as error:
+            self.problems += [p.under(prefix) for p in error.problems]
+            return False
+        if not (inspect.isclass(found) or inspect.isroutine(found)):
             return True
-        message = f"is blocked: this config is not your own and {package!r} is none of {', '.join(self._trusted)}."
-        self.problems.append(Problem(key, f"{message} If you trust it, say trust=[{package}].", value))
+        module = getattr(found, "__module__", None) or ""
+        if self._trust.of(module) or f"{module}.{found.__name__}" in ALLOWED:
+            return True
+        self._block(f"{prefix}{TARGET}", module.partition(".")[0], f"{target} ({module}.{found.__name__})")
         return False
+
+    def _reached(self, spec: Config, prefix: str) -> Iterator[tuple[str, str, str]]:
+        """The settings that reach code which is neither listed nor trusted, with its package and the value."""
+        if self._trust is None:
+            return
+        for key, package, value in spec.imports():
+            if not (self._trust.of(package) or self.is_own(f"{prefix}{key}", value)):
+                yield key, package.partition(".")[0], value
+
+    def _block(self, key: str, package: str, value: str) -> str:
+        message = "is blocked: this config is not your own, and it is none of what rlexp builds out of one."
+        remedy = f" If you trust it, say trust=[{package}]." if package.isidentifier() else ""
+        self.problems.append(Problem(key, f"{message}{remedy}", _shown(value)))
+        return key
 
 
 def _unbuilt(parts: Mapping[str, Any], prefix: str) -> Iterator[Problem]:
@@ -177,7 +223,7 @@ def _problems(schema: type[BaseModel], details: Iterable[ErrorDetails], prefix: 
             yield from (_problem(schema, detail, prefix) for detail in found)
         else:
             message = " or ".join(dict.fromkeys(_message(detail) for detail in found))
-            yield Problem(prefix + name, f"{message}.", _shown(found[0]["input"]))
+            yield Problem(prefix + name, f"{message}.{_as_number(found[0], prefix + name)}", _shown(found[0]["input"]))
 
 
 def _problem(schema: type[BaseModel], detail: ErrorDetails, prefix: str) -> Problem:
@@ -188,7 +234,23 @@ def _problem(schema: type[BaseModel], detail: ErrorDetails, prefix: str) -> Prob
         )
     if detail["type"] == "missing":
         return Problem(key, "is required.")
-    return Problem(key, f"{_message(detail)}.", _shown(detail["input"]))
+    return Problem(key, f"{_message(detail)}.{_as_number(detail, key)}", _shown(detail["input"]))
+
+
+def _as_number(detail: ErrorDetails, key: str) -> str:
+    """What to do about a text that reads like the number that is wanted."""
+    text = detail["input"]
+    if not isinstance(text, str) or not detail["type"].startswith(("int", "float", "bool")):
+        return ""
+    try:
+        float(text)
+    except ValueError:
+        if text.lower() not in ("true", "false"):
+            return ""
+    return (
+        f" It is the text {text!r}, as quoted values and environment variables are: convert it, "
+        f"'{key}=${{oc.decode:${{oc.env:NAME}}}}'."
+    )
 
 
 def _message(detail: ErrorDetails) -> str:

@@ -9,25 +9,67 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rlexp.config.problems import Problem
+
 REDACTED = "<redacted>"
 
 _SETTING = re.compile(
-    r"(?:^|[._-])(?:(?:api|access|private|secret|auth)[_-]?key|token|passw(?:or)?d|passphrase|secret|credentials?)$",
+    r"(?:^|[._-])(?:(?:api|access|private|secret|auth|signing|encryption)[_-]?key|passw(?:or)?d|passphrase|secret"
+    r"|(?:api|access|auth|bearer|refresh|session|secret)[_-]?token|credentials?)$",
     re.IGNORECASE,
 )
+_TOKEN = re.compile(r"(?:^|[._-])token$", re.IGNORECASE)  # of a service, or of a vocabulary: the value tells
 _VARIABLE = re.compile(r"(?:^|_)(?:KEY|TOKEN|PASSW(?:OR)?D|PASSPHRASE|SECRET|CREDENTIALS?)$", re.IGNORECASE)
 _IN_URL = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
+# Keys that say by their form whose they are: OpenAI, GitHub, GitLab, Slack, AWS, Hugging Face, Google; JSON web tokens.
+_KEY = re.compile(
+    r"\b(?:sk-[\w-]{20,}|gh[opsur]_\w{30,}|github_pat_\w{30,}|glpat-[\w-]{20,}|xox[abprs]-[\w-]{10,}|AKIA[0-9A-Z]{16}"
+    r"|hf_\w{30,}|AIza[\w-]{30,}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,})"
+)
+_WORD = re.compile(r"[A-Za-z_<>|\[\] ./-]*")
 _SHORTEST = 8  # characters; a shorter value would be found where it is not meant
+_NOT_BUILT = ("logger.", "evaluation.", "checkpoint.", "warm_start")
 
 
 def redact(value: Any) -> Any:
-    """The same plain values with every secret replaced by ``<redacted>``.
+    """The same plain values with every secret replaced by ``<redacted>``. Numbers and booleans are never secrets.
 
-    A secret is the value of a setting that is named like one (``api_key``, ``token``, ``password``, ...), in a mapping
-    or written as ``key=value``; the value of an environment variable that is named like one, wherever it stands; and
-    the user and password in a URL.
+    A secret is the text of a setting that is named like one (``api_key``, ``auth_token``, ``password``, ...), in a
+    mapping or written as ``key=value``; the text of a ``token`` that is no word; a text in the form of a known
+    service's keys; the value of an environment variable that is named like a secret, wherever it stands; and the user
+    and password in a URL.
     """
     return _redact(value, sorted(_known(), key=len, reverse=True))
+
+
+def with_secrets(values: Mapping[str, Any], secrets: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """A saved config with the values of its hidden settings.
+
+    Args:
+        values: the config, as `redact` left it.
+        secrets: values by their full paths (``env.kwargs.api_key``).
+
+    Returns:
+        The config, and what is wrong: a hidden setting that decides what is built and whose value is not given, and a
+        value of a setting that is not hidden.
+    """
+    given, problems = dict(secrets), []
+
+    def laid(value: Any, path: str) -> Any:
+        if isinstance(value, Mapping):
+            return {key: laid(item, f"{path}.{key}" if path else str(key)) for key, item in value.items()}
+        if isinstance(value, list):
+            return [laid(item, f"{path}.{index}") for index, item in enumerate(value)]
+        if not (isinstance(value, str) and REDACTED in value) or path.startswith(_NOT_BUILT):
+            return value
+        if path in given:
+            return given.pop(path)
+        problems.append(Problem(path, f"is a secret and was not saved: give it again with {path}=..."))
+        return value
+
+    found = laid(values, "")
+    problems += [Problem(path, "is no setting whose value was hidden when the run was saved.") for path in given]
+    return found, problems
 
 
 def _redact(value: Any, known: list[str]) -> Any:
@@ -41,23 +83,35 @@ def _redact(value: Any, known: list[str]) -> Any:
             return f"{key}={REDACTED}"
         for secret in known:
             value = value.replace(secret, REDACTED)
-        return _IN_URL.sub(REDACTED, value)
+        return _KEY.sub(REDACTED, _IN_URL.sub(REDACTED, value))
     return value
 
 
 def _is_secret(key: str, value: object) -> bool:
-    if not isinstance(value, str | int | float) or value == "" or str(value).startswith("${"):
+    if not isinstance(value, str) or value == "" or value.startswith("${") or _is_number(value):
         return False  # an interpolation, such as ${oc.env:API_KEY}, is no secret yet
+    if _TOKEN.search(key):
+        return len(value) >= _SHORTEST and not _WORD.fullmatch(value)
     return _SETTING.search(key) is not None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return text.lower() in ("true", "false", "null", "none")
+    return True
 
 
 def _known() -> Iterator[str]:
     for name, value in os.environ.items():
-        if len(value) >= _SHORTEST and _VARIABLE.search(name):
+        # A variable such as SORT_KEY=name holds a word, which stands in many places.
+        plain = _is_number(value) or (name.upper().endswith(("KEY", "TOKEN")) and _WORD.fullmatch(value))
+        if len(value) >= _SHORTEST and _VARIABLE.search(name) and not plain:
             yield value
     for argument in sys.argv[1:]:
         key, _, value = argument.partition("=")
-        if len(value) >= _SHORTEST and _SETTING.search(key):
+        if len(value) >= _SHORTEST and _is_secret(key, value):
             yield value
 
 

@@ -53,14 +53,18 @@ class Config(BaseModel):
         """
         return iter(())
 
-    def imports(self) -> Iterator[tuple[str, str]]:
-        """The settings that name a module to import, with its name; keys are relative to the spec."""
+    def imports(self) -> Iterator[tuple[str, str, str]]:
+        """The settings that reach code: each one's key, relative to the spec, the package that it reaches, its value.
+
+        A setting reaches code where it names a module, a file, an address or a program. Out of a config that is not the
+        user's own it is read only where the package is trusted.
+        """
         return iter(())
 
-    def nodes(self) -> Iterator[tuple[str, Node]]:
-        """Every `Node` below this spec, with its path relative to the spec."""
+    def target_problems(self) -> Iterator[Problem]:
+        """What is wrong with the targets below this spec, each of which is imported; keys are relative to the spec."""
         for name in type(self).model_fields:
-            yield from _nodes(getattr(self, name), name)
+            yield from _target_problems(getattr(self, name), name)
 
     def to_dict(self) -> dict[str, Any]:
         """The config node that this spec was read from: plain values, ``_target_`` first."""
@@ -137,8 +141,9 @@ def locate(path: str) -> Callable[..., Any]:
     module_name, _, name = path.rpartition(".")
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
-        raise ConfigError([Problem(TARGET, f"cannot be imported: {error}.", path)]) from error
+    except (Exception, SystemExit) as error:  # whatever a module raises while it is imported
+        reason = str(error) if isinstance(error, ImportError | ValueError) else f"{type(error).__name__}: {error}"
+        raise ConfigError([Problem(TARGET, f"cannot be imported: {reason}.", path)]) from error
     try:
         found = getattr(module, name)
     except AttributeError as error:
@@ -181,18 +186,18 @@ def path_of(cls: type) -> str:
     return f"{package if exported is cls else cls.__module__}.{cls.__name__}"
 
 
-def _nodes(value: object, path: str) -> Iterator[tuple[str, Node]]:
+def _target_problems(value: object, path: str) -> Iterator[Problem]:
     if isinstance(value, Config):
-        yield from ((f"{path}.{key}", node) for key, node in value.nodes())
+        yield from (problem.under(f"{path}.") for problem in value.target_problems())
     elif isinstance(value, Node):
-        yield path, value
-        yield from _nodes(value.arguments, path)
+        yield from (problem.under(f"{path}.") for problem in value.problems())
+        yield from _target_problems(value.arguments, path)
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _nodes(item, f"{path}.{key}")
+            yield from _target_problems(item, f"{path}.{key}")
     elif isinstance(value, list):
         for i, item in enumerate(value):
-            yield from _nodes(item, f"{path}.{i}")
+            yield from _target_problems(item, f"{path}.{i}")
 
 
 def build_nested(value: Any) -> Any:

@@ -9,6 +9,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlexp.config import Config, ConfigError, Count, Node, Problem, build_at, did_you_mean
+from rlexp.config.trust import texts_that_name
 
 if TYPE_CHECKING:
     from torchrl.envs import EnvBase, TransformedEnv
@@ -100,6 +101,11 @@ class SimulatorConfig(EnvConfig):
     def gymnasium_id(self) -> str:
         """Gymnasium's id of one simulator."""
         raise NotImplementedError
+
+    def imports(self) -> Iterator[tuple[str, str, str]]:
+        """The keyword arguments that may name a module or a file, such as MuJoCo's ``xml_file``."""
+        for path, text in texts_that_name(self.kwargs, "kwargs"):
+            yield path, "gymnasium", text
 
     def problems(self) -> Iterator[Problem]:
         """No idle workers, and no statistics of pictures."""
@@ -194,11 +200,12 @@ class GymConfig(SimulatorConfig):
         """Gymnasium's id of one simulator."""
         return self.id
 
-    def imports(self) -> Iterator[tuple[str, str]]:
-        """The module that registers the id."""
+    def imports(self) -> Iterator[tuple[str, str, str]]:
+        """The module that registers the id, and the keyword arguments."""
         module, colon, _ = self.id.rpartition(":")
         if colon:
-            yield "id", module
+            yield "id", module, self.id
+        yield from super().imports()
 
     def problems(self) -> Iterator[Problem]:
         """The id must be registered, with a time limit: evaluation runs whole episodes."""

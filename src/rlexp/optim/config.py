@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -38,6 +39,12 @@ class OptimConfig(Config):
     lr: Positive
     critic_lr: Positive | None
     schedule: Literal["cosine", "linear", "constant", "kl_adaptive"] | Node
+
+    def target_problems(self) -> Iterator[Problem]:
+        """The scheduler must take its steps without being told anything."""
+        yield from super().target_problems()
+        if isinstance(self.schedule, Node) and not list(self.schedule.problems()):
+            yield from _step_problems(locate(self.schedule.target), self.schedule.target)
 
     def build(
         self, weights: nn.Parameter, actor: list[nn.Parameter], critic: list[nn.Parameter], num_batches: int
@@ -78,7 +85,10 @@ class OptimConfig(Config):
             case "kl_adaptive":
                 return optimizer, KLAdaptive(optimizer)
             case Node():
-                return optimizer, build_at("optim.schedule", partial(self.schedule.build, optimizer))
+                scheduler: LRScheduler = build_at("optim.schedule", partial(self.schedule.build, optimizer))
+                if found := [p.under("optim.") for p in _step_problems(scheduler, self.schedule.target)]:
+                    raise ConfigError(found)
+                return optimizer, scheduler
 
     def build_optimizer(self, parameters: list[dict[str, Any]]) -> Optimizer:
         """The optimizer over groups of parameters, each with ``params`` and perhaps its own ``lr``."""
@@ -193,3 +203,18 @@ class AnyOptimizerConfig(OptimConfig):
         """The optimizer that the config names."""
         optimizer: Optimizer = build_at("optim.optimizer", partial(self.optimizer.build, parameters, lr=self.lr))
         return optimizer
+
+
+def _step_problems(scheduler: Callable[..., Any] | LRScheduler, target: str) -> Iterator[Problem]:
+    """What keeps a scheduler, its class or a function that makes one from being stepped once per batch."""
+    step = getattr(scheduler, "step", None)
+    if step is None:
+        return  # a function: what it returns is looked at once it is built
+    parameters = list(inspect.signature(step).parameters.values())[1 if inspect.isclass(scheduler) else 0 :]
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if needed:
+        message = (
+            f"its step needs an argument ({', '.join(needed)}), and schedules are stepped once per batch without any. "
+            "optim.schedule=kl_adaptive follows the training; any other scheduler follows the batches."
+        )
+        yield Problem("schedule._target_", message, target)

@@ -13,15 +13,17 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
-from collections.abc import Mapping
+import stat
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -37,8 +39,19 @@ MANIFEST, TENSORS, STATE, SESSION = "manifest.json", "tensors.safetensors", "sta
 _PAYLOAD = {TENSORS, STATE, SESSION}
 
 
+_NAME = re.compile(r"[0-9]{1,18}")
+_LONGEST_NAME = 1000  # bytes
+_LARGEST_MANIFEST = 64 * 2**20  # bytes
+_DEEPEST_CONFIG = 50
+_ATTEMPTS = 100
+
+
 class CheckpointError(Exception):
     """A checkpoint is missing, damaged, or of another format; the message names it."""
+
+
+class _PrunedError(CheckpointError):
+    """A checkpoint was removed while it was read."""
 
 
 @dataclass
@@ -175,20 +188,63 @@ def load(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: there is none, it is damaged, or of a format that this version cannot read.
     """
-    if path.name in ("latest", "best") and path.is_file():
-        path = path.with_name(path.read_text(encoding="utf-8").strip())
+    if path.name in ("latest", "best") and not path.is_dir():
+        return _retried(lambda: _load(_pointed_to(path)), path)
     if is_checkpoint(path):
         return _load(path)
+    return _retried(lambda: _newest(path), path)
+
+
+def _newest(run: Path) -> Checkpoint:
+    """The newest checkpoint of a run's folder that is whole.
+
+    Raises:
+        _PrunedError: one was removed while it was read, so that there are newer ones.
+        CheckpointError: there is none.
+    """
     damaged = []
-    for candidate in reversed(saved(path / "checkpoints")):
+    for candidate in reversed(saved(run / "checkpoints")):
         try:
             return _load(candidate)
+        except _PrunedError:
+            raise
         except CheckpointError as error:
             log.warning("Skipped: %s", error)
             damaged.append(str(error))
     if damaged:
-        raise CheckpointError("\n  ".join([f"{path} has no checkpoint that is whole:", *damaged]))
-    raise CheckpointError(f"{path} is neither a checkpoint (no {MANIFEST}) nor a run with checkpoints.")
+        raise CheckpointError("\n  ".join([f"{run} has no checkpoint that is whole:", *damaged]))
+    raise CheckpointError(f"{run} is neither a checkpoint (no {MANIFEST}) nor a run with checkpoints.")
+
+
+def _pointed_to(pointer: Path) -> Path:
+    """The checkpoint that ``latest`` or ``best`` names.
+
+    Raises:
+        CheckpointError: there is none yet, or it names no checkpoint.
+    """
+    try:
+        name = read_regular(pointer, _LONGEST_NAME).decode().strip()
+    except FileNotFoundError as error:
+        if pointer.parent.is_dir():
+            made = "evaluated" if pointer.name == "best" else "saved"
+            message = f"{pointer.parent} has no {pointer.name} checkpoint yet: nothing has been {made} so far."
+            raise CheckpointError(f"{message} Name the run's folder for its newest checkpoint.") from error
+        raise CheckpointError(f"{pointer} is no checkpoint: there is no such folder.") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{pointer} is damaged: {error}.") from error
+    if not _NAME.fullmatch(name):
+        raise CheckpointError(f"{pointer} is damaged: it names no checkpoint ({name!r:.80}).")
+    return pointer.with_name(name)
+
+
+def _retried(load: Callable[[], Checkpoint], path: Path) -> Checkpoint:
+    """Load what a training may be pruning, again where it was pruned meanwhile."""
+    for _ in range(_ATTEMPTS):
+        with suppress(_PrunedError):
+            return load()
+    raise CheckpointError(
+        f"{path}: each checkpoint was removed while it was read, as a training does that saves often."
+    )
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -199,7 +255,7 @@ def is_checkpoint(path: Path) -> bool:
 def saved(folder: Path) -> list[Path]:
     """The checkpoints in a run's ``checkpoints``, oldest first, damaged ones included."""
     found = folder.iterdir() if folder.is_dir() else iter(())
-    return sorted(path for path in found if path.name.isdigit() and path.is_dir())
+    return sorted(path for path in found if _NAME.fullmatch(path.name) and path.is_dir())
 
 
 def resume_from(checkpoint: Path, best_frames: int | None) -> None:
@@ -226,11 +282,13 @@ def resume_from(checkpoint: Path, best_frames: int | None) -> None:
 
 def _load(path: Path) -> Checkpoint:
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
+        manifest = json.loads(read_regular(path / MANIFEST, _LARGEST_MANIFEST))
+        if not isinstance(manifest, dict):
+            raise TypeError(f"{MANIFEST} holds no mapping")
         if (found := manifest["format_version"]) not in (*migrations.FORMATS, FORMAT_VERSION):
             writer = manifest.get("versions", {}).get("rlexp")
             raise CheckpointError(
-                f"{path} has format {found}, written by rlexp {writer}; this version reads formats "
+                f"{path} has format {found!r:.20}, written by rlexp {writer!s:.20}; this version reads formats "
                 f"{migrations.FORMATS[0]} to {FORMAT_VERSION}."
             )
         if manifest.pop("sha256") != _digest(manifest):
@@ -240,16 +298,88 @@ def _load(path: Path) -> Checkpoint:
         content = {name: _verified(path / name, **entry) for name, entry in manifest["files"].items()}
         fields = _unpack(json.loads(content[STATE]), load_tensors(content[TENSORS]))
         config = manifest["config"]
+        if not isinstance(config, dict) or too_deep(config):
+            raise TypeError("its config is no mapping, or nested too deeply")
         if found != FORMAT_VERSION:
             config = current_config(config)
             fields = migrations.migrated(found, fields, config)
-        return Checkpoint(path, TrainState(**fields, session=json.loads(content[SESSION])), config)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is damaged: {error!r}.") from error
+        state = TrainState(**fields, session=json.loads(content[SESSION]))
+        _check_types(state)
+        return Checkpoint(path, state, config)
+    except CheckpointError:
+        raise
+    except FileNotFoundError as error:
+        if not path.exists():
+            if path.parent.is_dir():
+                raise _PrunedError(f"{path} is not there, or was removed while it was read.") from error
+            raise CheckpointError(f"{path} is no checkpoint: there is no such folder.") from error
+        raise CheckpointError(f"{path} is damaged: {error!r:.200}.") from error
+    except (Exception, MemoryError, RecursionError) as error:  # whatever a damaged or hostile file leads to
+        raise CheckpointError(f"{path} is damaged: {error!r:.200}.") from error
+
+
+def _check_types(state: TrainState) -> None:
+    """Raise a TypeError where a field is none of what `TrainState` says."""
+    for name in ("frames", "iteration"):
+        if type(value := getattr(state, name)) is not int or value < 0:
+            raise TypeError(f"{name} is no count")
+    for name in ("evaluator", "learner", "collector", "callbacks", "rng", "session"):
+        if not isinstance(getattr(state, name), dict):
+            raise TypeError(f"{name} is no mapping")
+    for name in ("actor", "critic", "transforms"):
+        value = getattr(state, name)
+        if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
+            raise TypeError(f"{name} is no mapping of names to tensors")
+        if name != "transforms" and not all(isinstance(tensor, Tensor) for tensor in value.values()):
+            raise TypeError(f"{name} holds something that is no tensor")
+    run_id = state.session.get("run_id")
+    if not isinstance(run_id, str) or not re.fullmatch(r"[\w-]{1,64}", run_id):
+        raise TypeError("run_id is no name")
+    if not isinstance(state.inexact, list) or not all(isinstance(reason, str) for reason in state.inexact):
+        raise TypeError("inexact is no list of reasons")
+    if not isinstance(state.simulators, dict | None):
+        raise TypeError("simulators is no mapping")
+
+
+def too_deep(value: Any) -> bool:
+    """Whether plain values are nested deeper than any config is."""
+    level: list[Any] = [value]
+    for _ in range(_DEEPEST_CONFIG):
+        level = [item for node in level if isinstance(node, dict | list)
+                 for item in (node.values() if isinstance(node, dict) else node)]  # fmt: skip
+        if not level:
+            return False
+    return True
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """A file's content.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no regular file (a device, a named pipe, a folder), or larger than ``limit`` bytes.
+    """
+    # A named pipe would be waited for.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError(f"{path.name} is no regular file")
+        if found.st_size > limit:
+            raise ValueError(f"{path.name} has {found.st_size:,} bytes, more than {limit:,}")
+        return file.read(found.st_size + 1)
+
+
+def _memory() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _verified(path: Path, bytes: int, sha256: str) -> bytes:
-    content = path.read_bytes()
+    if path.is_file() and path.stat().st_size != bytes:  # before it is read: it may be huge
+        message = f"{path.name} has {path.stat().st_size:,} bytes, not {bytes:,}."
+        raise CheckpointError(f"{path.parent} is damaged: {message}")
+    content = read_regular(path, _memory() // 2)
     if len(content) != bytes:
         raise CheckpointError(f"{path.parent} is damaged: {path.name} has {len(content):,} bytes, not {bytes:,}.")
     if hashlib.sha256(content).hexdigest() != sha256:

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from rlexp.config import Composed, ConfigError, Problem, flat, is_under, load, named_packages, read
-from rlexp.config.redaction import REDACTED
-from rlexp.experiment import COMMAND_SETTINGS, ExperimentConfig, check_config
+from rlexp.config import Composed, ConfigError, Problem, flat, is_under, load, read
+from rlexp.config.paths import literal
+from rlexp.config.redaction import REDACTED, with_secrets
+from rlexp.experiment import COMMAND_SETTINGS, ExperimentConfig, check_config, trusted
 from rlexp.runs import checkpoint
 from rlexp.runs.checkpoint import Checkpoint, CheckpointError
 from rlexp.runs.rundir import RunDir
@@ -29,6 +30,18 @@ _MAY_CHANGE = (
     "logger",
     "evaluation",
     "checkpoint",
+)
+
+
+_FILES = (
+    ".lock",
+    "config.yaml",
+    "metadata.json",
+    "metrics.jsonl",
+    "metrics.csv",
+    "summary.json",
+    "train.log",
+    "git.diff",
 )
 
 
@@ -51,7 +64,7 @@ class Start:
         """Whether nothing is left to do, its summary included."""
         if self.checkpoint is None or self.checkpoint.state.frames < self.config.total_frames:
             return False
-        return self.run.summary.exists() and _read_json(self.run.summary)["status"] == "completed"
+        return self.run.summary.exists() and _read_json(self.run.summary).get("status") == "completed"
 
     @property
     def complete_return(self) -> float:
@@ -84,6 +97,7 @@ def open_run(
     run = RunDir(path.resolve().parents[1] if checkpoint.is_checkpoint(path) else path)
     if not run.started:
         raise CheckpointError(f"{path} is neither a run's folder nor a checkpoint in one. See warm_start for others.")
+    refuse_links(run)
     run.lock()
     try:
         start = checkpoint.load(path)
@@ -133,18 +147,32 @@ def changed(saved: Mapping[str, Any], composed: Composed, overrides: Sequence[st
     before, after = dict(flat(saved)), dict(flat(values))
     for key in sorted(before.keys() | after.keys()):
         old, new = before.get(key), after.get(key)
-        if new == REDACTED:
-            problems.append(Problem(key, f"is a secret and was not saved: give it again with {key}=..."))
-        elif old not in (new, REDACTED) and not is_under(key, _MAY_CHANGE):
+        if old != new and not _hidden(old) and not is_under(key, _MAY_CHANGE):
             message = f"cannot change when a run is resumed: it was {old}. For a new run, see warm_start."
             problems.append(Problem(key, message, str(new)))
-    trust = {*named_packages(composed.values), *map(str, composed.values.get("trust") or [])}
-    return read(ExperimentConfig, values, problems, trust=trust)
+    values, lacking = with_secrets(values, {})
+    return read(ExperimentConfig, values, [*problems, *lacking], trust=trusted(composed), own=composed.values)
+
+
+def _hidden(value: object) -> bool:
+    return isinstance(value, str) and REDACTED in value
+
+
+def refuse_links(run: RunDir) -> None:
+    """Refuse a run's folder whose files are links, pipes or folders: what is written to them would go elsewhere.
+
+    Raises:
+        CheckpointError: with the first such file.
+    """
+    for path in run.path.iterdir():
+        own = path.name in _FILES or path.name.endswith(".tmp")
+        if own and (path.is_symlink() or not path.is_file()):
+            raise CheckpointError(f"{path} is no regular file, so the run cannot be resumed in its folder.")
 
 
 def _paths(overrides: Sequence[str]) -> Iterator[list[str]]:
     """The settings that overrides name, as paths; the empty path is the whole config, which presets write to."""
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    for override in OverridesParser.create().parse_overrides([literal(text) for text in overrides]):
         key = override.key_or_group.split("@")[0].replace("/", ".")
         if key == "experiment":
             yield []
@@ -166,5 +194,10 @@ def _lay(values: dict[str, Any], over: Mapping[str, Any], path: Sequence[str]) -
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {error!r:.200}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} is damaged: it holds no mapping.")
     return values

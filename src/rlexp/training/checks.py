@@ -12,9 +12,10 @@ from torchrl.envs.utils import check_env_specs
 
 from rlexp.agent import Agent
 from rlexp.agent.evaluation import Evaluation, evaluate
-from rlexp.config import ConfigError, Problem, named_packages
+from rlexp.config import ConfigError, Problem
 from rlexp.envs import EnvConfig
 from rlexp.envs.normalization import init_normalization
+from rlexp.experiment import ExperimentConfig
 from rlexp.runs import checkpoint
 from rlexp.seeding import seed_everything, unmoved_generators
 
@@ -58,14 +59,14 @@ def _random_steps(spec: EnvConfig) -> TensorDictBase:
     return steps
 
 
-def check_checkpoint(path: Path, final: Evaluation, device: torch.device, config: object) -> None:
+def check_checkpoint(path: Path, final: Evaluation, device: torch.device, config: ExperimentConfig) -> None:
     """Assert that the agent in a checkpoint is the one that was evaluated.
 
     Args:
         path: the checkpoint.
         final: an evaluation of the agent that it was saved from.
         device: of that evaluation.
-        config: the run's own, whose packages are trusted.
+        config: the run's own.
 
     Raises:
         CheckError: its episodes are others.
@@ -74,7 +75,7 @@ def check_checkpoint(path: Path, final: Evaluation, device: torch.device, config
     for reason in saved.state.inexact:
         log.warning("A resumed run will not be exact: %s.", reason)
     with unmoved_generators():
-        agent = Agent(saved, device, sorted(named_packages(config)))
+        agent = Agent(saved, device, config=config)
         with closing(agent.env):
             found = evaluate(agent.env, agent.networks.actor, final.seeds, kernels=agent.experiment.use_kernels)
     if found.returns != final.returns:

@@ -30,7 +30,7 @@ from rlexp.experiment import ExperimentConfig, read_config
 from rlexp.machine import cores, pick_device, set_threads
 from rlexp.policies.recurrent import carry_state
 from rlexp.runs import checkpoint
-from rlexp.runs.checkpoint import Checkpoint, TrainState
+from rlexp.runs.checkpoint import Checkpoint, CheckpointError, TrainState
 from rlexp.runs.resume import resume_run
 from rlexp.runs.rundir import RunDir
 from rlexp.runs.session import Session
@@ -188,7 +188,7 @@ class Trainer:
             session.sync()
             path = self.save()
             if self.config.checks and self.evaluator.final is not None and self.finished:
-                check_checkpoint(path, self.evaluator.final, self.device, self.config.to_dict())
+                check_checkpoint(path, self.evaluator.final, self.device, self.config)
             session.summary = self.summary("completed" if self.finished else _status(session.stop))
         if session.stop is not None and not self.finished:
             raise Stopped(session.stop)
@@ -362,7 +362,12 @@ class Trainer:
 
     def _restore(self, start: Checkpoint | None) -> None:
         if start is not None:
-            self.load_state(start.state)
+            try:
+                self.load_state(start.state)
+            except (CheckpointError, ConfigError):
+                raise
+            except Exception as error:  # whatever a state that is not this run's leads to
+                raise CheckpointError(f"{start.path} does not fit its run: {error!r:.200}") from error
             self.saved = self.run.checkpoints / start.path.name
             checkpoint.resume_from(self.saved, self.evaluator.best_frames)
         elif self.config.warm_start is not None:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
+from omegaconf._utils import get_yaml_loader
 
-from rlexp.experiment import ExperimentConfig, read_config
+from rlexp.config.legacy import current_config
+from rlexp.experiment import read_config
 from rlexp.loggers import NoLoggerConfig
 from rlexp.loggers.local import read_metrics
+from rlexp.runs.checkpoint import too_deep
 from rlexp.training.trainer import Trainer
 
+_LARGEST = 16 * 2**20  # bytes
 _NOT_COMPARED = ("time/", "eval/")  # the clock's; and evaluation may have been set otherwise when the run was resumed
 
 
@@ -38,21 +43,36 @@ class Difference:
         return f"at {self.frames:,} frames {self.metric} was {self.logged} and is {self.found}"
 
 
-def train_again(run_dir: Path, iterations: int) -> int | Difference:
+class UnreadableRunError(Exception):
+    """A run's folder does not hold what a run's folder holds; the message says what is wrong."""
+
+
+def train_again(
+    run_dir: Path, iterations: int, trust: Collection[str] | None = None, secrets: Mapping[str, Any] | None = None
+) -> int | Difference:
     """Train a run's first iterations again, in a folder of their own, and compare their metrics.
 
     Args:
         run_dir: the run's folder.
         iterations: how many; less where the run has less, or was extended so early that the schedule changed.
+        trust: packages that the run may import beside what rlexp itself builds; None where it is the user's own.
+        secrets: values of the settings that were hidden when the run was saved, by their full paths.
 
     Returns:
         How many iterations were the same, or where they first differ.
 
     Raises:
-        ConfigError: the run's config is not one that this version can build.
+        ConfigError: the run's config is not one that this version can build, or needs code that is not trusted.
+        UnreadableRunError: a file of the run cannot be read.
     """
-    experiment, frames = _as_started(run_dir)
-    logged = [row for row in read_metrics(run_dir) if row["frames"] <= frames][:iterations]
+    try:
+        values, frames = _as_started(run_dir)
+        logged = [row for row in read_metrics(run_dir) if row["frames"] <= frames][:iterations]
+    except UnreadableRunError:
+        raise
+    except (Exception, RecursionError) as error:  # whatever a damaged or hostile file leads to
+        raise UnreadableRunError(f"its files are damaged: {error!r:.200}") from error
+    experiment = read_config(values, trust, secrets)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(experiment, Path(folder) / "run")
         try:
@@ -65,16 +85,32 @@ def train_again(run_dir: Path, iterations: int) -> int | Difference:
     return len(logged)
 
 
-def _as_started(run_dir: Path) -> tuple[ExperimentConfig, float]:
-    """The experiment with the budget that it was started with, and the frames at which that was changed."""
-    values: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
-    first, *later = json.loads((run_dir / "metadata.json").read_text(encoding="utf-8"))["sessions"]
+def _as_started(run_dir: Path) -> tuple[dict[str, Any], float]:
+    """The config with the budget that it was started with, and the frames at which that was changed."""
+    config, metadata = run_dir / "config.yaml", run_dir / "metadata.json"
+    for path in (config, metadata, run_dir / "metrics.jsonl"):
+        if not path.is_file():
+            raise UnreadableRunError(f"{path.name} is missing or no file")
+    if max(path.stat().st_size for path in (config, metadata)) > _LARGEST:
+        raise UnreadableRunError(f"config.yaml or metadata.json has more than {_LARGEST:,} bytes")
+    values = yaml.load(config.read_text(encoding="utf-8"), _Loader)
+    first, *later = json.loads(metadata.read_text(encoding="utf-8"))["sessions"]
     extended = [session["frames"] for session in later if session["total_frames"] != first["total_frames"]]
     # What only watches a run may be missing here.
     unwatched = {"logger": NoLoggerConfig().to_dict(), "evaluation": values["evaluation"] | {"video_interval": None}}
-    return read_config(values | unwatched | {"total_frames": first["total_frames"]}), min(
-        extended, default=float("inf")
-    )
+    started = values | unwatched | {"total_frames": first["total_frames"]}
+    if too_deep(started):
+        raise UnreadableRunError("config.yaml is nested too deeply")
+    return current_config(started), min(extended, default=float("inf"))
+
+
+class _Loader(get_yaml_loader()):  # type: ignore[misc]
+    """YAML as OmegaConf reads it, without aliases: a few lines of them stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("config.yaml holds an alias, and a run's never does")
+        return super().compose_node(parent, index)
 
 
 def _compare(logged: dict[str, float], found: dict[str, float]) -> Difference | None:
