@@ -17,7 +17,7 @@ import numpy.typing as npt
 from torchrl.envs import TransformedEnv
 
 from rlexp.config import ConfigError, Problem
-from rlexp.envs import EnvConfig, SimulatorConfig
+from rlexp.envs import EnvConfig, GymConfig, SimulatorConfig
 from rlexp.envs.making import HEADLESS
 from rlexp.seeding import unmoved_generators
 
@@ -107,7 +107,8 @@ def rendering(spec: EnvConfig) -> EnvConfig:
         raise VideoError(f"{type(spec).__name__} cannot render; env=gym and env=dm_control can.")
     if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
         os.environ.setdefault("MUJOCO_GL", "egl")  # read at the first rendering
-    return spec.model_copy(update={"kwargs": spec.kwargs | {"render_mode": "rgb_array"}})
+    rendered = {"kwargs": spec.kwargs | {"render_mode": "rgb_array"}}
+    return spec.model_copy(update=rendered | ({"backend": "gymnasium"} if isinstance(spec, GymConfig) else {}))
 
 
 @contextmanager

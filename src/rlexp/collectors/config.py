@@ -102,7 +102,7 @@ class WorkersConfig(CollectorConfig):
             fits = ", ".join(str(n) for n in range(1, env.num_envs + 1) if env.num_envs % n == 0)
             message = f"must divide env.num_envs = {env.num_envs}, so that each process has as many: {fits}."
             yield Problem("collector.num_workers", message, str(self.num_workers))
-        threads = isinstance(env, GymConfig) and env.backend == "envpool"
+        threads = isinstance(env, GymConfig) and env.resolved_backend != "gymnasium"
         if isinstance(env, SimulatorConfig) and env.num_workers not in ("auto", 1) and not threads:
             message = "must be 1 with this collector: collector.num_workers shares the simulators out."
             yield Problem("env.num_workers", message, str(env.num_workers))

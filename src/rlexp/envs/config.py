@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import logging
 from collections.abc import Iterator
 from contextlib import closing
@@ -185,15 +186,38 @@ class SimulatorConfig(EnvConfig):
 class GymConfig(SimulatorConfig):
     """Any Gymnasium environment with a Box or Discrete action space.
 
-    Builds `rlexp.envs.gymnasium.BatchedGymEnv` or, with ``backend: envpool``, `rlexp.envs.envpool.BatchedEnvPool`.
+    Builds `rlexp.envs.gymnasium.BatchedGymEnv`, `rlexp.envs.mujoco.batch.BatchedMujoco` or
+    `rlexp.envs.envpool.BatchedEnvPool`.
 
     Attributes:
         id: Gymnasium's id; ``module:id`` imports the module that registers it first.
-        backend: what steps the simulators: ``gymnasium``, or EnvPool's C++ threads for the tasks that it has.
+        backend: what steps the simulators: ``gymnasium``; ``mujoco``, MuJoCo's own batches for Gymnasium's MuJoCo
+            tasks, equal to the bit; ``envpool``, EnvPool's C++ threads for the tasks that it has; ``auto``, ``mujoco``
+            where it can and ``gymnasium`` elsewhere.
     """
 
     id: str
-    backend: Literal["gymnasium", "envpool"]
+    backend: Literal["auto", "gymnasium", "mujoco", "envpool"]
+
+    @property
+    def resolved_backend(self) -> Literal["gymnasium", "mujoco", "envpool"]:
+        """The backend that ``auto`` stands for."""
+        if self.backend != "auto":
+            return self.backend
+        return "gymnasium" if self._without_mujoco() else "mujoco"
+
+    def _without_mujoco(self) -> str | None:
+        """Why ``mujoco.batch`` cannot simulate this; None where it can."""
+        from rlexp.envs.mujoco.tasks import TASKS
+
+        if self.id not in TASKS:
+            return f"{self.id} is not one of {', '.join(TASKS)}"
+        if self.from_pixels:
+            return "env.from_pixels renders images"
+        unknown = self.kwargs.keys() - inspect.signature(TASKS[self.id]).parameters.keys()
+        if unknown:
+            return f"it does not know env.kwargs.{min(unknown)}"
+        return None
 
     @property
     def gymnasium_id(self) -> str:
@@ -211,6 +235,8 @@ class GymConfig(SimulatorConfig):
         """The id must be registered, with a time limit: evaluation runs whole episodes."""
         yield from super().problems()
         yield from self._envpool_problems() if self.backend == "envpool" else self._gymnasium_problems()
+        if self.backend == "mujoco" and (reason := self._without_mujoco()) is not None:
+            yield Problem("backend", f"cannot simulate this: {reason}. Use env.backend=auto or gymnasium.", "mujoco")
 
     def _gymnasium_problems(self) -> Iterator[Problem]:
         import gymnasium
@@ -243,21 +269,50 @@ class GymConfig(SimulatorConfig):
             hint = did_you_mean(self.id, ids)
             yield Problem("id", f"EnvPool has no environment of this id; env.backend=gymnasium may. {hint}", self.id)
 
+    def with_workers(self, frames: int, cores: int) -> SimulatorConfig:
+        """As `SimulatorConfig` has it, the backend logged as well."""
+        if self.backend == "auto":
+            reason = self._without_mujoco()
+            log.info("env.backend=auto: %s", "mujoco" if reason is None else f"gymnasium, since {reason}")
+        return super().with_workers(frames, cores)
+
     def _workers(self, frames: int, cores: int) -> tuple[int, str]:
-        """As `SimulatorConfig` has it; EnvPool's threads as many as there are cores."""
-        if self.backend == "gymnasium":
+        """As `SimulatorConfig` has it; as many threads as there are cores for the backends that have threads."""
+        if self.resolved_backend == "gymnasium":
             return super()._workers(frames, cores)
-        return min(cores, self.num_envs), "EnvPool's threads take no time to start"
+        return min(cores, self.num_envs), "its threads take no time to start"
 
     def build_base(self, num_envs: int) -> EnvBase:
-        """The simulators, shared out over no more processes or threads than there are simulators."""
-        if self.backend == "gymnasium":
-            return super().build_base(num_envs)
+        """The simulators, divided among no more processes or threads than there are simulators."""
+        match self.resolved_backend:
+            case "gymnasium":
+                return super().build_base(num_envs)
+            case "mujoco":
+                return self._mujoco(num_envs)
         from rlexp.envs.envpool import BatchedEnvPool
 
         threads, kwargs = self._share(num_envs), self._kwargs()
         return BatchedEnvPool(
             self.id, num_envs=num_envs, frame_skip=self.frame_skip, num_threads=threads, kwargs=kwargs
+        )
+
+    def _mujoco(self, num_envs: int) -> EnvBase:
+        import gymnasium
+
+        from rlexp.envs.mujoco.batch import BatchedMujoco
+        from rlexp.envs.mujoco.tasks import TASKS
+
+        try:
+            task = TASKS[self.id](**self.kwargs)
+        except (OSError, TypeError, ValueError, KeyError) as error:
+            raise ConfigError([Problem("env.id", f"cannot be made: {error}", self.id)]) from error
+        return BatchedMujoco(
+            task,
+            self.id,
+            num_envs=num_envs,
+            max_episode_steps=self.max_episode_steps or gymnasium.spec(self.id).max_episode_steps,
+            repeat=self.frame_skip,
+            num_threads=self._share(num_envs),
         )
 
 

@@ -73,13 +73,13 @@ class BatchedMujoco(ArrayEnv):
         arrays = self.arrays
         arrays.terminated[:], arrays.truncated[:] = False, False
         if self._repeat == 1:
-            self._step(None)
+            self._advance(None)
             arrays.observation[:] = self.task.observe(slice(None))
             return
         running = np.arange(len(arrays.reward))
         total = np.zeros(len(arrays.reward))
         for _ in range(self._repeat):
-            self._step(running)
+            self._advance(running)
             total[running] += arrays.reward[running]
             arrays.observation[running] = self.task.observe(running)
             running = running[~(arrays.terminated[running] | arrays.truncated[running])]
@@ -87,7 +87,7 @@ class BatchedMujoco(ArrayEnv):
                 break
         arrays.reward[:] = total
 
-    def _step(self, rows: Array | None) -> None:
+    def _advance(self, rows: Array | None) -> None:
         """One agent step of the simulations ``rows``; None steps all of them."""
         arrays, task = self.arrays, self.task
         task.ctrl[:] = arrays.action
