@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -24,6 +24,25 @@ from rlexp.runs.stops import STOPS
 log = logging.getLogger(__name__)
 
 
+class LogBuffer(logging.Handler):
+    """Keeps what is logged while a run is built, until its `Session` writes it to ``train.log``; a context manager."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a record."""
+        self.records.append(record)
+
+    def __enter__(self) -> LogBuffer:
+        logging.getLogger("rlexp").addHandler(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        logging.getLogger("rlexp").removeHandler(self)
+
+
 class Session:
     """Opens a run's sinks and closes them whatever happens; a context manager.
 
@@ -36,11 +55,19 @@ class Session:
         info: facts for ``metadata.json``.
         frames: where training starts; what the run logged beyond is cut off.
         run_id: identifies the run to its sinks, the same each time that it is resumed.
+        logged: what was logged while the run was built, for ``train.log``.
     """
 
     def __init__(
-        self, run: RunDir, config: ExperimentConfig, info: Mapping[str, Any], frames: int, run_id: str
+        self,
+        run: RunDir,
+        config: ExperimentConfig,
+        info: Mapping[str, Any],
+        frames: int,
+        run_id: str,
+        logged: Sequence[logging.LogRecord] = (),
     ) -> None:
+        self._logged = logged
         self._run = run
         self._config = config
         self._info = info
@@ -54,6 +81,8 @@ class Session:
         self.summary: dict[str, Any] = {"status": "failed"}
 
     def __enter__(self) -> Session:
+        for record in self._logged:
+            self._log_file.handle(record)
         logging.getLogger("rlexp").addHandler(self._log_file)
         config = redact(self._config.to_dict())
         self._run.write_config(config)

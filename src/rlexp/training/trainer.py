@@ -33,7 +33,7 @@ from rlexp.runs import checkpoint
 from rlexp.runs.checkpoint import Checkpoint, CheckpointError, TrainState
 from rlexp.runs.resume import resume_run
 from rlexp.runs.rundir import RunDir
-from rlexp.runs.session import Session
+from rlexp.runs.session import LogBuffer, Session
 from rlexp.runs.stops import Stopped
 from rlexp.seeding import load_rng_state, rng_state, seed_everything, unmoved_generators
 from rlexp.training.checks import check_checkpoint, check_env
@@ -81,7 +81,8 @@ class Trainer:
         if run_dir is None:
             run_dir = new_run_path(config.env.name)
         self.run = run_dir if isinstance(run_dir, RunDir) else RunDir(Path(run_dir))
-        with ExitStack() as on_failure:  # a constructor that fails leaves no lock and no process
+        # A constructor that fails leaves no lock and no process.
+        with LogBuffer() as logged, ExitStack() as on_failure:
             self.run.lock()
             on_failure.callback(self.run.discard)
             if start is None and self.run.started:
@@ -90,6 +91,7 @@ class Trainer:
             self._build(start, on_failure)
             self._restore(start)
             self._closing = on_failure.pop_all()
+        self._logged = logged.records
 
     def _build(self, start: Checkpoint | None, on_failure: ExitStack) -> None:
         config = self.config
@@ -174,7 +176,7 @@ class Trainer:
         with (
             closing(self),
             torch.autograd.set_detect_anomaly(self.config.checks),
-            Session(self.run, self.config, info, self.frames, self.run_id) as session,
+            Session(self.run, self.config, info, self.frames, self.run_id, self._logged) as session,
         ):
             self.save()
             while not (self.finished or self._stop or session.stop):
