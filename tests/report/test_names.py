@@ -59,6 +59,8 @@ def test_names_are_only_text(
     assert {row["setting:loss.gamma"] for row in rows} == {"'=HYPERLINK(1)", "'@SUM(1)", "-0.5", "0.99"}
     with (strangers / "report" / "runs.csv").open(newline="") as file:
         assert not {cell[:1] for row in csv.reader(file) for cell in row} & set("=+@\t\r")
+    for name in ("table.csv", "runs.csv"):
+        assert not {line[:1] for line in (strangers / "report" / name).read_text().splitlines()} & set("=+@")
 
 
 def test_one_folder_whose_name_has_an_equals_sign(strangers: Path, monkeypatch: pytest.MonkeyPatch) -> None:

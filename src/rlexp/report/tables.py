@@ -257,8 +257,9 @@ def runs_csv(groups: Sequence[Group], unread: Sequence[Run]) -> str:
 def _csv(rows: Sequence[Mapping[str, object]]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(map(csv_cell, rows[0]))
-    writer.writerows(map(csv_cell, row.values()) for row in rows)
+    for row in (list(rows[0]), *(row.values() for row in rows)):
+        # One line per row: a line within a cell could pass for a row of its own.
+        writer.writerow(csv_cell(cell.replace("\n", " ") if isinstance(cell, str) else cell) for cell in row)
     return file.getvalue()
 
 

@@ -90,6 +90,7 @@ class RunDir:
     def unlock(self) -> None:
         """Let other processes in."""
         if self._lock is not None:
+            self._lock.truncate(0)  # so that a process named in the file holds the lock, or died while it did
             self._lock.close()
             self._lock = None
 
