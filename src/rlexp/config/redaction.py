@@ -36,8 +36,8 @@ def redact(value: Any) -> Any:
 
     A secret is the text of a setting that is named like one (``api_key``, ``auth_token``, ``password``, ...), in a
     mapping or written as ``key=value``; the text of a ``token`` that is no word; a text in the form of a known
-    service's keys; the value of an environment variable that is named like a secret, wherever it stands; and the user and
-    password in a URL.
+    service's keys; the value of an environment variable that is named like a secret, wherever it stands; and the
+    user and password in a URL.
     """
     return _redact(value, sorted(_known(), key=len, reverse=True))
 
