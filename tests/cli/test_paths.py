@@ -69,7 +69,7 @@ def test_a_text_that_reads_like_a_number_is_called_one(monkeypatch: pytest.Monke
     monkeypatch.setenv("TASK", "3")
     with pytest.raises(ConfigError, match=r"text '3'.*oc\.decode"):
         load_config(["seed=${oc.env:TASK}"])
-    assert load_config(["seed=${oc.decode:${oc.env:TASK}}"]).seed == 3
+    assert load_config(["seed='${oc.decode:${oc.env:TASK}}'"]).seed == 3
 
 
 @pytest.mark.parametrize("mark", [codecs.BOM_UTF8, codecs.BOM_UTF16_LE])

@@ -1,4 +1,4 @@
-"""Schedulers whose step needs an argument, and minibatches without a standard deviation, are refused before training."""
+"""Schedulers whose step needs an argument, and minibatches of one advantage, are refused before training."""
 
 from __future__ import annotations
 
