@@ -10,8 +10,9 @@ from pathlib import Path
 import yaml
 from hydra._internal.utils import get_args_parser
 
-from rlexp.cli.common import Exit, run_command, said
+from rlexp.cli.common import Exit, import_from_here, run_command, said
 from rlexp.config import ConfigError, Problem, Sources, load, new_run_path
+from rlexp.config.paths import unquoted
 from rlexp.config.redaction import redact
 from rlexp.experiment import check_config
 from rlexp.search import read_search
@@ -88,11 +89,12 @@ def search(arguments: list[str]) -> int:
 def _begun(arguments: Sequence[str], config_dir: str | None) -> tuple[SearchDir, SearchPlan]:
     """The folder and the plan of a new or a resumed search, both checked."""
     pairs = [text.partition("=") for text in arguments]
-    named = {key: value for key, _, value in pairs if key in ("resume", "dir")}
+    named = {key: unquoted(value) for key, _, value in pairs if key in ("resume", "dir")}
     overrides = [text for text in arguments if text.partition("=")[0] not in named]
     if "resume" in named:
         folder = SearchDir(Path(named["resume"]))
-        return folder, _plan_of(folder, overrides)
+        return folder, _plan_of(folder, overrides, config_dir)
+    import_from_here()
     folder = SearchDir(Path(named["dir"]) if "dir" in named else new_run_path("search"))
     if folder.plan.exists():
         raise ConfigError([Problem("dir", f"has a search already: resume={named['dir']} resumes it.", named["dir"])])
@@ -114,21 +116,38 @@ def _begun(arguments: Sequence[str], config_dir: str | None) -> tuple[SearchDir,
     return folder, plan
 
 
-def _plan_of(folder: SearchDir, overrides: Sequence[str]) -> SearchPlan:
-    """The plan of an earlier search, with the number of trials that this command line asks for."""
+def _plan_of(folder: SearchDir, overrides: Sequence[str], config_dir: str | None) -> SearchPlan:
+    """The plan of an earlier search, with the number of trials that this command line asks for.
+
+    It may have come from anyone: what it builds must be listed or trusted, and its folder of options named again.
+    """
     if not folder.plan.exists():
         raise ConfigError([Problem("resume", "there is no search in this folder.", str(folder.path))])
+    said = [text for text in overrides if text.startswith("trust=")]
+    trust = [str(package) for package in load(said).values.get("trust") or []] if said else []
+    if trust:
+        import_from_here()
+    overrides = [text for text in overrides if text not in said]
     others = [text for text in overrides if not text.startswith("search.trials=")]
     if others:
         message = "cannot change when a search is resumed: its trials would not be comparable. Start a new search."
         raise ConfigError([Problem(text, message) for text in others])
-    saved = folder.read_plan()
-    values = saved["search"]
+    try:
+        saved = folder.read_plan()
+        values, common, options = dict(saved["search"]), list(saved["overrides"]), saved["config_dir"]
+        if not all(isinstance(text, str) for text in common):
+            raise TypeError("an override is no text")
+    except (Exception, RecursionError) as error:  # whatever a damaged or hostile file leads to
+        raise ConfigError([Problem("resume", f"search.yaml is damaged: {error!r:.200}", str(folder.path))]) from error
+    if options is not None and options != (config_dir and str(Path(config_dir).resolve())):
+        message = "is the search's folder of options, which its plan may not choose: if it is yours, say it again."
+        raise ConfigError([Problem(f"--config-dir {options}", message)])
+    if found := [text for text in common if text.lstrip("+~").startswith("hydra")]:
+        raise ConfigError([Problem(text, "is a setting of Hydra, which a plan may not decide.") for text in found])
     if overrides:
         values["trials"] = yaml.safe_load(overrides[-1].partition("=")[2])
-    common, config_dir = saved["overrides"], saved["config_dir"]
-    experiment = check_config(load(common, Sources(config_dir))).to_dict()
-    return SearchPlan(common, read_search(values, experiment), config_dir)
+    experiment = check_config(load(common, Sources(options)), trust).to_dict()
+    return SearchPlan(common, read_search(values, experiment, trust), options)
 
 
 def _refuse_what_the_search_sets(overrides: Sequence[str]) -> None:

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rlexp.cli.common import Exit, said
-from rlexp.config import ConfigError, Problem, Sources, expand_sweeps, load, load_hydra
+from rlexp.cli.common import Exit, import_from_here, said
+from rlexp.config import ConfigError, Problem, Sources, expand_sweeps, groups, load, load_hydra
 from rlexp.config.redaction import redact
-from rlexp.experiment import SweepConfig, sweep_settings
+from rlexp.experiment import SweepConfig, check_config, sweep_settings
 from rlexp.runs.rundir import RunBusyError
 from rlexp.runs.stops import Stopped
 from rlexp.sweeps import Job, LauncherError, SweepDir, run_jobs
-from rlexp.sweeps.folder import COMPLETED, FAILED
+from rlexp.sweeps.folder import COMPLETED, FAILED, SweepPlan
 from rlexp.text import printable
 
 _NAME = "rlexp-train"
@@ -43,8 +43,12 @@ def sweep(overrides: Sequence[str], sources: Sources) -> int:
     hydra = [text for text in overrides if text.lstrip("+~").startswith(("hydra.", "hydra/", "launcher="))]
     own = [text for text in overrides if is_sweep_setting(text) and text not in hydra]
     task = [text for text in overrides if text not in (*own, *hydra)]
+    trust: list[str] = []
+    if any(text.lstrip("+").startswith("sweep.resume=") for text in own):
+        trust, task = _trust(task)
     settings = _settings(own, task, sources)
     if settings.resume is None:
+        import_from_here()
         folder, params = _new_folder(hydra, sources)
         jobs = list(expand_sweeps([*params, *task], sources))
     else:
@@ -53,9 +57,22 @@ def sweep(overrides: Sequence[str], sources: Sources) -> int:
             raise ConfigError(
                 [Problem("sweep.resume", "has no sweep.json, so it is not a sweep's folder.", settings.resume)]
             )
-        plan = SweepDir(folder).plan()
-        hydra, sources = hydra or plan.hydra, sources if task else plan.sources
-        jobs = list(expand_sweeps(task, sources)) if task else plan.jobs
+        try:
+            plan = SweepDir(folder).plan()
+        except (Exception, RecursionError) as error:  # whatever a damaged or hostile file leads to
+            raise ConfigError(
+                [Problem("sweep.resume", f"sweep.json is damaged: {error!r:.200}", str(folder))]
+            ) from error
+        if task:
+            import_from_here()
+            jobs = list(expand_sweeps(task, sources))
+        else:
+            check_plan(plan, [] if hydra else plan.hydra, sources, trust)
+            jobs, sources = plan.jobs, plan.sources
+            if trust:
+                import_from_here()
+            _check_jobs(plan, trust)
+        hydra = hydra or plan.hydra
     again = f"{_NAME} --multirun sweep.resume={folder}"
     try:
         ended = run_jobs(folder, jobs, hydra=hydra, sources=_absolute(sources), fail_fast=settings.fail_fast)
@@ -65,6 +82,56 @@ def sweep(overrides: Sequence[str], sources: Sources) -> int:
     except (RunBusyError, LauncherError, OSError) as error:
         return said(_NAME, error)
     return _conclude(ended, folder, again)
+
+
+def check_plan(plan: SweepPlan, hydra: Sequence[str], said: Sources, trust: Sequence[str]) -> None:
+    """Refuse what a plan in a folder may not decide: where configs come from, and what the launcher runs.
+
+    Args:
+        plan: of the folder.
+        hydra: its settings of Hydra that are to be used.
+        said: where configs come from on this command line.
+        trust: packages that the user trusts.
+
+    Raises:
+        ConfigError: with every such setting.
+    """
+    if "hydra" in trust:
+        return
+    problems = []
+    now = _absolute(said)
+    for flag, saved, again in (("--config-dir", plan.sources.config_dir, now.config_dir),
+                               ("--config-path", plan.sources.config_path, now.config_path)):  # fmt: skip
+        if saved is not None and saved != again:
+            message = "is the sweep's folder of options, which its plan may not choose: if it is yours, say it again."
+            problems.append(Problem(f"{flag} {saved}", message))
+    known = groups()["launcher"]
+    for text in hydra:
+        key, _, value = text.lstrip("+").partition("=")
+        number = key.startswith("hydra.launcher.") and value.isdecimal()
+        if not (number or (key == "launcher" and value in known) or key == "hydra.sweep.dir"):
+            message = "is a setting of Hydra, which a plan may not decide: if it is yours, say it again."
+            problems.append(Problem(text, message))
+    problems += [
+        Problem(text, "is a setting of Hydra, which a plan may not decide.")
+        for text in sorted({text for job in plan.jobs for text in job})
+        if text.lstrip("+~").startswith("hydra")
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _check_jobs(plan: SweepPlan, trust: Sequence[str]) -> None:
+    """Refuse a plan whose jobs would build what is neither listed nor trusted; nothing has started."""
+    for overrides in plan.jobs:
+        check_config(load(overrides, plan.sources), trust)
+
+
+def _trust(task: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The packages that ``trust=`` names, and the other overrides."""
+    said = [text for text in task if text.lstrip("+").startswith("trust=")]
+    packages = load(said).values.get("trust") or [] if said else []
+    return [str(package) for package in packages], [text for text in task if text not in said]
 
 
 def _conclude(jobs: Sequence[Job], folder: Path, again: str) -> int:

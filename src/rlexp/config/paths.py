@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,8 @@ _SWEPT = ("warm_start",)
 
 def quoted(text: str) -> str:
     """A text as an override's value, whatever characters it has."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    # Hydra reads a backslash as an escape only where a quote follows.
+    escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'")
     return f"'{escaped}'"
 
 

@@ -249,7 +249,7 @@ def _as_number(detail: ErrorDetails, key: str) -> str:
             return ""
     return (
         f" It is the text {text!r}, as quoted values and environment variables are: convert it, "
-        f"'{key}=${{oc.decode:${{oc.env:NAME}}}}'."
+        f"{key}='${{oc.decode:${{oc.env:NAME}}}}', these quotes included."
     )
 
 

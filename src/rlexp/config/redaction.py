@@ -90,9 +90,9 @@ def _redact(value: Any, known: list[str]) -> Any:
 def _is_secret(key: str, value: object) -> bool:
     if not isinstance(value, str) or value == "" or value.startswith("${") or _is_number(value):
         return False  # an interpolation, such as ${oc.env:API_KEY}, is no secret yet
-    if _TOKEN.search(key):
-        return len(value) >= _SHORTEST and not _WORD.fullmatch(value)
-    return _SETTING.search(key) is not None
+    if _SETTING.search(key):
+        return True
+    return _TOKEN.search(key) is not None and len(value) >= _SHORTEST and not _WORD.fullmatch(value)
 
 
 def _is_number(text: str) -> bool:

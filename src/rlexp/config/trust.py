@@ -26,8 +26,9 @@ _SETS = {
         DoubleToFloat FiniteTensorDictCheck FlattenAction FlattenObservation FrameSkipTransform GrayScale InitTracker
         LineariseRewards NoopResetEnv ObservationNorm PermuteTransform RandomTruncationTransform RenameTransform Resize
         RewardClipping RewardScaling RewardSum SignTransform SqueezeTransform Stack StepCounter SuccessReward
-        TargetReturn TimeMaxPool Timer ToTensorImage TrajCounter UnsqueezeTransform VecNorm VecNormV2
+        TargetReturn TimeMaxPool Timer ToTensorImage TrajCounter UnsqueezeTransform VecNorm
     """,
+    ("torchrl.envs", "torchrl.envs.transforms"): "VecNormV2",
     ("torchrl.envs",): "DMControlEnv GymEnv PendulumEnv",
     ("torchrl.envs.libs.gym",): "GymEnv",
     ("torchrl.envs.libs.dm_control",): "DMControlEnv",

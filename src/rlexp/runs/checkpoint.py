@@ -313,9 +313,14 @@ def _load(path: Path) -> Checkpoint:
             if path.parent.is_dir():
                 raise _PrunedError(f"{path} is not there, or was removed while it was read.") from error
             raise CheckpointError(f"{path} is no checkpoint: there is no such folder.") from error
-        raise CheckpointError(f"{path} is damaged: {error!r:.200}.") from error
+        raise CheckpointError(f"{path} is damaged: {_reason(error)}.") from error
     except (Exception, MemoryError, RecursionError) as error:  # whatever a damaged or hostile file leads to
-        raise CheckpointError(f"{path} is damaged: {error!r:.200}.") from error
+        raise CheckpointError(f"{path} is damaged: {_reason(error)}.") from error
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error) if type(error) in (TypeError, ValueError) else repr(error)
+    return "".join(character if character.isprintable() else " " for character in text[:200])
 
 
 def _check_types(state: TrainState) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -78,12 +78,16 @@ class _Root(Config):
     search: SearchConfig
 
 
-def read_search(values: Mapping[str, Any], experiment: Mapping[str, Any]) -> SearchConfig:
+def read_search(
+    values: Mapping[str, Any], experiment: Mapping[str, Any], trust: Collection[str] | None = None
+) -> SearchConfig:
     """Check the settings of a search, and that the experiment allows every value that may be tried.
 
     Args:
         values: the ``search`` group, its space nested as the config is.
         experiment: plain values of the experiment that the settings belong to, valid in itself.
+        trust: None where the values are the user's own; for those of a search's folder, the packages that they may
+            import beside what rlexp itself builds (docs/security.md).
 
     Raises:
         ConfigError: with every problem found, settings under ``search.space``.
@@ -100,7 +104,7 @@ def read_search(values: Mapping[str, Any], experiment: Mapping[str, Any]) -> Sea
     except ConfigError as error:
         problems += error.problems
     for key, candidates in space.items():
-        problems += dict.fromkeys(_refused(key, candidates, experiment))
+        problems += dict.fromkeys(_refused(key, candidates, experiment, trust))
     if "seed" in space:
         problems.append(Problem("search.space.seed", "cannot be searched: a score is the mean over search.seeds."))
     if not space and not problems:
@@ -121,10 +125,12 @@ def _entries(node: object, path: str = "") -> Iterator[tuple[str, Mapping[str, A
             yield from _entries(below, f"{path}.{key}" if path else str(key))
 
 
-def _refused(key: str, candidates: CandidatesConfig, experiment: Mapping[str, Any]) -> Iterator[Problem]:
+def _refused(
+    key: str, candidates: CandidatesConfig, experiment: Mapping[str, Any], trust: Collection[str] | None
+) -> Iterator[Problem]:
     for value in candidates.extremes:
         try:
-            read_config(_with(experiment, key.split("."), value))
+            read_config(_with(experiment, key.split("."), value), trust)
         except ConfigError as error:
             for problem in error.problems:
                 reported = (

@@ -85,7 +85,10 @@ class SweepDir:
     def plan(self) -> SweepPlan:
         """The plan of the sweep in this folder."""
         values = json.loads(self._plan.read_text(encoding="utf-8"))
-        return SweepPlan(values["jobs"], values["hydra"], Sources(**values["sources"]))
+        jobs, hydra = values["jobs"], values["hydra"]
+        if not all(isinstance(text, str) for texts in [*jobs, hydra] for text in texts):
+            raise TypeError("an override is no text")
+        return SweepPlan([list(job) for job in jobs], list(hydra), Sources(**values["sources"]))
 
     def write_plan(self, plan: SweepPlan) -> None:
         """Save the plan."""

@@ -119,7 +119,6 @@ def _train(context: SweepContext, folder: Path, overrides: Sequence[str], source
     """The job's process; does what ``rlexp-train OVERRIDES hydra.run.dir=FOLDER resume=auto`` does."""
     os.setpgrp()  # so that Ctrl-C in the terminal does not reach the job twice
     os.chdir(context.cwd)
-    sys.path.append(context.cwd)
     run = RunDir(folder)
     log = os.open(run.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
@@ -128,12 +127,16 @@ def _train(context: SweepContext, folder: Path, overrides: Sequence[str], source
     logging.getLogger("rlexp").setLevel(logging.INFO)
     sys.argv = ["rlexp-train", *overrides, f"hydra.run.dir={quoted(str(folder))}", "resume=auto"]
 
+    from rlexp.experiment import trusted
     from rlexp.runs.resume import open_run
     from rlexp.runs.stops import Stopped
     from rlexp.training.trainer import Trainer
 
     try:
-        start = open_run(load(overrides, sources), overrides, folder, "auto")
+        composed = load(overrides, sources)
+        if trusted(composed):  # checked where the sweep was started
+            sys.path.append(context.cwd)
+        start = open_run(composed, overrides, folder, "auto")
         if not start.complete:
             Trainer(start.config, start.run, start.checkpoint).fit()
     except Stopped:

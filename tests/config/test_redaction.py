@@ -1,0 +1,68 @@
+"""Secrets are hidden, and nothing else is: a value that is changed on its way to disk changes the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlexp.config import ConfigError
+from rlexp.config.redaction import REDACTED, redact, with_secrets
+from rlexp.experiment import load_config, read_config
+
+NAMES = ["api_key", "token", "end_token", "password", "secret", "credentials", "auth_token", "private_key"]
+
+
+@given(st.sampled_from(NAMES), st.one_of(st.integers(), st.floats(allow_nan=False), st.booleans(), st.none()))
+def test_numbers_and_booleans_are_never_secrets(name: str, value: Any) -> None:
+    config = {"env": {"kwargs": {name: value, "list": [value]}}}
+    assert redact(config) == config
+    assert redact([f"env.kwargs.{name}={value}"]) == [f"env.kwargs.{name}={value}"]
+
+
+@pytest.mark.parametrize("value", ["<eos>", "eos", "[PAD]", "end of text", "${oc.env:TOKEN}", ""])
+def test_a_token_of_a_vocabulary_is_none(value: str) -> None:
+    config = {"end_token": value, "token": value, "max_tokens": "many1234"}
+    assert redact(config) == config
+
+
+@pytest.mark.parametrize("name", ["api_key", "password", "db.password", "secret", "client_secret", "auth_token"])
+def test_what_is_named_a_secret_is_hidden(name: str) -> None:
+    assert redact({name: "hunter"}) == {name: REDACTED}
+    assert redact([f"+env.kwargs.{name}=hunter"]) == [f"+env.kwargs.{name}={REDACTED}"]
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["sk-" + "a1" * 15, "ghp_" + "a1B2" * 9, "AKIA" + "ABCD1234EFGH5678", "glpat-" + "a1" * 12, "hf_" + "aB3" * 12],
+)
+def test_what_looks_like_a_key_is_hidden_wherever_it_stands(key: str) -> None:
+    assert redact({"note": [f"see {key}."]}) == {"note": [f"see {REDACTED}."]}
+    assert redact({"hidden_token": key}) == {"hidden_token": REDACTED}
+
+
+def test_a_variable_that_holds_a_word_or_a_number_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SORT_KEY", "inverted_double_pendulum")
+    monkeypatch.setenv("RUN_TOKEN", "12345678")
+    monkeypatch.setenv("SERVICE_TOKEN", "tok-123456789")
+    config = {"name": "inverted_double_pendulum", "seed": "12345678", "tag": "tok-123456789"}
+    assert redact(config) == config | {"tag": REDACTED}
+
+
+def test_a_hidden_value_that_builds_something_must_be_given() -> None:
+    values = load_config(["env=pendulum", "logger=none", "+env.kwargs.api_key=hunter2", "env.kwargs.g=9.0"]).to_dict()
+    saved = redact(values)
+    assert saved["env"]["kwargs"] == {"api_key": REDACTED, "g": 9.0}
+    with pytest.raises(ConfigError, match=r"env\.kwargs\.api_key\n.*env\.kwargs\.api_key="):
+        read_config(saved, trust=[])
+    found = read_config(saved, [], {"env.kwargs.api_key": "hunter2"})
+    assert found.to_dict() == values
+    with pytest.raises(ConfigError, match=r"env\.kwargs\.g\n.*not|no setting"):
+        read_config(saved, [], {"env.kwargs.api_key": "hunter2", "env.kwargs.g": "1"})
+
+
+def test_a_hidden_tag_of_a_logger_keeps_nothing_from_being_evaluated() -> None:
+    values = {"logger": {"tags": [REDACTED]}, "env": {}}
+    assert with_secrets(values, {}) == (values, [])

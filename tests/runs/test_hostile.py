@@ -1,0 +1,219 @@
+"""Checkpoints from anyone: whatever they hold, they are refused by name, quickly and in bounded memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlexp.agent import Agent
+from rlexp.config import ConfigError
+from rlexp.runs import checkpoint
+from rlexp.runs.checkpoint import CheckpointError
+from rlexp.runs.resume import resume_run
+
+NEWEST = "000000001024"
+
+
+def digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def seal(folder: Path, content: dict[str, bytes] | None = None, **config: Any) -> None:
+    """Put files and settings into a checkpoint, with valid digests, as a stranger can."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest.pop("sha256")
+    for name, data in (content or {}).items():
+        (folder / name).write_bytes(data)
+        manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    for path, value in config.items():
+        node = manifest["config"]
+        *above, last = path.split("__")
+        for part in above:
+            node = node[part]
+        node[last] = value
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"sha256": digest(manifest)}))
+
+
+def header(**entries: Any) -> bytes:
+    text = json.dumps(entries).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(12)
+
+
+def with_field(folder: Path, name: str, value: Any) -> bytes:
+    state = json.loads((folder / "state.json").read_text())
+    for pair in state["dict"]:
+        if pair[0] == name:
+            pair[1] = value
+    return json.dumps(state).encode()
+
+
+def replaced(name: str, make: Callable[[Path], object]) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        make(folder / name)
+
+    return change
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "state nested deeply": lambda f: seal(f, {"state.json": b"[" * 200_000}),
+    "state is a giant number": lambda f: seal(f, {"state.json": b"9" * 100_000}),
+    "state is not UTF-8": lambda f: seal(f, {"state.json": b"\xff\xfe{}"}),
+    "state is null": lambda f: seal(f, {"state.json": b"null"}),
+    "state of an unknown kind": lambda f: seal(f, {"state.json": b'{"dict": [["frames", {"object": 1}]]}'}),
+    "frames is text": lambda f: seal(f, {"state.json": with_field(f, "frames", "x")}),
+    "frames is negative": lambda f: seal(f, {"state.json": with_field(f, "frames", -1)}),
+    "frames is infinite": lambda f: seal(f, {"state.json": with_field(f, "frames", 1e999)}),
+    "actor is a list": lambda f: seal(f, {"state.json": with_field(f, "actor", {"list": []})}),
+    "actor holds numbers": lambda f: seal(f, {"state.json": with_field(f, "actor", {"dict": [["a", 1]]})}),
+    "actor is named by numbers": lambda f: seal(f, {"state.json": with_field(f, "actor", {"dict": [[1, 1]]})}),
+    "a tensor that is not there": lambda f: seal(f, {"state.json": with_field(f, "actor", {"tensor": "../../x"})}),
+    "transforms is null": lambda f: seal(f, {"state.json": with_field(f, "transforms", None)}),
+    "session is null": lambda f: seal(f, {"session.json": b"null"}),
+    "a run's id leads elsewhere": lambda f: seal(f, {"session.json": b'{"run_id": "../../x", "seconds": {}}'}),
+    "tensors say they are huge": lambda f: seal(f, {"tensors.safetensors": (2**62).to_bytes(8, "little") + b"{}"}),
+    "tensors overlap": lambda f: seal(f, {"tensors.safetensors": header(
+        a={"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+        b={"dtype": "F32", "shape": [2], "data_offsets": [4, 12]})}),
+    "a shape overflows": lambda f: seal(f, {"tensors.safetensors": header(
+        a={"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 12]})}),
+    "tensors without end": replaced("tensors.safetensors", lambda p: p.symlink_to("/dev/zero")),
+    "tensors is a sparse file": replaced("tensors.safetensors", lambda p: os.truncate(_touched(p), 2**40)),
+    "manifest is a sparse file": replaced("manifest.json", lambda p: os.truncate(_touched(p), 2**40)),
+    "manifest nested deeply": lambda f: (f / "manifest.json").write_bytes(b"[" * 200_000),
+    "manifest is a list": lambda f: (f / "manifest.json").write_bytes(b"[1]"),
+    "manifest is not UTF-8": lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe\x00"),
+    "manifest is a pipe": replaced("manifest.json", os.mkfifo),
+    "state is a pipe": replaced("state.json", os.mkfifo),
+    "state is a folder": replaced("state.json", os.mkdir),
+    "config nested deeply": lambda f: seal(f, env__kwargs=nested(200)),
+}  # fmt: skip
+
+
+def _touched(path: Path) -> Path:
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def folder(run_dir: Path) -> Path:
+    shutil.rmtree(run_dir / "checkpoints" / "000000000512")
+    shutil.rmtree(run_dir / "checkpoints" / "000000000000", ignore_errors=True)
+    return run_dir / "checkpoints" / NEWEST
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_it_is_refused_by_name(change: str, folder: Path) -> None:
+    CHANGES[change](folder)
+    before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with pytest.raises(CheckpointError, match=NEWEST) as caught:
+        checkpoint.load(folder.parents[1])
+    assert len(str(caught.value)) < 1000
+    assert time.monotonic() - begun < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
+
+
+@pytest.mark.parametrize("text", [b"../../../../etc", b"/etc", b"\xff\xfe", b"", b"best", b"000\n001", b"9" * 5000])
+def test_a_pointer_that_leads_elsewhere_is_refused(text: bytes, folder: Path) -> None:
+    (folder.parent / "best").write_bytes(text)
+    with pytest.raises(CheckpointError, match="best"):
+        checkpoint.load(folder.parent / "best")
+
+
+def test_a_pointer_that_is_a_pipe_is_refused(folder: Path) -> None:
+    (folder.parent / "best").unlink(missing_ok=True)
+    os.mkfifo(folder.parent / "best")
+    with pytest.raises(CheckpointError, match=r"best.*no regular file"):
+        checkpoint.load(folder.parent / "best")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("evaluation__episodes", 10**9),
+        ("env__num_envs", 10**9),
+        ("policy__num_cells", [10**9]),
+        ("policy__num_cells", [60_000, 60_000]),
+        ("env__pixels", {"size": 10**6, "stack": 4}),
+        ("env__transforms", {"x": {"_target_": "torchrl.envs.CatFrames", "N": 10**9, "dim": -1}}),
+        ("env___target_", {"a": 1}),
+        ("env___target_", "rlexp"),
+        ("env___target_", ""),
+        ("env", None),
+        ("policy", [1]),
+        ("env__transforms", {"x": {"_target_": "torchrl.envs.transforms.nothing.X"}}),
+    ],
+)
+def test_a_config_that_asks_for_too_much_or_nonsense_is_refused(setting: str, value: Any, folder: Path) -> None:
+    seal(folder, **{setting: value})
+    before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with pytest.raises((ConfigError, CheckpointError)):
+        Agent(folder)
+    assert time.monotonic() - begun < 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # KiB
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", ".lock", "train.log", "summary.json", ".config.yaml.tmp"])
+def test_a_run_is_not_resumed_into_files_that_lie_elsewhere(name: str, folder: Path, tmp_path: Path) -> None:
+    run = folder.parents[1]
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(victim)
+    with pytest.raises(CheckpointError, match=name):
+        resume_run(run, ["total_frames=2048"])
+    assert victim.read_text() == "precious"
+
+
+def test_one_that_is_pruned_while_it_is_read_is_not_called_damaged(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    newer = folder.with_name("000000002048")
+    read = checkpoint.read_regular
+
+    def pruned_once(path: Path, limit: int) -> bytes:
+        if path.name == "tensors.safetensors" and folder.exists():
+            folder.rename(newer)  # as a training that goes on would leave it
+        return read(path, limit)
+
+    monkeypatch.setattr(checkpoint, "read_regular", pruned_once)
+    assert checkpoint.load(folder.parents[1]).path == newer
+    assert "damaged" not in caplog.text
+
+
+def test_a_best_that_is_replaced_while_it_is_read_is_the_new_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    newer = folder.with_name("000000002048")
+    (folder.parent / "best").write_text(folder.name)
+    read = checkpoint.read_regular
+
+    def pruned_once(path: Path, limit: int) -> bytes:
+        if path.name == "manifest.json" and folder.exists():
+            folder.rename(newer)
+            (folder.parent / "best").write_text(newer.name)
+        return read(path, limit)
+
+    monkeypatch.setattr(checkpoint, "read_regular", pruned_once)
+    assert checkpoint.load(folder.parent / "best").path == newer
+
+
+def test_a_best_that_is_not_there_yet_is_no_damage(folder: Path) -> None:
+    (folder.parent / "best").unlink(missing_ok=True)
+    with pytest.raises(CheckpointError, match="no best checkpoint yet") as caught:
+        checkpoint.load(folder.parent / "best")
+    assert "damaged" not in str(caught.value)
