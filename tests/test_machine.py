@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from commands import TINY
 
 from rlexp import Trainer, load_config
 from rlexp.config import ConfigError
@@ -165,7 +165,10 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(("frames", "expected"), [(100_000, False), (20_000_000, True)], ids=["short", "long"])
 def test_auto_compiles_where_the_run_is_long(frames: int, expected: bool, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="rlexp"):
-        assert use_compiler("auto", torch.device("cuda"), load_config([f"total_frames={frames}"]).num_minibatches) is expected
+        assert (
+            use_compiler("auto", torch.device("cuda"), load_config([f"total_frames={frames}"]).num_minibatches)
+            is expected
+        )
     assert f"compile=auto: {'yes' if expected else 'no'}" in caplog.text
 
 

@@ -62,7 +62,11 @@ def test_a_gpu_captures_the_steps(overrides: list[str], tmp_path: Path) -> None:
     ("overrides", "reason"),
     [
         ([], "needs a GPU, and the device is cpu"),
-        (["loss=any", "loss.loss_module._target_=torchrl.objectives.ClipPPOLoss"], "needs kernels=auto and a shipped loss"),
+        (
+            ["loss=any", "loss.loss_module._target_=torchrl.objectives.ClipPPOLoss"],
+            "a shipped loss",
+        ),
+        (["kernels=false"], "needs kernels=auto"),
         (["policy=gru"], "needs a feed-forward policy"),
         (["optim=any", "optim.optimizer._target_=torch.optim.Adafactor"], "Adafactor has none"),
     ],
@@ -71,5 +75,3 @@ def test_a_cuda_graph_that_cannot_be_is_refused(overrides: list[str], reason: st
     with pytest.raises(ConfigError, match=reason) as raised:
         Trainer.from_config(load_config([*SMALL, "cuda_graph=true", *overrides]), tmp_path)
     assert raised.value.problems[0].key == "cuda_graph"
-
-

@@ -69,9 +69,7 @@ def test_written_out_gradient_is_autograds(policy: list[str], loss: list[str], b
         ([], ["loss=a2c"], "not PPO's clipped surrogate"),
     ],
 )
-def test_gradient_of_what_it_does_not_know_is_left_to_autograd(
-    policy: list[str], loss: list[str], reason: str
-) -> None:
+def test_gradient_of_what_it_does_not_know_is_left_to_autograd(policy: list[str], loss: list[str], reason: str) -> None:
     built = networks(*policy)
     flatten(built.parameters())
     kernel = fast_loss(composed(*loss).loss.build(built), built)

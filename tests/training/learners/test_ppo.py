@@ -257,7 +257,7 @@ def test_annealed_coefficients_are_where_they_would_be_had_the_run_always_been_s
 
 @KERNELS
 def test_annealing_reaches_the_loss(kernels: str, tmp_path: Path) -> None:
-    trainer = built(tmp_path, "loss.clip_schedule=linear", "loss.clip_epsilon=0.2", "total_frames=256", f"kernels={kernels}")
+    trainer = built(tmp_path, "loss.clip_schedule=linear", "loss.clip_epsilon=0.2", f"kernels={kernels}")
     learner = trainer.learner
     learner.update(trainer.collect(), progress=0.0)
     batch = trainer.collect()
