@@ -12,13 +12,12 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from commands import TINY
 
 from rlexp import Trainer, load_config
 from rlexp.config import ConfigError
 from rlexp.envs.worker_count import best_workers
-from rlexp.machine import set_threads, share_out, use_compiler
-from rlexp.runs.rundir import usable_cpus
+from rlexp.machine import cores, set_threads, usable_cpus, use_compiler
 from rlexp.seeding import seed_everything
 
 
@@ -42,13 +41,13 @@ def test_auto_goes_by_the_work_and_stays_within_the_cores(
     if omp is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", omp)
     with caplog.at_level("INFO", logger="rlexp"):
-        assert set_threads(load_config(["minibatch_size=256"]), weights) == torch.get_num_threads() == expected
+        assert set_threads("auto", weights, 256, 0) == torch.get_num_threads() == expected
     assert f"threads=auto: {expected} of" in caplog.text
 
 
 def test_auto_takes_no_more_threads_than_the_process_has_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert set_threads(load_config(), 10**9) == len(os.sched_getaffinity(0))
+    assert set_threads("auto", 10**9, 64, 0) == len(os.sched_getaffinity(0))
 
 
 @pytest.mark.parametrize(("quota", "cores"), [("200000 100000", 2), ("max 100000", 4), ("50000 100000", 1), ("", 4)])
@@ -56,10 +55,10 @@ def test_a_containers_share_of_the_cores_is_seen(
     quota: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cpu.max").write_text(f"{quota}\n")
-    monkeypatch.setattr("rlexp.runs.rundir._CPU_MAX", tmp_path / "cpu.max")
+    monkeypatch.setattr("rlexp.machine._CPU_MAX", tmp_path / "cpu.max")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))
     assert usable_cpus() == cores
-    monkeypatch.setattr("rlexp.runs.rundir._CPU_MAX", tmp_path / "missing")
+    monkeypatch.setattr("rlexp.machine._CPU_MAX", tmp_path / "missing")
     assert usable_cpus() == 4
 
 
@@ -86,7 +85,8 @@ class TestShareOut:
         monkeypatch.setattr("rlexp.machine.usable_cpus", lambda: 3)
 
     def workers(self, *overrides: str) -> object:
-        return share_out(load_config(list(overrides))).to_dict()["num_workers"]
+        config = load_config(list(overrides))
+        return config.env.with_workers(config.total_frames, cores()).to_dict()["num_workers"]
 
     def test_a_long_run_is_shared_out_a_short_one_is_not(self, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level("INFO", logger="rlexp"):
@@ -145,7 +145,7 @@ class TestShareOut:
 
     def test_what_cannot_be_made_is_told(self) -> None:
         with pytest.raises(ConfigError, match=r"env\.id=Humanoid-v5\n *cannot be made: (.|\n)*missing\.xml"):
-            share_out(load_config(["env=humanoid", "env.kwargs.xml_file=missing.xml"]))
+            self.workers("env=humanoid", "env.kwargs.xml_file=missing.xml")
 
     def test_trainers_share_out_training_and_evaluation(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("rlexp.envs.worker_count.best_workers", lambda *_: 2)
@@ -156,7 +156,7 @@ class TestShareOut:
 
 
 def test_a_number_is_taken_as_it_is() -> None:
-    assert set_threads(load_config(["threads=2"]), 10) == torch.get_num_threads() == 2
+    assert set_threads(2, 10, 64, 0) == torch.get_num_threads() == 2
 
 
 CPU = torch.device("cpu")
@@ -165,13 +165,16 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(("frames", "expected"), [(100_000, False), (20_000_000, True)], ids=["short", "long"])
 def test_auto_compiles_where_the_run_is_long(frames: int, expected: bool, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="rlexp"):
-        assert use_compiler(load_config([f"total_frames={frames}"]), torch.device("cuda")) is expected
+        assert (
+            use_compiler("auto", torch.device("cuda"), load_config([f"total_frames={frames}"]).num_minibatches)
+            is expected
+        )
     assert f"compile=auto: {'yes' if expected else 'no'}" in caplog.text
 
 
 def test_without_a_compiler_auto_does_without_and_true_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    assert not use_compiler(load_config(["total_frames=20_000_000"]), CPU)
+    assert not use_compiler("auto", CPU, 10**6)
     with pytest.raises(ConfigError, match=r"install g\+\+ or clang\+\+"):
-        use_compiler(load_config(["compile=true"]), CPU)
+        use_compiler(True, CPU, 10**6)

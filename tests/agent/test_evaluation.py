@@ -16,7 +16,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import run_command
+from commands import run_command
 from gymnasium import spaces
 
 from rlexp.agent import Agent, evaluation

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import TINY, run_command
+from commands import TINY, run_command
 from gymnasium import spaces
 from gymnasium.envs.classic_control import PendulumEnv
 

@@ -16,7 +16,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import complete, launch, processes, rows_of
+from commands import complete, launch, processes, rows_of
 from torch import Tensor
 
 from rlexp import Trainer, load_config

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import clean_environment
+from commands import clean_environment
 from tensordict import TensorDictBase
 
 from rlexp import load_config

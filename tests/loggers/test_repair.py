@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import TINY, rows_of
+from commands import TINY, rows_of
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, rows_of, run_command
+from commands import TINY, rows_of, run_command
 
 from rlexp import Trainer, load_config
 from rlexp.config import ConfigError, check_targets

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from torch import nn
 
 from rlexp import Trainer, load_config
 from rlexp.config import ConfigError
-from rlexp.losses import remaining
 from rlexp.optim import OptimConfig
 from rlexp.optim.schedules import KLAdaptive
 from rlexp.optim.weights import flatten
@@ -107,15 +105,6 @@ def test_a_rate_beyond_the_bounds_is_not_pulled_in() -> None:
     assert optimizer.param_groups[0]["lr"] == 0.1
     schedule.adapt(1.0)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 / 1.5)
-
-
-@pytest.mark.parametrize(
-    ("schedule", "halfway", "three_quarters"),
-    [("constant", 1.0, 1.0), ("linear", 0.5, 0.25), ("cosine", 0.5, (1 - math.sqrt(0.5)) / 2)],
-)
-def test_annealing(schedule: Any, halfway: float, three_quarters: float) -> None:
-    left = [remaining(schedule, progress) for progress in (0.0, 0.5, 0.75)]
-    assert left == pytest.approx([1.0, halfway, three_quarters])
 
 
 def test_nesterov_needs_momentum() -> None:

@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, complete, launch, only_run, rows_of
+from commands import TINY, complete, launch, only_run, rows_of
 from tensordict import TensorDict
 from torch import distributions
 from torchrl.envs.utils import ExplorationType, set_exploration_type

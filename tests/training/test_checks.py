@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import launch, only_run, rows_of, run_command
+from commands import launch, only_run, rows_of, run_command
 
 from rlexp import Trainer, load_config
 from rlexp.runs import checkpoint

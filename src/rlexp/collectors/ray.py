@@ -7,15 +7,17 @@ import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tensordict import TensorDictBase
 from torchrl.collectors import BaseCollector
 
-from rlexp.collectors import RayCollectorConfig
 from rlexp.collectors.share import Share, ShareWorker, WorkerError
 from rlexp.config import ConfigError, Problem
 from rlexp.envs.snapshot import StateUnavailableError
+
+if TYPE_CHECKING:
+    from rlexp.collectors import RayCollectorConfig
 
 
 class RayWorkers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +12,13 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.envs import ObservationNorm
 
-from rlexp.collectors import CollectorConfig, Source
 from rlexp.envs.normalization import RunningObservationNorm, observation_norms
 from rlexp.envs.snapshot import State, saving
 from rlexp.seeding import load_rng_state, rng_state, seed_everything
 from rlexp.workers import WorkerError as WorkerError
+
+if TYPE_CHECKING:
+    from rlexp.collectors import CollectorConfig, Source
 
 Array: TypeAlias = npt.NDArray[Any]
 Weights: TypeAlias = Mapping[str, Array]

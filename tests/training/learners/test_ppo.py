@@ -1,93 +1,178 @@
-"""The objective against formulas written out from the papers, in float64."""
+"""PPO's update against the algorithm written out, and each of its settings."""
 
 from __future__ import annotations
 
-import math
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tensordict import TensorDict, TensorDictBase
+from agents import composed
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from rlexp import Trainer, load_config
-from rlexp.kernels.losses import FastClipPPO
-from rlexp.training.learners.ppo import explained_variance
+from rlexp import Trainer
+from rlexp.policies import ActorCritic
+from rlexp.policies.recurrent import STATE
+from rlexp.runs import checkpoint
+from rlexp.training.learners.ppo import clip_grad_norm
 
-TINY = [
-    *("logger=none", "total_frames=512", "collector.frames_per_batch=256", "env.num_envs=4", "minibatch_size=64"),
-    *("env.init_random_steps=64", "evaluation.episodes=1", "loss.gamma=0.97", "loss.lmbda=0.9"),
+SMALL = [
+    *("env=inverted_pendulum", "env.num_envs=2", "collector.frames_per_batch=64", "minibatch_size=32"),
+    *("env.init_random_steps=16", "evaluation.episodes=1", "logger=none", "threads=1", "device=cpu"),
+    *("policy.num_cells=[8]", "num_epochs=3", "total_frames=128"),
+]
+KERNELS = pytest.mark.parametrize("kernels", ["false", "auto"])
+
+
+def built(folder: Path, *overrides: str) -> Trainer:
+    return Trainer(composed(*SMALL, *overrides), folder)
+
+
+def updated(folder: Path, *overrides: str) -> tuple[Trainer, dict[str, float]]:
+    trainer = built(folder, *overrides)
+    metrics = trainer.update(trainer.collect())
+    trainer.close()
+    return trainer, metrics
+
+
+class PPO:
+    """Schulman et al. 2017, algorithm 1, with the usual additions: nothing but torch, nothing of rlexp."""
+
+    def __init__(self, networks: ActorCritic, num_batches: int) -> None:
+        self.actor, self.critic = copy.deepcopy((networks.actor, networks.critic))
+        self.parameters = [*self.actor.parameters(), *self.critic.parameters()]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=2e-3, betas=(0.9, 0.99), eps=1e-5)
+        self.schedule = CosineAnnealingLR(self.optimizer, num_batches)
+        self.num_batches, self.batch = num_batches, 0
+        self.returns: list[Tensor] = []
+        self.running: Tensor = torch.zeros(())
+
+    def scaled(self, reward: Tensor, done: Tensor) -> Tensor:
+        for t in range(reward.shape[1]):
+            self.running = 0.97 * self.running + reward[:, t].double()
+            self.returns.append(self.running)
+            self.running = self.running * ~done[:, t]
+        variance = torch.cat(self.returns).var(correction=0)
+        return reward / (variance + 1e-8).sqrt().float()
+
+    def value(self, observation: Tensor) -> Tensor:
+        found: Tensor = self.critic.module(observation)[..., 0]
+        return found
+
+    @torch.no_grad()
+    def advantages(self, batch: TensorDictBase, reward: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        done, terminated = (batch["next", key][..., 0] for key in ("done", "terminated"))
+        value, after = self.value(batch["observation"]), self.value(batch["next", "observation"])
+        delta = reward + 0.97 * after * ~terminated - value
+        advantage = torch.zeros_like(delta)
+        last = torch.zeros(len(delta))
+        for t in reversed(range(delta.shape[1])):
+            advantage[:, t] = last = delta[:, t] + 0.97 * 0.9 * last * ~done[:, t]
+        return value, advantage, advantage + value
+
+    def update(self, batch: TensorDictBase) -> None:
+        left = 1 - self.batch / self.num_batches  # of the run
+        epsilon, bonus = 0.1 * left, 0.02 * left
+        reward = self.scaled(batch["next", "reward"][..., 0], batch["next", "done"][..., 0])
+        observation, action = (batch[key].flatten(0, 1) for key in ("observation", "action"))
+        old_log_prob = batch["action_log_prob"].flatten()
+        for epoch in range(3):
+            value, advantage, target = (x.flatten() for x in self.advantages(batch, reward))
+            if epoch == 0:
+                old_value = value
+            for chosen in torch.randperm(len(value))[: len(value) // 24 * 24].split(24):
+                dist = self.actor.get_dist(batch.reshape(-1)[chosen].select("observation"))
+                ratio = (dist.log_prob(action[chosen]) - old_log_prob[chosen]).exp()
+                weight = (advantage[chosen] - advantage[chosen].mean()) / advantage[chosen].std()
+                objective = torch.minimum(ratio * weight, ratio.clamp(1 - epsilon, 1 + epsilon) * weight).mean()
+                new_value = self.value(observation[chosen])
+                near = old_value[chosen] + (new_value - old_value[chosen]).clamp(-0.05, 0.05)
+                error = torch.maximum((new_value - target[chosen]) ** 2, (near - target[chosen]) ** 2).mean()
+                loss = -objective + 0.7 * error - bonus * dist.entropy().mean()
+                self.optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(self.parameters, 0.4)
+                self.optimizer.step()
+        self.schedule.step()
+        self.batch += 1
+
+
+WRITTEN_OUT = [
+    *("minibatch_size=24", "optim.lr=2e-3", "optim.betas=[0.9,0.99]", "optim.eps=1e-5", "optim.schedule=cosine"),
+    *("loss.gamma=0.97", "loss.lmbda=0.9", "loss.normalize_reward=true", "loss.normalize_advantage=true"),
+    *("loss.clip_epsilon=0.1", "loss.clip_schedule=linear", "loss.entropy_coeff=0.02", "loss.entropy_schedule=linear"),
+    *("loss.loss_critic_type=l2", "loss.critic_coeff=0.7", "loss.clip_value=0.05", "max_grad_norm=0.4"),
+    *("recompute_advantage=true", "total_frames=256", "env.max_episode_steps=9"),
 ]
 
 
-def collected(overrides: list[str], folder: Path) -> tuple[Trainer, TensorDictBase]:
-    trainer = Trainer.from_config(load_config([*TINY, *overrides]), folder)
-    return trainer, trainer.collect()
+@KERNELS
+@pytest.mark.parametrize("policy", [["policy=normal"], ["env=cartpole"]], ids=["normal", "categorical"])
+def test_update_is_the_algorithm_written_out(policy: list[str], kernels: str, tmp_path: Path) -> None:
+    """Three updates of four: rewards, advantages, clipping, schedules, minibatches and the optimizer's steps."""
+    trainer = built(tmp_path, *policy, *WRITTEN_OUT, f"kernels={kernels}")
+    own = PPO(trainer.networks, trainer.config.num_batches)
+    start = trainer.learner.weights.detach().clone()
+    norms = []
+    for _ in range(3):
+        batch = trainer.collect()
+        given, generator = batch.clone(), torch.get_rng_state()
+        norms.append(trainer.update(batch)["optim/grad_norm"])
+        after = torch.get_rng_state()
+        torch.set_rng_state(generator)
+        own.update(given)
+        torch.set_rng_state(after)
+        weights = torch.cat([p.detach().flatten() for p in own.parameters])
+        torch.testing.assert_close(trainer.learner.weights.detach(), weights, rtol=0, atol=3e-5)
+    assert (trainer.learner.weights.detach() - start).abs().max() > 3e-3
+    assert max(norms) > 0.4
+    trainer.close()
 
 
-def test_advantage_is_the_sum_of_discounted_td_errors(tmp_path: Path) -> None:
-    trainer, batch = collected(["loss.normalize_reward=false", "env.max_episode_steps=4"], tmp_path)
-    with torch.no_grad():
-        trainer.learner.advantage(batch)
-        value = trainer.networks.critic(batch.select("observation"))["state_value"][..., 0].double().numpy()
-        after = trainer.networks.critic(batch["next"].select("observation"))["state_value"][..., 0].double().numpy()
-    reward, done, terminated = (batch["next", k][..., 0].double().numpy() for k in ("reward", "done", "terminated"))
-    assert done.sum() > terminated.sum() >= 0, "the batch must hold truncated episodes"
-    expected = np.zeros_like(value)
-    for env in range(len(value)):
-        for start in range(value.shape[1]):
-            # Schulman et al. 2016, eq. 16, summed term by term; a terminal state has no value, a truncated one has.
-            for k in range(start, value.shape[1]):
-                delta = reward[env, k] + 0.97 * after[env, k] * (1 - terminated[env, k]) - value[env, k]
-                expected[env, start] += (0.97 * 0.9) ** (k - start) * delta
-                if done[env, k]:
-                    break
-    np.testing.assert_allclose(batch["advantage"][..., 0].numpy(), expected, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(batch["value_target"][..., 0].numpy(), expected + value, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize(("size", "norm"), [(3.0, 0.5), (0.1, 0.1)], ids=["longer", "shorter"])
+def test_a_gradient_is_scaled_down_to_the_bound_and_never_up(size: float, norm: float) -> None:
+    weights = nn.Parameter(torch.zeros(20))
+    gradient = torch.randn(20)
+    gradient *= size / gradient.norm()
+    weights.grad = gradient.clone()
+    assert clip_grad_norm(weights, 0.5).item() == pytest.approx(size)
+    torch.testing.assert_close(weights.grad, gradient * norm / size, rtol=1e-4, atol=0)
+    theirs = nn.Parameter(torch.zeros(20))
+    theirs.grad = gradient.clone()
+    nn.utils.clip_grad_norm_(theirs, 0.5)
+    torch.testing.assert_close(weights.grad, theirs.grad)
 
 
-@pytest.mark.parametrize("critic", ["l2", "smooth_l1", "l1"])
-def test_loss_is_the_clipped_surrogate(critic: str, tmp_path: Path) -> None:
-    overrides = [f"loss.loss_critic_type={critic}", "loss.clip_epsilon=0.1", "loss.critic_coeff=0.7"]
-    trainer, batch = collected(overrides, tmp_path)
-    trainer.update(batch)  # so that the policy differs from the one that acted
-    minibatch = batch.reshape(-1)[torch.randperm(256)[:64]]
-    assert isinstance(trainer.learner.minibatch_loss, FastClipPPO)
-    losses = trainer.learner.minibatch_loss(minibatch)
-    with torch.no_grad():
-        new = trainer.networks.actor.get_dist(minibatch.select("observation")).log_prob(minibatch["action"]).double()
-        value = trainer.networks.critic(minibatch.select("observation"))["state_value"][..., 0].double()
-    advantage = minibatch["advantage"][..., 0].double().numpy()
-    advantage = (advantage - advantage.mean()) / advantage.std(ddof=1)
-    ratio = np.exp((new - minibatch["action_log_prob"].double()).numpy())
-    surrogate = np.minimum(ratio * advantage, ratio.clip(0.9, 1.1) * advantage)
-    assert (abs(ratio - 1) > 0.1).any()
-    assert losses["loss_objective"].item() == pytest.approx(-surrogate.mean(), rel=1e-3, abs=1e-5)
-    error = (value - minibatch["value_target"][..., 0].double()).numpy()
-    distance = {"l2": error**2, "l1": abs(error)}.get(
-        critic, np.where(abs(error) < 1, 0.5 * error**2, abs(error) - 0.5)
-    )
-    assert losses["loss_critic"].item() == pytest.approx(0.7 * distance.mean(), rel=1e-4)
+def test_steps_are_as_long_as_their_gradients_where_those_are_short(tmp_path: Path) -> None:
+    sgd = ["optim=sgd", "optim.momentum=0", "optim.lr=1.0", "optim.schedule=constant", "num_epochs=1"]
+    trainer = built(tmp_path, *sgd, "minibatch_size=64", "max_grad_norm=1e6")
+    before = trainer.learner.weights.detach().clone()
+    metrics = trainer.update(trainer.collect())
+    trainer.close()
+    step = (trainer.learner.weights.detach() - before).norm().item()
+    assert step == pytest.approx(metrics["optim/grad_norm"], rel=1e-4)
+    assert 0 < step < 1e6
 
 
-def test_first_importance_ratios_are_one(tmp_path: Path) -> None:
-    trainer, batch = collected([], tmp_path)
-    with torch.no_grad():
-        trainer.learner.advantage(batch)
-        trainer.learner.minibatch_loss.prepare(batch)
-        losses = trainer.learner.minibatch_loss.losses(next(trainer.learner.minibatches(batch)))
-    assert losses["log_weight"].abs().max().item() < 1e-4
-
-
-def test_minibatches_cover_each_step_at_most_once(tmp_path: Path) -> None:
-    trainer, _ = collected(["minibatch_size=100"], tmp_path)
-    keys = trainer.learner.minibatch_loss.keys
-    batch = TensorDict({key: torch.arange(256.0).view(4, 64) for key in keys}, batch_size=[4, 64])
-    seen = [m[keys[0]] for m in trainer.learner.minibatches(batch)]
-    assert [len(m) for m in seen] == [100, 100]
-    assert len(torch.cat(seen).unique()) == 200
-    again = next(trainer.learner.minibatches(batch))[keys[0]]
-    assert not torch.equal(again, seen[0])
+@KERNELS
+def test_first_importance_ratios_are_one(kernels: str, tmp_path: Path) -> None:
+    trainer = built(tmp_path, "env=hopper", f"kernels={kernels}")
+    learner = trainer.learner
+    for _ in range(2):
+        batch = trainer.collect()
+        learner.minibatch_loss.prepare(batch)
+        learner.advantage(batch)
+        for minibatch in learner.minibatches(batch):
+            found = learner.minibatch_loss.metrics(
+                {key: value[None].detach() for key, value in learner.minibatch_loss.losses(minibatch).items()}
+            )
+            assert found["loss/max_ratio"].item() == pytest.approx(1, abs=1e-4)
+            assert found["loss/ess"].item() == pytest.approx(1, abs=1e-4)
+        trainer.update(batch)
+    trainer.close()
 
 
 @pytest.mark.parametrize(
@@ -97,23 +182,125 @@ def test_minibatches_cover_each_step_at_most_once(tmp_path: Path) -> None:
         ["loss=any", "loss.loss_module._target_=torchrl.objectives.ClipPPOLoss"],
         ["loss=any", "loss.loss_module._target_=torchrl.objectives.A2CLoss", "loss.loss_module.functional=false"],
         ["optim=any", "optim.optimizer._target_=torch.optim.SGD", "optim.optimizer.momentum=0.9"],
+        ["kernels=false"],
     ],
 )
 def test_actor_and_critic_are_trained_as_themselves(overrides: list[str], tmp_path: Path) -> None:
-    trainer, batch = collected(overrides, tmp_path)
+    trainer = built(tmp_path, *overrides)
     parameters = trainer.networks.parameters()
     trained = [p for group in trainer.learner.optimizer.param_groups for p in group["params"]]
     expected = parameters if "optim=any" in overrides else [trainer.learner.weights]
     assert all(a is b for a, b in zip(trained, expected, strict=True))
     before = [p.detach().clone() for p in parameters]
-    trainer.update(batch)
+    trainer.update(trainer.collect())
+    trainer.close()
     assert all(not torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
     assert torch.equal(torch.cat([p.detach().flatten() for p in parameters]), trainer.learner.weights.detach())
 
 
-def test_explained_variance() -> None:
-    target = torch.randn(1000)
-    assert explained_variance(target, target) == 1
-    assert explained_variance(torch.zeros(1000), target) == 0
-    assert explained_variance(-target, target) == pytest.approx(-3)
-    assert not math.isnan(explained_variance(target, torch.ones(1000)))
+@KERNELS
+def test_epochs_end_by_target_kl(kernels: str, tmp_path: Path) -> None:
+    kernel = f"kernels={kernels}"
+    _, whole = updated(tmp_path / "whole", "optim.lr=1e-2", kernel)
+    _, stopped = updated(tmp_path / "stopped", "optim.lr=1e-2", "target_kl=1e-6", kernel)
+    _, free = updated(tmp_path / "free", "optim.lr=1e-2", "target_kl=1e6", kernel)
+    assert (stopped["optim/epochs"], free["optim/epochs"]) == (1, 3)
+    assert free == whole
+    _, one = updated(tmp_path / "one", "optim.lr=1e-2", "num_epochs=1", kernel)
+    assert stopped == one
+    assert stopped["loss/kl"] > 1e-6
+
+
+def test_advantage_is_recomputed_or_not(tmp_path: Path) -> None:
+    calls: dict[bool, int] = {}
+    for recompute in (True, False):
+        trainer = built(tmp_path / str(recompute), f"recompute_advantage={recompute}")
+        found: list[TensorDictBase] = []
+        trainer.learner.advantage.register_forward_hook(lambda m, i, batch, found=found: found.append(batch))
+        trainer.update(trainer.collect())
+        trainer.close()
+        calls[recompute] = len(found)
+    assert calls == {True: 3, False: 1}
+
+
+def test_epochs_without_an_importance_ratio_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    updated(tmp_path / "one", "loss=a2c", "num_epochs=1")
+    assert "importance ratio" not in caplog.text
+    updated(tmp_path / "three", "loss=a2c", "num_epochs=3")
+    assert "no importance ratio" in caplog.text
+
+
+def test_kl_adaptive_adapts_after_each_epoch_and_logs_the_rate_that_the_update_began_with(tmp_path: Path) -> None:
+    trainer = built(tmp_path, "optim.schedule=kl_adaptive", "optim.lr=1e-4")
+    rows = [trainer.iterate() for _ in range(2)]
+    trainer.close()
+    # Steps at this rate change the policy by far less than the target: each of the three epochs raises it.
+    assert [row["train/lr"] for row in rows] == pytest.approx([1e-4, 1e-4 * 1.5**3])
+
+
+def test_schedules_make_one_step_per_batch(tmp_path: Path) -> None:
+    trainer = built(tmp_path, "optim.schedule=linear", "optim.lr=1e-3", "total_frames=256")
+    assert [row["train/lr"] for row in trainer] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+    trainer.close()
+
+
+def test_annealed_coefficients_are_where_they_would_be_had_the_run_always_been_so_long(tmp_path: Path) -> None:
+    annealed = ["loss.clip_schedule=linear", "loss.entropy_coeff=0.01", "loss.entropy_schedule=linear"]
+    built(tmp_path / "run", *annealed).fit()
+    last = checkpoint.load(tmp_path / "run").state.learner["loss"]
+    assert last["clip_epsilon"].item() == pytest.approx(0.2 * 1 / 2)
+    Trainer.resume(tmp_path / "run", ["total_frames=256"]).fit()
+    last = checkpoint.load(tmp_path / "run").state.learner["loss"]
+    assert last["clip_epsilon"].item() == pytest.approx(0.2 * 1 / 4)
+    assert last["entropy_coeff"].item() == pytest.approx(0.01 * 1 / 4)
+
+
+@KERNELS
+def test_annealing_reaches_the_loss(kernels: str, tmp_path: Path) -> None:
+    trainer = built(tmp_path, "loss.clip_schedule=linear", "loss.clip_epsilon=0.2", f"kernels={kernels}")
+    learner = trainer.learner
+    learner.update(trainer.collect(), progress=0.0)
+    batch = trainer.collect()
+    learner.update(batch, progress=0.75)
+    trainer.close()
+    minibatch = next(learner.minibatches(batch))
+    key = "latent_log_prob" if kernels == "auto" else "action_log_prob"
+    minibatch[key] -= 0.06  # a ratio of about 1.06: beyond the newest bound, within the first
+    record = {name: value[None].detach() for name, value in learner.minibatch_loss.losses(minibatch).items()}
+    assert learner.loss.coefficients["clip_epsilon"].item() == pytest.approx(0.05)
+    assert learner.minibatch_loss.metrics(record)["loss/clip_fraction"].item() > 0.5
+
+
+def test_entropy_is_estimated_where_the_loss_computes_none(tmp_path: Path) -> None:
+    trainer = built(tmp_path, "loss.entropy_coeff=0")
+    batch = trainer.collect()
+    expected = -batch["action_log_prob"].mean().item()
+    assert trainer.update(batch)["loss/entropy"] == pytest.approx(expected)
+    trainer.close()
+
+
+def test_explained_variance_is_that_of_before_the_update(tmp_path: Path) -> None:
+    trainer = built(tmp_path, "loss.normalize_reward=false")
+    batch = trainer.collect()
+    given = batch.clone()
+    found = trainer.update(batch)["loss/explained_variance"]
+    trainer.close()
+    reference = built(tmp_path / "again", "loss.normalize_reward=false")  # the same first weights
+    reference.learner.advantage(given)
+    reference.close()
+    value, target = (given[key].flatten().double().numpy() for key in ("state_value", "value_target"))
+    assert found == pytest.approx(1 - np.var(target - value) / np.var(target), rel=1e-4)
+
+
+def test_minibatches_of_a_recurrent_policy_are_whole_sequences(tmp_path: Path) -> None:
+    trainer = built(tmp_path, "env=hopper", "policy=gru", "policy.sequence_length=8")
+    batch = trainer.collect()
+    trainer.learner.minibatch_loss.prepare(batch)
+    trainer.learner.advantage(batch)
+    batch.set("latent", torch.arange(64).reshape(2, 32, 1).float())
+    seen = torch.cat([minibatch["latent"].reshape(-1, 8) for minibatch in trainer.learner.minibatches(batch)])
+    assert (seen.diff(dim=1) == 1).all()
+    assert (seen[:, 0] % 8 == 0).all()
+    assert sorted(seen.flatten().tolist()) == list(range(64))
+    assert STATE in trainer.learner.minibatch_loss.keys
+    trainer.close()
