@@ -10,9 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import TINY, clean_environment, complete, launch, only_run, processes, rows_of, run_command
-
-__all__ = ["TINY", "clean_environment", "complete", "launch", "only_run", "processes", "rows_of", "run_command"]
+from commands import TINY, clean_environment, only_run, run_command
 
 # Two workers on two cores: threads would only spin against each other.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -27,12 +25,12 @@ STARTERS = {"run_command", "start_command", "launch", "complete"}
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what starts processes as slow, but for one training, and keep together what shares a finished run."""
     for item in items:
-        module = getattr(item, "module", None)
-        quick = item.get_closest_marker("quick") is not None
-        if not quick and (STARTERS & vars(module).keys() or "tiny_run" in getattr(item, "fixturenames", ())):
-            item.add_marker("slow")
-        if "tiny_run" in getattr(item, "fixturenames", ()):
+        assert isinstance(item, pytest.Function)
+        shares_run = "tiny_run" in item.fixturenames
+        if shares_run:
             item.add_marker(pytest.mark.xdist_group("tiny_run"))
+        if (shares_run or STARTERS & vars(item.module).keys()) and not item.get_closest_marker("quick"):
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ from rlexp.loggers.local import MetricsFile
 from rlexp.runs import checkpoint
 from rlexp.runs.rundir import RunBusyError, RunDir
 from rlexp.runs.stops import Stopped
+from rlexp.training.learners.ppo import PPOLearner
 from rlexp.training.trainer import TrainingError
 
 LONG = [*TINY, "total_frames=1_000_000", "evaluation.interval=1_000_000", "logger=none", "hydra.run.dir=run"]
@@ -133,16 +134,18 @@ def test_what_is_not_finite_is_named_with_its_frames(
 
 def test_gradients_that_are_not_finite_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make(tmp_path, "checkpoint.interval=256")
-    gradient = trainer.learner.gradient
+    learner = trainer.learner
+    assert isinstance(learner, PPOLearner)
+    gradient = learner.gradient
 
     def broken(minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
         record = gradient(minibatch)
         if trainer.iteration == 2:
-            assert trainer.learner.weights.grad is not None
-            trainer.learner.weights.grad[0] = float("nan")
+            assert learner.weights.grad is not None
+            learner.weights.grad[0] = float("nan")
         return record
 
-    monkeypatch.setattr(trainer.learner, "gradient", broken)
+    monkeypatch.setattr(learner, "gradient", broken)
     with pytest.raises(TrainingError, match="is nan at 512 frames"):
         trainer.fit()
     check_failed(tmp_path / "run", "at 512 frames")
