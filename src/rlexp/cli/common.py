@@ -14,8 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rlexp.config import Config, ConfigError, Problem, read
 from rlexp.config.paths import unquoted
 from rlexp.config.redaction import redact
-from rlexp.text import printable
 from rlexp.envs.errors import SimulatorError
+from rlexp.text import printable
 from rlexp.workers import WorkerError
 
 S = TypeVar("S", bound=Config)
