@@ -14,7 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 from rlexp.config import Config, ConfigError, Problem, read
 from rlexp.config.paths import unquoted
 from rlexp.config.redaction import redact
+from rlexp.envs.errors import SimulatorError
 from rlexp.text import printable
+from rlexp.workers import WorkerError
 
 S = TypeVar("S", bound=Config)
 
@@ -48,7 +50,7 @@ def run_command(name: str, command: Callable[[list[str]], int], usage: str | Non
         sys.exit(Exit.DONE)
     try:
         sys.exit(command(sys.argv[1:]))
-    except ConfigError as error:
+    except (ConfigError, SimulatorError, WorkerError) as error:
         sys.exit(said(name, error))
 
 

@@ -208,7 +208,7 @@ def build_nested(value: Any) -> Any:
     """
     if isinstance(value, Node):
         return value.build()
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {key: build_nested(item) for key, item in value.items()}
     return [build_nested(item) for item in value] if isinstance(value, list) else value
 

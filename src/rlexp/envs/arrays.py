@@ -90,6 +90,9 @@ class ArrayEnv(EnvBase):
         """Reset the chosen simulators and put their first observations in ``arrays``."""
         raise NotImplementedError
 
+    def check_every_step(self) -> None:
+        """Check what the simulators give in every step, where that can be looked at."""
+
     def set_seeds(self, seeds: Sequence[int]) -> None:
         """Seed simulator ``i`` with ``seeds[i]`` at its next reset."""
         raise NotImplementedError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +13,7 @@ from rlexp.config import Config, ConfigError, Count, Node, Problem, build_at, di
 from rlexp.config.trust import texts_that_name
 
 if TYPE_CHECKING:
-    from torchrl.envs import EnvBase, TransformedEnv
+    from torchrl.envs import EnvBase, Transform, TransformedEnv
 
 
 ENVPOOL_OWN = {"num_envs", "num_threads", "batch_size", "seed"}
@@ -62,10 +62,26 @@ class EnvConfig(Config):
                 raise ConfigError([Problem("env.transforms", message)])
         base = self.build_base(num_envs)
         try:
+            self._check_normalization(base, transforms)
             return TransformedEnv(base, Compose(*transforms), auto_unwrap=False)
         except BaseException:
             base.close(raise_if_closed=False)
             raise
+
+    def _check_normalization(self, base: EnvBase, transforms: Sequence[Transform]) -> None:
+        """Statistics are of numbers, and whole ones such as an image's are none to be normalised."""
+        from torchrl.envs import ObservationNorm
+
+        seen = base.observation_spec_unbatched.get("observation")
+        for name, transform in zip(self.transforms, transforms, strict=True):
+            if seen is None or seen.dtype.is_floating_point:
+                return
+            if isinstance(transform, ObservationNorm) and "observation" in transform.in_keys:
+                kind = f"{seen.dtype}".removeprefix("torch.")
+                message = f"normalises by statistics, and the observation is {kind} {list(seen.shape)}"
+                raise ConfigError([Problem(f"env.transforms.{name}", f"{message}: give env/transforms=none.")])
+            if "observation" in (transform.out_keys or ()):  # None: known once it has an environment
+                return
 
 
 class PixelsConfig(Config):

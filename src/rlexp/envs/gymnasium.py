@@ -88,6 +88,11 @@ class BatchedGymEnv(ArrayEnv):
         """The processes beside this one that step simulators."""
         return [] if self._workers is None else list(self._workers)
 
+    def check_every_step(self) -> None:
+        """Check all raw values of the simulators, and not only those of the first steps; call it before the first."""
+        self._simulators.check_every_step()
+        self._ask_each("check_every_step", [()] * (len(self._shares) - 1))
+
     def set_seeds(self, seeds: Sequence[int]) -> None:
         """Seed simulator ``i`` with ``seeds[i]`` at its next reset."""
         self._seeds[: len(seeds)] = seeds

@@ -22,7 +22,8 @@ from gymnasium.wrappers import (
     TransformAction,
 )
 
-from rlexp.config import build_at, build_nested
+from rlexp.config import ConfigError, build_at, build_nested
+from rlexp.envs.raw_values import checked
 
 Env: TypeAlias = "gymnasium.Env[Any, Any]"
 
@@ -86,6 +87,7 @@ def make(
     mujoco.set_mju_user_warning(_say_once)
     pictures = {} if pixels is None else {"render_mode": "rgb_array"}
     env: Env = gymnasium.make(env_id, **pictures | build_at("env.kwargs", lambda: build_nested(kwargs or {})))
+    env = checked(env, env_id)
     if repeat > 1:
         env = RepeatAction(env, repeat)
     env = _vector(env) if pixels is None else _pixels(env, *pixels)
@@ -109,8 +111,11 @@ def _vector(env: Env) -> Env:
                 )
         env = FlattenObservation(env)
     space = env.observation_space
-    if isinstance(space, spaces.Box) and len(space.shape) == 1 and not np.issubdtype(space.dtype, np.floating):
-        env = DtypeObservation(env, np.float32)
+    if not isinstance(space, spaces.Box) or (space.dtype == np.uint8 and len(space.shape) > 1):
+        return env
+    if space.dtype == np.float16 or not np.issubdtype(space.dtype, np.floating):
+        # float32 holds no whole numbers beyond 2^24 exactly.
+        env = DtypeObservation(env, np.float64 if space.dtype.itemsize >= 4 else np.float32)
     return env
 
 
@@ -130,6 +135,8 @@ def _pixels(env: Env, width: int, stack: int) -> Env:
         env = ResizeObservation(AddRenderObservation(env), (width, width))
     except gymnasium.error.DependencyNotInstalled as error:
         raise UnsuitableEnvError(f"pixels need more packages: pip install 'rlexp[pixels]' ({error})") from error
+    except ConfigError:
+        raise
     except Exception as error:
         raise UnsuitableEnvError(f"it cannot be rendered here: {error}. {HEADLESS}") from error
     return FrameStackObservation(GrayscaleObservation(env), stack)

@@ -15,12 +15,10 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from rlexp.config import ConfigError, Problem
+from rlexp.envs.errors import SimulatorError as SimulatorError
 from rlexp.envs.making import Env, make
+from rlexp.envs.raw_values import check_every_step
 from rlexp.envs.snapshot import State, check_state, get_state, set_state
-
-
-class SimulatorError(Exception):
-    """A simulator failed, or the process that stepped it died; the message says which and why."""
 
 
 @dataclass
@@ -59,14 +57,22 @@ class Simulators:
         frame_skip: times each action is repeated; rewards are summed, and the end of an episode ends the repetition.
         kwargs: of ``gymnasium.make``.
         pixels: as in `rlexp.envs.making.make`, which then repeats the actions itself.
+        first: the number of the first one, for errors.
 
     Raises:
         ConfigError: the environment cannot be made.
     """
 
     def __init__(
-        self, env_id: str, num_envs: int, frame_skip: int, kwargs: Mapping[str, Any], pixels: tuple[int, int] | None
+        self,
+        env_id: str,
+        num_envs: int,
+        frame_skip: int,
+        kwargs: Mapping[str, Any],
+        pixels: tuple[int, int] | None,
+        first: int = 0,
     ) -> None:
+        self._env_id, self._first = env_id, first
         self.envs: list[Env] = []
         self.arrays: Arrays
         try:
@@ -85,28 +91,63 @@ class Simulators:
         """Step every simulator by its row of ``action``, and reset at once those that end an episode.
 
         A process's finished simulators are reset while the others still step theirs, and nobody need ask for it.
+
+        Raises:
+            ConfigError: a simulator gives what it does not declare.
+            SimulatorError: a simulator raised, or gives what would be misread.
         """
-        arrays = self.arrays
+        arrays, shape = self.arrays, self.arrays.observation.shape[1:]
         for i, env in enumerate(self.envs):
             total = 0.0
-            for _ in range(self._repeat):
-                # A copy each time: a simulator may keep its last action, or change it in place.
-                observation, reward, terminated, truncated, _ = env.step(arrays.action[i].copy())
-                total += float(reward)
-                if terminated or truncated:
-                    break
-            arrays.observation[i], arrays.reward[i] = observation, total
-            arrays.terminated[i], arrays.truncated[i] = terminated, truncated
-            arrays.was_reset[i] = ended = terminated or truncated
-            if ended:
-                arrays.reset_observation[i], _ = env.reset()
+            try:
+                for _ in range(self._repeat):
+                    # A copy each time: a simulator may keep its last action, or change it in place.
+                    observation, reward, terminated, truncated, _ = env.step(arrays.action[i].copy())
+                    total += float(reward)
+                    if terminated or truncated:
+                        break
+                if np.shape(observation) != shape:  # it would broadcast
+                    raise TypeError(f"the observation has shape {np.shape(observation)}, not {shape}")
+                if terminated.__class__ not in _FLAGS or truncated.__class__ not in _FLAGS:
+                    raise TypeError(f"terminated and truncated are {terminated!r} and {truncated!r}, not bool")
+                arrays.observation[i], arrays.reward[i] = observation, total
+                arrays.terminated[i], arrays.truncated[i] = terminated, truncated
+                arrays.was_reset[i] = ended = terminated or truncated
+                if ended:
+                    arrays.reset_observation[i] = self._reset(env, None)
+            except ConfigError:
+                raise
+            except (Exception, SystemExit) as error:
+                raise self._failed(i, error) from error
 
     def reset(self, seeds: Mapping[int, int | None]) -> None:
         """Reset simulators, each with its seed; None goes on with the random stream it has."""
         arrays = self.arrays
         for i, seed in seeds.items():
-            arrays.observation[i], _ = self.envs[i].reset(seed=seed)
+            try:
+                arrays.observation[i] = self._reset(self.envs[i], seed)
+            except ConfigError:
+                raise
+            except (Exception, SystemExit) as error:
+                raise self._failed(i, error) from error
             arrays.terminated[i] = arrays.truncated[i] = arrays.was_reset[i] = False
+
+    def _reset(self, env: Env, seed: int | None) -> Any:
+        observation, _ = env.reset(seed=seed)
+        if np.shape(observation) != (shape := self.arrays.observation.shape[1:]):
+            raise TypeError(f"the observation of reset() has shape {np.shape(observation)}, not {shape}")
+        return observation
+
+    def _failed(self, i: int, error: BaseException) -> SimulatorError:
+        called = "called sys.exit" if isinstance(error, SystemExit) else "failed"
+        return SimulatorError(
+            f"simulator {self._first + i} of {self._env_id} {called}: {type(error).__name__}: {error}"
+        )
+
+    def check_every_step(self) -> None:
+        """Check all raw values, and not only those of the first steps (`rlexp.envs.raw_values.RawValues`)."""
+        for env in self.envs:
+            check_every_step(env)
 
     def states(self) -> list[State]:
         """The state of each simulator.
@@ -170,6 +211,9 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     return max(1, -(-math.prod(shape) * dtype.itemsize // 64)) * 64
 
 
+_FLAGS = (bool, np.bool_)
+
+
 def worker_simulators(
     env_id: str,
     frame_skip: int,
@@ -180,7 +224,7 @@ def worker_simulators(
 ) -> Simulators:
     """A worker process's simulators, which write their rows of the shared arrays."""
     np.random.seed()  # the copies of one process would otherwise draw the same from NumPy's global generator
-    simulators = Simulators(env_id, rows.stop - rows.start, frame_skip, kwargs, pixels)
+    simulators = Simulators(env_id, rows.stop - rows.start, frame_skip, kwargs, pixels, rows.start)
     simulators.arrays = shared.open().rows(rows)
     return simulators
 

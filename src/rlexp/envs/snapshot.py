@@ -23,6 +23,8 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.envs.registration import EnvSpec
 
+from rlexp.envs.raw_values import RawValues
+
 State = dict[str, Any]
 
 
@@ -122,7 +124,8 @@ def set_state(env: gymnasium.Env[Any, Any], state: State) -> None:
 def _layers(env: gymnasium.Env[Any, Any]) -> Iterator[object]:
     """The wrappers from the outside in, the environment, and what one of dm_control consists of."""
     while isinstance(env, gymnasium.Wrapper):
-        yield env
+        if not isinstance(env, RawValues):  # there in the first steps alone
+            yield env
         env = env.env
     yield env
     inner = vars(env).get("_env")

@@ -149,6 +149,13 @@ class NetworkConfig(PolicyConfig):
             raise cannot_act(
                 env, f"its network reads {kind}, and this environment's observation has shape {list(shape)}"
             )
+        if len(shape) == 3 and shape[2] in (1, 3, 4) and shape[0] > 4:
+            message = (
+                f"its network reads images [channels, height, width], and this observation of shape {list(shape)} has "
+                "channels last: put env.transforms.image={_target_: torchrl.envs.PermuteTransform, dims: [-1, -3, -2], "
+                "in_keys: [observation]} first, or transpose the image in the environment."
+            )
+            raise ConfigError([Problem("policy", message)])
 
 
 class MLPConfig(NetworkConfig):

@@ -14,6 +14,7 @@ from rlexp.agent import Agent
 from rlexp.agent.evaluation import Evaluation, evaluate
 from rlexp.config import ConfigError, Problem
 from rlexp.envs import EnvConfig
+from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.normalization import init_normalization
 from rlexp.experiment import ExperimentConfig
 from rlexp.runs import checkpoint
@@ -50,6 +51,8 @@ def _random_steps(spec: EnvConfig) -> TensorDictBase:
     seed_everything(0)
     with closing(spec.build(spec.num_envs)) as env:
         env.set_seed(0)
+        if isinstance(env.base_env, ArrayEnv):
+            env.base_env.check_every_step()
         init_normalization(env, spec.init_random_steps)
         try:
             check_env_specs(env)

@@ -24,6 +24,7 @@ from rlexp.collectors import Source, WorkersConfig
 from rlexp.config import ConfigError, Problem, build_at, check_targets, new_run_path
 from rlexp.config.redaction import redact
 from rlexp.envs import EnvConfig
+from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.normalization import commit_normalization, init_normalization, observation_norms
 from rlexp.envs.snapshot import SavesState, StateUnavailableError, saving
 from rlexp.experiment import ExperimentConfig, read_config
@@ -107,6 +108,8 @@ class Trainer:
         self.env = env_config.build(env_config.num_envs)
         on_failure.callback(self.env.close, raise_if_closed=False)
         self.env.base_env.timeout = config.collector.timeout
+        if config.checks and isinstance(self.env.base_env, ArrayEnv):
+            self.env.base_env.check_every_step()
         seed = config.seed if start is None else _seed_after(config.seed, start.state.iteration)
         self.env.set_seed(seed)
         init_normalization(self.env, env_config.init_random_steps)

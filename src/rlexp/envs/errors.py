@@ -1,0 +1,7 @@
+"""What simulators raise. Imports nothing."""
+
+from __future__ import annotations
+
+
+class SimulatorError(Exception):
+    """A simulator failed, hangs or returns what it must not, or its process died; the message says which and why."""
