@@ -130,24 +130,23 @@ def mean_return(env_id: str, act: Callable[[Array], Array], episodes: int = 10) 
 def rlexp(work: Workload, frames: int, seed: int, clock: Clock, *settings: str) -> None:
     """The trainer's own loop without its surroundings: collect and update."""
     from rlexp import Trainer, load_config
-    from rlexp.machine import share_out
+    from rlexp.machine import cores as usable_cores
 
     batch = work.num_envs * work.steps
     budget = [f"total_frames={frames}", f"seed={seed}", "logger=none", "evaluation.episodes=1"]
-    # As many processes as a run of a million frames takes by itself.
-    long = share_out(load_config([*work.overrides(), "total_frames=1_024_000", *settings]))
-    workers = f"env.num_workers={long.to_dict()['num_workers']}"
+    # As many workers as a run of a million frames takes by itself.
+    env = load_config([*work.overrides(), *settings]).env.with_workers(1_024_000, usable_cores())
+    workers = f"env.num_workers={env.to_dict()['num_workers']}"
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer.from_config(load_config([*work.overrides(), *budget, *settings, workers]), folder)
-        batches = iter(trainer.collector)
         for _ in range(frames // batch):
             with clock("collect"):
-                data = trainer.collect(batches)
+                data = trainer.collect()
             with clock("update"):
-                trainer.train_metrics(data)
+                trainer.batch_metrics(data)
                 trainer.update(data)
-        for env in (trainer.env, trainer.eval_env):
-            clock.others_kib += sum(map(peak_kib, (worker.pid for worker in getattr(env.base_env, "workers", ()))))
+        for simulators in (trainer.env.base_env, trainer.evaluator.env.base_env):
+            clock.others_kib += sum(map(peak_kib, (worker.pid for worker in getattr(simulators, "workers", ()))))
         trainer.close()
 
 
