@@ -13,7 +13,8 @@ from tensordict import TensorDictBase
 from torchrl.envs import ObservationNorm
 
 from rlexp.envs.normalization import RunningObservationNorm, observation_norms
-from rlexp.envs.snapshot import State, saving
+from rlexp.envs.snapshot import State
+from rlexp.envs.transforms import episodes_state, load_episodes_state
 from rlexp.seeding import load_rng_state, rng_state, seed_everything
 from rlexp.workers import WorkerError as WorkerError
 
@@ -116,15 +117,16 @@ class ShareWorker:
         entries["collector"]["traj_ids"] = entries["collector"]["traj_ids"] * self._share.of + self._share.index
         running = [norm.take() for norm in observation_norms(self._env) if isinstance(norm, RunningObservationNorm)]
         moments = [[(n, mean.numpy(), var.numpy()) for n, mean, var in taken] for taken in running]
-        return {"batch": entries, "moments": moments}
+        # The order of a tensordict's entries may follow the hashes of their names, which differ between processes.
+        return {"batch": _sorted(entries), "moments": moments}
 
     def simulator_state(self) -> State:
-        """The simulators in the middle of their episodes.
+        """The environments in the middle of their episodes.
 
         Raises:
             StateUnavailableError: they cannot be saved.
         """
-        return saving(self._env.base_env).simulator_state()
+        return episodes_state(self._env)
 
     def load_simulator_state(self, states: Sequence[State]) -> None:
         """Take this share's of all shares' `simulator_state`.
@@ -132,7 +134,7 @@ class ShareWorker:
         Raises:
             StateUnavailableError: it is another simulator's.
         """
-        saving(self._env.base_env).load_simulator_state(states[self._share.index])
+        load_episodes_state(self._env, states[self._share.index])
 
     def state(self) -> dict[str, Any]:
         """All else that decides what the next share is."""
@@ -161,3 +163,7 @@ class ShareWorker:
         norms: list[ObservationNorm] = observation_norms(self._env)
         for norm, (loc, scale) in zip(norms, statistics, strict=True):
             norm.loc, norm.scale = torch.tensor(loc), torch.tensor(scale)
+
+
+def _sorted(entries: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _sorted(value) if isinstance(value, Mapping) else value for key, value in sorted(entries.items())}

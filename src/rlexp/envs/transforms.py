@@ -1,4 +1,4 @@
-"""What transforms of the user's own keep in plain attributes, which torch's state dicts leave out."""
+"""Everything of an environment that decides its next steps: its simulators, and what transforms keep in attributes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,29 @@ from typing import Any
 from torch import Tensor
 from torchrl.envs import Compose, Transform, TransformedEnv
 
-from rlexp.envs.snapshot import StateUnavailableError, is_plain
+from rlexp.envs.snapshot import State, StateUnavailableError, is_plain, saving
 
 _PACKAGES = ("torchrl", "rlexp")
 _BASE = {*vars(Transform()), "in_keys", "out_keys", "in_keys_inv", "out_keys_inv"}
+
+
+def episodes_state(env: TransformedEnv) -> State:
+    """The simulators in the middle of their episodes, and the attributes of transforms of the user's own.
+
+    Raises:
+        StateUnavailableError: a simulator or a transform holds something that cannot be saved.
+    """
+    return {"simulators": saving(env.base_env).simulator_state(), "transforms": attributes(env)}
+
+
+def load_episodes_state(env: TransformedEnv, state: State) -> None:
+    """Continue exactly where `episodes_state` was called.
+
+    Raises:
+        StateUnavailableError: the state is another environment's.
+    """
+    saving(env.base_env).load_simulator_state(state["simulators"])
+    load_attributes(env, state["transforms"])
 
 
 def attributes(env: TransformedEnv) -> dict[str, dict[str, Any]]:

@@ -52,7 +52,16 @@ def _owned(state: dict[str, Any]) -> dict[str, Any]:
     learner = {name: state.pop(name) for name in ("reward_norm", "loss", "optimizer", "scheduler")}
     evaluator = {name: state.pop(name) for name in ("final", "best", "best_frames")}
     networks = {name: {_renamed(key): value for key, value in state[name].items()} for name in ("actor", "critic")}
-    return state | networks | {"learner": learner, "evaluator": evaluator, "collector": _collector(state["collector"])}
+    parts = {"learner": learner, "evaluator": evaluator, "collector": _collector(state["collector"])}
+    return state | networks | parts | {"simulators": _episodes(state["simulators"])}
+
+
+def _episodes(simulators: Any) -> Any:
+    if simulators is None:
+        return None
+    if "workers" in simulators:
+        return {"workers": [_episodes(worker) for worker in simulators["workers"]]}
+    return {"simulators": simulators, "transforms": {}}
 
 
 def _renamed(parameter: str) -> str:

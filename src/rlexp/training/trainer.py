@@ -26,7 +26,8 @@ from rlexp.config.redaction import redact
 from rlexp.envs import EnvConfig
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.normalization import commit_normalization, init_normalization, observation_norms
-from rlexp.envs.snapshot import SavesState, StateUnavailableError, saving
+from rlexp.envs.snapshot import SavesState, State, StateUnavailableError
+from rlexp.envs.transforms import episodes_state, load_episodes_state
 from rlexp.experiment import ExperimentConfig, read_config
 from rlexp.machine import cores, pick_device, set_threads
 from rlexp.policies.recurrent import carry_state
@@ -320,7 +321,7 @@ class Trainer:
         """What a checkpoint holds: the state of each part."""
         simulators, inexact = None, []
         try:
-            simulators = self._simulators().simulator_state()
+            simulators = self._episodes_state()
         except StateUnavailableError as error:
             inexact.append(str(error))
         if self.device.type == "cuda":
@@ -381,7 +382,7 @@ class Trainer:
     def _load_episodes(self, state: TrainState) -> None:
         if state.simulators is not None:
             try:
-                self._simulators().load_simulator_state(state.simulators)
+                self._load_episodes_state(state.simulators)
             except StateUnavailableError as error:
                 log.warning("Resuming, but not to the bit: %s.", error)
             else:
@@ -408,9 +409,17 @@ class Trainer:
             raise ConfigError([Problem("warm_start", message, str(path))]) from error
         log.info("Weights and statistics from %s.", source.path)
 
-    def _simulators(self) -> SavesState:
-        """What steps the simulators that batches come from: the collector's workers, or the training environment."""
-        return saving(self.collector if isinstance(self.collector, SavesState) else self.env.base_env)
+    def _episodes_state(self) -> State:
+        """Of the environments that batches come from: the collector's workers', or the training environment."""
+        if isinstance(self.collector, SavesState):
+            return self.collector.simulator_state()
+        return episodes_state(self.env)
+
+    def _load_episodes_state(self, state: State) -> None:
+        if isinstance(self.collector, SavesState):
+            self.collector.load_simulator_state(state)
+        else:
+            load_episodes_state(self.env, state)
 
     @property
     def _frames_before(self) -> int:
