@@ -39,6 +39,11 @@ class EnvConfig(Config):
     init_random_steps: Count
     transforms: dict[str, Node]
 
+    @property
+    def has_own_code(self) -> bool:
+        """Whether code of the user's own takes part, which may keep state where it cannot be seen."""
+        return any(node.target.split(".")[0] not in ("torchrl", "rlexp") for node in self.transforms.values())
+
     def with_workers(self, frames: int, cores: int) -> EnvConfig:
         """The same, with the processes or threads that step so many frames soonest on so many cores."""
         return self
@@ -160,6 +165,16 @@ class SimulatorConfig(EnvConfig):
             seconds = simulator.seconds_per_step()
         workers = best_workers(seconds, self.num_envs, cores, frames // (self.num_envs * self.frame_skip))
         return workers, f"a simulator's step takes {seconds * 1e6:,.0f} us"
+
+    @property
+    def has_own_code(self) -> bool:
+        """As `EnvConfig` has it, or the simulator's own."""
+        import gymnasium
+
+        spec = gymnasium.registry.get(self.gymnasium_id.rpartition(":")[2])
+        known = ("gymnasium", "shimmy", "dm_control", "rlexp")
+        own = spec is not None and str(spec.entry_point).partition(":")[0].split(".")[0] not in known
+        return own or super().has_own_code
 
     def known_everywhere(self) -> bool:
         """Whether another process can make the environment by its id; true of one that this process cannot make."""
@@ -375,6 +390,11 @@ class TorchrlConfig(EnvConfig):
     """
 
     make: Node
+
+    @property
+    def has_own_code(self) -> bool:
+        """As `EnvConfig` has it, or the environment's own."""
+        return self.make.target.split(".")[0] != "torchrl" or super().has_own_code
 
     def build_base(self, num_envs: int) -> EnvBase:
         """As many copies in a row, or the environment itself where it is a batch already."""

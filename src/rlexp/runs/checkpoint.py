@@ -70,6 +70,7 @@ class TrainState:
         collector: the transition that the next batch starts from.
         callbacks: what each callback gives to remember, by its name.
         rng: states of the random generators of Python, NumPy and torch.
+        unverified: whether code of the user's own takes part, which may keep state that cannot be seen.
         inexact: why a run that goes on from here cannot equal one that never stopped; empty where it will.
         session: what differs between runs that are otherwise equal: seconds by kind (``collect``, ``update``,
             ``eval``), and the run's id.
@@ -86,6 +87,7 @@ class TrainState:
     collector: dict[str, Any]
     callbacks: dict[str, dict[str, Any]]
     rng: dict[str, Any]
+    unverified: bool
     inexact: list[str]
     session: dict[str, Any]
 
@@ -161,7 +163,7 @@ def _content(state: TrainState, config: Mapping[str, Any]) -> dict[str, bytes]:
     manifest = {
         "format_version": FORMAT_VERSION,
         "frames": state.frames,
-        "exact_resume": not state.inexact,
+        "exact_resume": False if state.inexact else "unverified" if state.unverified else True,
         "inexact": state.inexact,
         "versions": versions(),
         "config": dict(config),

@@ -50,10 +50,10 @@ def _with_first_observations(state: dict[str, Any]) -> dict[str, Any]:
 def _owned(state: dict[str, Any]) -> dict[str, Any]:
     """The fields of formats 3 and 4 by the parts that own them, recurrent networks under their new names."""
     learner = {name: state.pop(name) for name in ("reward_norm", "loss", "optimizer", "scheduler")}
-    evaluator = {name: state.pop(name) for name in ("final", "best", "best_frames")}
+    evaluator = {name: state.pop(name) for name in ("final", "best", "best_frames")} | {"simulators": None}
     networks = {name: {_renamed(key): value for key, value in state[name].items()} for name in ("actor", "critic")}
     parts = {"learner": learner, "evaluator": evaluator, "collector": _collector(state["collector"])}
-    return state | networks | parts | {"simulators": _episodes(state["simulators"])}
+    return state | networks | parts | {"simulators": _episodes(state["simulators"]), "unverified": False}
 
 
 def _episodes(simulators: Any) -> Any:

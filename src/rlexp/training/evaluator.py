@@ -14,6 +14,8 @@ from rlexp.agent.evaluation import Evaluation, evaluate, evaluation_seeds
 from rlexp.agent.video import recorded
 from rlexp.envs import EnvConfig
 from rlexp.envs.normalization import copy_normalization
+from rlexp.envs.snapshot import StateUnavailableError
+from rlexp.envs.transforms import episodes_state, load_episodes_state
 from rlexp.experiment import ExperimentConfig
 from rlexp.policies import ActorCritic
 from rlexp.policies.recurrent import carry_state
@@ -33,6 +35,7 @@ class Evaluator:
         final: the newest evaluation; None before the first.
         best: the evaluation of the highest mean return.
         best_frames: when that was.
+        inexact: why a resumed run's evaluations may be others; set by `state_dict`.
     """
 
     def __init__(self, config: ExperimentConfig, env: EnvConfig, networks: ActorCritic) -> None:
@@ -49,6 +52,7 @@ class Evaluator:
         self.final: Evaluation | None = None
         self.best: Evaluation | None = None
         self.best_frames: int | None = None
+        self.inexact: list[str] = []
 
     def due(self, before: int, frames: int) -> bool:
         """Whether there is an evaluation after the batch that ended at ``frames`` and began at ``before``."""
@@ -96,8 +100,19 @@ class Evaluator:
         return path
 
     def state_dict(self) -> dict[str, Any]:
-        """The newest and the best evaluation, field by field."""
+        """The newest and the best evaluation, field by field.
+
+        Seeds decide an evaluation of Gymnasium's simulators; those of the user's own may keep something from episode to
+        episode, and are saved.
+        """
+        simulators, self.inexact = None, []
+        if self._config.env.has_own_code:
+            try:
+                simulators = episodes_state(self.env)
+            except StateUnavailableError as error:
+                self.inexact = [f"in evaluation, {error}"]
         return {
+            "simulators": simulators,
             "final": None if self.final is None else dataclasses.asdict(self.final),
             "best": None if self.best is None else dataclasses.asdict(self.best),
             "best_frames": self.best_frames,
@@ -108,6 +123,11 @@ class Evaluator:
         self.final = None if state["final"] is None else Evaluation(**state["final"])
         self.best = None if state["best"] is None else Evaluation(**state["best"])
         self.best_frames = state["best_frames"]
+        if state["simulators"] is not None:
+            try:
+                load_episodes_state(self.env, state["simulators"])
+            except StateUnavailableError as error:
+                log.warning("Resuming, but not to the bit: %s.", error)
 
     def close(self) -> None:
         """Close the environment."""

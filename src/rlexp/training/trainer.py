@@ -326,10 +326,11 @@ class Trainer:
             inexact.append(str(error))
         if self.device.type == "cuda":
             inexact.append("CUDA kernels may add in another order each time")
+        evaluator = self.evaluator.state_dict()
         return TrainState(
             frames=self.frames,
             iteration=self.iteration,
-            evaluator=self.evaluator.state_dict(),
+            evaluator=evaluator,
             actor=self.networks.actor.state_dict(),
             critic=self.networks.critic.state_dict(),
             transforms=self.env.transform.state_dict(),
@@ -338,7 +339,8 @@ class Trainer:
             collector=self.collector.state_dict(),
             callbacks={name: callback.state() for name, callback in self.callbacks.items()},
             rng=rng_state(),
-            inexact=inexact,
+            unverified=self.config.env.has_own_code,
+            inexact=[*inexact, *self.evaluator.inexact],
             session={"seconds": dict(self.seconds), "run_id": self.run_id},
         )
 
@@ -359,6 +361,10 @@ class Trainer:
             callback.load_state(state.callbacks.get(name, {}))
         for reason in state.inexact:
             log.warning("Resuming, but not to the bit: %s.", reason)
+        if state.unverified and not state.inexact:
+            log.info(
+                "Whether code of your own resumes to the bit is not known; rlexp-verify RUN_DIR resume=true tries it."
+            )
         self._load_episodes(state)
         load_rng_state(state.rng)  # last: everything above may draw
 
