@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from rlexp.config import ConfigError
 from rlexp.envs.arrays import ArrayEnv
+from rlexp.envs.making import first_action
 from rlexp.envs.simulators import SharedArrays, SimulatorError, Simulators, shares, split_seeds, worker_simulators
 from rlexp.envs.snapshot import StateUnavailableError
 from rlexp.workers import Worker, Workers
@@ -58,7 +59,8 @@ class BatchedGymEnv(ArrayEnv):
         mine, *others = self._shares
         simulators = Simulators(env_id, mine.stop, frame_skip, kwargs, pixels)
         try:
-            super().__init__(env_id, num_envs, simulators.envs[0].observation_space, simulators.envs[0].action_space)
+            one = simulators.envs[0]
+            super().__init__(env_id, num_envs, one.observation_space, one.action_space, first_action(one))
         except ConfigError:
             simulators.close()
             raise
