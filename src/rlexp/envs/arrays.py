@@ -99,6 +99,11 @@ class ArrayEnv(EnvBase):
         """Reset the chosen simulators and put their first observations in ``arrays``."""
         raise NotImplementedError
 
+    @property
+    def at(self) -> tuple[int, str] | None:
+        """A count of calls and the simulator that this process waits for now; None where it waits for none."""
+        return None
+
     def check_every_step(self) -> None:
         """Check what the simulators give in every step, where that can be looked at."""
 

@@ -90,6 +90,11 @@ class BatchedGymEnv(ArrayEnv):
         """The processes beside this one that step simulators."""
         return [] if self._workers is None else list(self._workers)
 
+    @property
+    def at(self) -> tuple[int, str] | None:
+        """A count of calls and the simulator that this process waits for now; None where it waits for none."""
+        return self._simulators.at
+
     def check_every_step(self) -> None:
         """Check all raw values of the simulators, and not only those of the first steps; call it before the first."""
         self._simulators.check_every_step()
