@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from rlexp import load_config
+from rlexp.config import ConfigError
 from rlexp.envs.normalization import (
     Moments,
     commit_normalization,
@@ -16,6 +22,7 @@ from rlexp.envs.normalization import (
     init_normalization,
     observation_norms,
 )
+from rlexp.kernels.rollout import ArrayTransforms
 
 chunks = st.lists(st.integers(1, 20), min_size=1, max_size=6)
 
@@ -74,3 +81,80 @@ def test_frozen_copy_does_not_learn() -> None:
     commit_normalization(target)
     assert torch.equal(observation_norms(target)[0].loc, loc)
     assert torch.equal(observation_norms(source)[0].loc, loc)
+
+
+class Numbers(gymnasium.Env):  # type: ignore[misc, type-arg, unused-ignore]
+    """Observes rows of a table, one after the other, for ever."""
+
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, table: Any) -> None:
+        limits: Any = np.iinfo(table.dtype) if table.dtype.kind in "iu" else np.finfo(table.dtype)
+        self.observation_space = gymnasium.spaces.Box(limits.min, limits.max, table.shape[1:], table.dtype)
+        self.table, self.row = table, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self.table[self.row % len(self.table)], {}
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.row += 1
+        return self.table[self.row % len(self.table)], 1.0, False, False, {}
+
+
+@pytest.fixture
+def numbers() -> Iterator[None]:
+    gymnasium.register("Numbers-v0", Numbers, max_episode_steps=1000)
+    yield
+    del gymnasium.registry["Numbers-v0"]
+
+
+def of(table: Any, transforms: str = "running", steps: int = 40) -> Any:
+    config = load_config(["env=gym", "env.id=Numbers-v0", f"env/transforms={transforms}", "env.num_envs=1"]).env
+    env = config.model_copy(update={"kwargs": {"table": table}}).build(1)
+    env.set_seed(0)
+    init_normalization(env, steps)
+    return env
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int32", "uint32", "float64"])
+def test_large_numbers_keep_their_differences(dtype: str, numbers: None) -> None:
+    offsets = np.random.default_rng(0).integers(-20, 20, (40, 1))
+    env = of((1_700_000_000 + offsets).astype(dtype))
+    rows = env.rollout(39)["observation"]
+    # The first 40 observations are the table itself, of which the mean and deviation are known.
+    seen = np.roll(offsets, -40, 0)[:39]
+    expected = (seen - offsets.mean()) / offsets.std(ddof=1)
+    slope, _ = np.polyfit(expected.ravel(), rows[0].numpy().ravel(), 1)
+    assert slope == pytest.approx(1, rel=0.05)
+    assert np.corrcoef(expected.ravel(), rows[0].numpy().ravel())[0, 1] == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("transforms", ["running", "frozen"])
+def test_a_dimension_without_variance_gives_zero_whatever_it_becomes(transforms: str, numbers: None) -> None:
+    table = np.column_stack([np.full(200, 0.1), np.arange(200) % 7]).astype(np.float32)
+    table[100:, 0] = 5  # beyond the random steps
+    env = of(table, transforms)
+    rows = env.rollout(120)["observation"][0]
+    assert (rows[:, 0] == 0).all()
+    assert rows[:, 1].std() == pytest.approx(1, abs=0.1)
+    if transforms == "running":
+        commit_normalization(env)
+        assert (env.rollout(20)["observation"][0, :, 0] != 0).all()
+
+
+def test_the_array_rollout_normalises_float32_as_torchrl_does(numbers: None) -> None:
+    table = (1e4 + np.random.default_rng(0).normal(size=(50, 3))).astype(np.float32)
+    env = of(table)
+    fast = ArrayTransforms(env).observation()(table)
+    slow = env.transform[0]._apply_transform(torch.from_numpy(table)).numpy()
+    assert fast.dtype == slow.dtype == np.float32
+    assert np.array_equal(fast, slow)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_numbers_that_stand_for_no_reading_are_named(dtype: str, numbers: None) -> None:
+    table = np.ones((10, 2), dtype)
+    table[::5, 0] = np.finfo(np.float32).max
+    with pytest.raises(ConfigError, match=r"env\.transforms\n(.|\n)*stand for no reading(.|\n)*env/transforms=none"):
+        of(table)

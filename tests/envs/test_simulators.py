@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
+from commands import run_command
 from gymnasium import spaces
 
 from rlexp import Trainer, load_config
@@ -234,3 +237,64 @@ def test_observations_are_those_of_the_declared_space(
                 env.build_base(1).rollout(1)
     finally:
         del gymnasium.registry["Declared-v0"]
+
+
+TROUBLE = """
+import time
+from contextlib import suppress
+import gymnasium
+import numpy as np
+
+class Trouble(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (3,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, kind):
+        self.kind, self.steps = kind, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        if self.kind == "exit" and self.steps == 25:
+            raise SystemExit(0)
+        if self.kind == "hang" and self.steps == 25:
+            time.sleep(600)
+        while self.kind == "stubborn" and self.steps == 25:
+            with suppress(Exception):
+                time.sleep(600)
+        return np.zeros(3, np.float32), 1.0, False, False, {}
+
+    def close(self):
+        if self.kind == "close":
+            raise OSError("the window is gone")
+
+gymnasium.register("Trouble-v0", Trouble, max_episode_steps=20)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "status", "reported"),
+    [
+        ("hang", 1, "failed", "simulator 0 of trouble:Trouble-v0 has not returned for 2 s (collector.timeout)"),
+        ("stubborn", 1, "failed", "simulator 0 of trouble:Trouble-v0 has not returned for 2 s (collector.timeout)"),
+        ("exit", 1, "failed", "simulator 0 of trouble:Trouble-v0 called sys.exit"),
+        ("close", 0, "completed", "simulator 0 of trouble:Trouble-v0 cannot be closed: OSError: the window is gone"),
+    ],
+)
+def test_exit_code_status_and_message_agree(kind: str, code: int, status: str, reported: str, tmp_path: Path) -> None:
+    (tmp_path / "trouble.py").write_text(TROUBLE)
+    done = run_command(
+        "rlexp-train",
+        *("env=gym", "env.id=trouble:Trouble-v0", f"env.kwargs.kind={kind}", "env.num_envs=2", "total_frames=40"),
+        *("env.init_random_steps=20", "logger=none", "threads=1", "device=cpu", "collector.timeout=2"),
+        *("collector.frames_per_batch=40", "minibatch_size=20", "num_epochs=1", "evaluation.episodes=1"),
+        "hydra.run.dir=run",
+        cwd=tmp_path,
+        PYTHONPATH=str(tmp_path),
+    )
+    assert done.returncode == code, done.stderr
+    assert reported in done.stderr
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == status

@@ -16,6 +16,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rlexp.agent.video import VideoError, rendering
 from rlexp.config import ConfigError
+from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.normalization import RunningObservationNorm
 from rlexp.experiment import ExperimentConfig, read_config
 from rlexp.policies import ActorCritic
@@ -166,10 +167,18 @@ class Agent:
                 stepped, tensordict = env.step_and_maybe_reset(
                     self.networks.actor(tensordict.to(device)).to(env.device)
                 )
-                action = self.env.base_env.action_spec.project(recorder.action)  # as the simulators clip it
+                action = self._taken(recorder.action)
                 rows.append((observation, action, stepped["next", "done"][:, 0]))
         observations, actions, ends = (torch.stack(entries) for entries in zip(*rows, strict=True))
         return observations, actions, ends
+
+    def _taken(self, action: Tensor) -> Tensor:
+        """What the simulators were given in the newest step, for actions out of the transforms."""
+        base = self.env.base_env
+        if not isinstance(base, ArrayEnv):
+            projected: Tensor = base.action_spec.project(action)
+            return projected
+        return torch.from_numpy(base.arrays.action.copy()) + base.first_action
 
     def unlike(self, actions: Tensor, expected: Tensor) -> str | None:
         """Describe how actions ``[count, *action]`` differ from the expected ones; None if only by rounding."""
@@ -179,6 +188,7 @@ class Agent:
             return f"{different:,} of {expected.numel():,} actions differ" if different else None
         bounds = (spec.space.low, spec.space.high) if isinstance(spec, Bounded) else (-0.5, 0.5)
         span = torch.as_tensor(bounds[1]).double() - torch.as_tensor(bounds[0]).double()
+        span = torch.where(span > 0, span, 1.0)  # 0 of an action that is locked
         largest = ((actions.cpu().double() - expected.cpu().double()) / span).abs().max().item()
         if largest <= ROUNDING:  # false for NaN
             return None

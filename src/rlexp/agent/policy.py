@@ -12,11 +12,16 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.data import Bounded
-from torchrl.envs import Compose, ObservationNorm, Transform
+from torchrl.envs import Compose, EnvBase, ObservationNorm, Transform
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rlexp.agent.agent import Agent
+from rlexp.envs.arrays import ArrayEnv
 from rlexp.policies.recurrent import STATE, RecurrentActor, recurrent_network
+
+_FLATTEN = (
+    ". Flatten a Dict, Tuple or Discrete observation first: gymnasium.spaces.flatten(observation_space, observation)"
+)
 
 Array = TypeVar("Array", Tensor, npt.NDArray[Any])
 
@@ -40,6 +45,8 @@ class Policy(nn.Module):
             of the agent in its environment.
     """
 
+    low: Tensor | None
+    high: Tensor | None
     _recurrent_state: Tensor | None = None
 
     def __init__(self, agent: Agent) -> None:
@@ -47,7 +54,7 @@ class Policy(nn.Module):
         self.actor = agent.networks.actor
         spec = agent.env.base_env.observation_spec_unbatched["observation"]
         self.observation_shape, self.observation_dtype = spec.shape, spec.dtype
-        self.action_spec = agent.env.base_env.action_spec_unbatched
+        self._set_action_space(agent.env.base_env)
         self.recurrent = recurrent_network(self.actor) is not None
         before, needed = _feeding(agent.env.transform, set(self.actor.in_keys) - {"is_init", STATE})
         if needed != {"observation"}:
@@ -102,9 +109,12 @@ class Policy(nn.Module):
         """
         if isinstance(observation, np.ndarray):
             return cast("Array", self(torch.from_numpy(observation)).numpy(force=True))
+        if not isinstance(observation, Tensor):
+            kind = type(observation).__name__
+            raise ValueError(f"the observation is a {kind}; this policy reads arrays and tensors{_FLATTEN}")
         if observation.shape[observation.dim() - len(self.observation_shape) :] != self.observation_shape:
             found, shape = list(observation.shape), list(self.observation_shape)
-            raise ValueError(f"the observation has shape {found}; this policy reads [..., {str(shape)[1:]}")
+            raise ValueError(f"the observation has shape {found}; this policy reads [..., {str(shape)[1:]}{_FLATTEN}")
         weights = next(self.actor.parameters())
         tensordict: TensorDictBase = TensorDict({"observation": observation.to(weights.device, self.observation_dtype)})
         for transform in self.before:
@@ -115,11 +125,24 @@ class Policy(nn.Module):
             tensordict = self._recurrent_step(tensordict) if self.recurrent else self.actor(tensordict)
         for transform in self.after:
             tensordict = cast("Transform", transform)._inv_call(tensordict)
-        action = tensordict["action"]
-        if isinstance(self.action_spec, Bounded):
-            low, high = (bound.to(action) for bound in (self.action_spec.space.low, self.action_spec.space.high))
-            action = action.clamp(low, high)  # as the environment does
-        return cast("Array", action)
+        action = tensordict["action"].to(self.action_dtype)
+        if self.low is not None:
+            action = action.clamp(self.low, self.high)  # as the environment does
+        return cast("Array", action + self.first_action if self.first_action else action)
+
+    def _set_action_space(self, env: EnvBase) -> None:
+        """Remember what the environment's own actions are: their type, bounds and first number."""
+        spec = env.action_spec_unbatched
+        self.action_dtype, self.first_action = spec.dtype, 0
+        low = high = None
+        if isinstance(env, ArrayEnv):
+            self.first_action = env.first_action
+            if env.bounds is not None:
+                low, high = map(torch.as_tensor, env.bounds)
+        elif isinstance(spec, Bounded):
+            low, high = spec.space.low, spec.space.high
+        self.register_buffer("low", low, persistent=False)
+        self.register_buffer("high", high, persistent=False)
 
     def _recurrent_step(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Act on one step ``[...]`` from the recurrent state, and update the state."""

@@ -27,8 +27,11 @@ class ArrayEnv(EnvBase):
         env_id: names the environment in errors.
         num_envs: number of simulators.
         observation_space, action_space: Gymnasium's spaces of one simulator.
+        first_action: what the environment itself calls the first of its discrete actions, 0 here.
 
     Attributes:
+        bounds: lowest and highest action ``[*action]``, infinite where there is no bound; None for discrete actions.
+        first_action: as above.
         arrays: rows of the newest transitions.
         timeout: seconds to wait for a process that steps simulators; None waits for ever.
 
@@ -45,7 +48,12 @@ class ArrayEnv(EnvBase):
     timeout: float | None = None
 
     def __init__(
-        self, env_id: str, num_envs: int, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
+        self,
+        env_id: str,
+        num_envs: int,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        first_action: int = 0,
     ) -> None:
         super().__init__(device=torch.device("cpu"), batch_size=torch.Size([num_envs]))
         for key, found, kinds in (
@@ -61,7 +69,8 @@ class ArrayEnv(EnvBase):
         self.arrays = allocate(num_envs, observation_space, action_space)
         self._make_specs(observation_space, action_space)
         box = isinstance(action_space, spaces.Box)
-        self._bounds = (action_space.low, action_space.high) if box else None
+        self.bounds = (action_space.low, action_space.high) if box else None
+        self.first_action = first_action
 
     def _make_specs(self, space: spaces.Box, action_space: spaces.Box | spaces.Discrete) -> None:
         batch = self.batch_size
@@ -78,9 +87,9 @@ class ArrayEnv(EnvBase):
         This is the one place where actions are clipped. A batch, and log-probabilities with it, keep them as they were.
         """
         np.copyto(self.arrays.action, action, casting="same_kind")
-        if self._bounds is not None:
-            np.maximum(self.arrays.action, self._bounds[0], out=self.arrays.action)
-            np.minimum(self.arrays.action, self._bounds[1], out=self.arrays.action)
+        if self.bounds is not None:
+            np.maximum(self.arrays.action, self.bounds[0], out=self.arrays.action)
+            np.minimum(self.arrays.action, self.bounds[1], out=self.arrays.action)
 
     def step_arrays(self) -> None:
         """Step every simulator by ``arrays.action``; a final observation stays until the reset."""
@@ -89,6 +98,11 @@ class ArrayEnv(EnvBase):
     def reset_arrays(self, chosen: Sequence[int]) -> None:
         """Reset the chosen simulators and put their first observations in ``arrays``."""
         raise NotImplementedError
+
+    @property
+    def at(self) -> tuple[int, str] | None:
+        """A count of calls and the simulator that this process waits for now; None where it waits for none."""
+        return None
 
     def check_every_step(self) -> None:
         """Check what the simulators give in every step, where that can be looked at."""

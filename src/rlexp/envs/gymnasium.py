@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from rlexp.config import ConfigError
 from rlexp.envs.arrays import ArrayEnv
+from rlexp.envs.making import first_action
 from rlexp.envs.simulators import SharedArrays, SimulatorError, Simulators, shares, split_seeds, worker_simulators
 from rlexp.envs.snapshot import StateUnavailableError
 from rlexp.workers import Worker, Workers
@@ -58,7 +59,8 @@ class BatchedGymEnv(ArrayEnv):
         mine, *others = self._shares
         simulators = Simulators(env_id, mine.stop, frame_skip, kwargs, pixels)
         try:
-            super().__init__(env_id, num_envs, simulators.envs[0].observation_space, simulators.envs[0].action_space)
+            one = simulators.envs[0]
+            super().__init__(env_id, num_envs, one.observation_space, one.action_space, first_action(one))
         except ConfigError:
             simulators.close()
             raise
@@ -87,6 +89,11 @@ class BatchedGymEnv(ArrayEnv):
     def workers(self) -> list[Worker]:
         """The processes beside this one that step simulators."""
         return [] if self._workers is None else list(self._workers)
+
+    @property
+    def at(self) -> tuple[int, str] | None:
+        """A count of calls and the simulator that this process waits for now; None where it waits for none."""
+        return self._simulators.at
 
     def check_every_step(self) -> None:
         """Check all raw values of the simulators, and not only those of the first steps; call it before the first."""

@@ -98,6 +98,12 @@ def make(
     return env
 
 
+def first_action(env: Env) -> int:
+    """What the environment itself calls the first of its discrete actions, which `make` counts from 0."""
+    space = env.env.action_space if isinstance(env, TransformAction) else env.action_space
+    return int(space.start) if isinstance(space, spaces.Discrete) else 0
+
+
 def _vector(env: Env) -> Env:
     if not isinstance(env.observation_space, spaces.Box):
         if not env.observation_space.is_np_flattenable:

@@ -9,6 +9,8 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.envs import ObservationNorm, TransformedEnv
 
+from rlexp.config import ConfigError, Problem
+
 
 class Moments(nn.Module):
     """Mean and variance of everything seen so far, exact, in float64.
@@ -48,11 +50,17 @@ def batch_moments(samples: Tensor) -> tuple[int, Tensor, Tensor]:
     return len(samples), samples.mean(0), samples.var(0, correction=0)
 
 
+_ROUNDING = 1e-14  # of float64, relative: what a constant's deviation may seem to be
+_LARGEST = 1e30
+
+
 class RunningObservationNorm(ObservationNorm):
     r"""torchrl's ``ObservationNorm`` whose mean and standard deviation follow what the agent sees.
 
     $o \mapsto \mathrm{clip}((o - \mu) / \sigma, -c, c)$. The statistics stand still while a batch is collected, so that
-    all of it is normalised alike whichever process stepped the simulator; `commit` then folds the batch in.
+    all of it is normalised alike whichever process stepped the simulator; `commit` then folds the batch in. Statistics
+    and subtraction are in float64, whatever the observation's type; a dimension that has not varied becomes 0, by an
+    infinite $\sigma$.
 
     Args:
         in_keys: the observation to normalise in place.
@@ -70,10 +78,12 @@ class RunningObservationNorm(ObservationNorm):
         """Take the first statistics from random steps; they weigh like the agent's own."""
         super().init_stats(num_iter, *args, **kwargs)
         self._pending.clear()
+        self.loc, self.scale = self.loc.double(), self.scale.double()  # type: ignore[has-type]
         self.moments = Moments(self.loc.shape)
         self.moments.count.fill_(num_iter)
         self.moments.mean.copy_(self.loc)
-        self.moments.var.copy_(self.scale.square())
+        self.moments.var.copy_(self.scale.square().where(self.scale > self.eps, 0))
+        self._set_scale()
 
     def commit(self) -> None:
         """Fold in the observations stepped to since the last commit, each once; those of resets do not count."""
@@ -83,7 +93,12 @@ class RunningObservationNorm(ObservationNorm):
             self.moments.merge(*moments)
         if batch:
             self.loc.copy_(self.moments.mean)
-            self.scale.copy_(self.moments.var.sqrt().clamp_min(self.eps))
+            self._set_scale()
+
+    def _set_scale(self) -> None:
+        deviation = self.moments.var.sqrt()
+        constant = deviation <= _ROUNDING * self.moments.mean.abs()
+        self.scale.copy_(deviation.clamp_min(self.eps).masked_fill(constant, torch.inf))
 
     def take(self) -> list[tuple[int, Tensor, Tensor]]:
         """Count, mean and variance, in float64, of what `observe` put by, if anything, which it then forgets."""
@@ -121,7 +136,39 @@ def init_normalization(env: TransformedEnv, random_steps: int) -> None:
     """Give every observation normalisation its first statistics, from random steps in ``env`` as the tutorial does."""
     dims = tuple(range(len(env.batch_size) + 1))
     for norm in observation_norms(env):
-        norm.init_stats(random_steps, reduce_dim=dims, cat_dim=dims[-1])
+        try:
+            norm.init_stats(random_steps, reduce_dim=dims, cat_dim=dims[-1])
+        except RuntimeError as error:
+            if "Non-finite" not in str(error):
+                raise
+            raise _beyond_statistics("are infinite, NaN, or too large for their variance to be a number") from error
+        if norm.loc.abs().max() > _LARGEST:
+            raise _beyond_statistics(f"reach {_LARGEST:g} and more on average")
+        if type(norm) is ObservationNorm:
+            _silence_constants(norm)
+
+
+def beyond_statistics(norm: ObservationNorm) -> bool:
+    """Whether observations were so large that nothing else can be seen beside them."""
+    return bool(norm.loc.abs().max() > _LARGEST)
+
+
+def _silence_constants(norm: ObservationNorm) -> None:
+    """Let a dimension that did not vary give 0, where torchrl divides what it becomes later by 1e-6."""
+    if norm.standard_normal:
+        norm.scale.masked_fill_(norm.scale <= norm.eps, torch.inf)
+    else:
+        constant = norm.scale >= 1 / norm.eps
+        norm.scale.masked_fill_(constant, 0)
+        norm.loc.masked_fill_(constant, 0)
+
+
+def _beyond_statistics(what: str) -> ConfigError:
+    message = (
+        f"normalise the observations, and those of random steps {what}. Replace numbers that stand for no reading "
+        "in the environment, by 0 and a flag, or give env/transforms=none."
+    )
+    return ConfigError([Problem("env.transforms", message)])
 
 
 def commit_normalization(env: TransformedEnv) -> None:

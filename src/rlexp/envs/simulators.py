@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import mmap
 import os
@@ -19,6 +20,8 @@ from rlexp.envs.errors import SimulatorError as SimulatorError
 from rlexp.envs.making import Env, make
 from rlexp.envs.raw_values import check_every_step
 from rlexp.envs.snapshot import State, check_state, get_state, set_state
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -73,6 +76,8 @@ class Simulators:
         first: int = 0,
     ) -> None:
         self._env_id, self._first = env_id, first
+        self._at: int | None = None
+        self._calls = 0
         self.envs: list[Env] = []
         self.arrays: Arrays
         try:
@@ -99,6 +104,7 @@ class Simulators:
         arrays, shape = self.arrays, self.arrays.observation.shape[1:]
         for i, env in enumerate(self.envs):
             total = 0.0
+            self._at, self._calls = i, self._calls + 1
             try:
                 for _ in range(self._repeat):
                     # A copy each time: a simulator may keep its last action, or change it in place.
@@ -115,21 +121,26 @@ class Simulators:
                 arrays.was_reset[i] = ended = terminated or truncated
                 if ended:
                     arrays.reset_observation[i] = self._reset(env, None)
-            except ConfigError:
+            except (ConfigError, SimulatorError):
                 raise
             except (Exception, SystemExit) as error:
                 raise self._failed(i, error) from error
+            finally:
+                self._at = None
 
     def reset(self, seeds: Mapping[int, int | None]) -> None:
         """Reset simulators, each with its seed; None goes on with the random stream it has."""
         arrays = self.arrays
         for i, seed in seeds.items():
+            self._at, self._calls = i, self._calls + 1
             try:
                 arrays.observation[i] = self._reset(self.envs[i], seed)
-            except ConfigError:
+            except (ConfigError, SimulatorError):
                 raise
             except (Exception, SystemExit) as error:
                 raise self._failed(i, error) from error
+            finally:
+                self._at = None
             arrays.terminated[i] = arrays.truncated[i] = arrays.was_reset[i] = False
 
     def _reset(self, env: Env, seed: int | None) -> Any:
@@ -140,9 +151,16 @@ class Simulators:
 
     def _failed(self, i: int, error: BaseException) -> SimulatorError:
         called = "called sys.exit" if isinstance(error, SystemExit) else "failed"
-        return SimulatorError(
-            f"simulator {self._first + i} of {self._env_id} {called}: {type(error).__name__}: {error}"
-        )
+        return SimulatorError(f"{self._name(i)} {called}: {type(error).__name__}: {error}")
+
+    def _name(self, i: int) -> str:
+        return f"simulator {self._first + i} of {self._env_id}"
+
+    @property
+    def at(self) -> tuple[int, str] | None:
+        """How many calls were made, and the simulator that has not returned from the newest; None if all have."""
+        i = self._at
+        return None if i is None else (self._calls, self._name(i))
 
     def check_every_step(self) -> None:
         """Check all raw values, and not only those of the first steps (`rlexp.envs.raw_values.RawValues`)."""
@@ -172,9 +190,12 @@ class Simulators:
             set_state(env, state)
 
     def close(self) -> None:
-        """Close every simulator."""
-        for env in self.envs:
-            env.close()
+        """Close every simulator; one that cannot be closed is logged, and spoils nothing."""
+        for i, env in enumerate(self.envs):
+            try:
+                env.close()
+            except Exception as error:
+                log.warning("%s cannot be closed: %s: %s", self._name(i), type(error).__name__, error)
 
 
 @dataclass(frozen=True)

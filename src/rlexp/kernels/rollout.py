@@ -318,7 +318,7 @@ def trajectory_ids(done: Array, carried: Array, next_id: int) -> tuple[Array, Ar
 def _normalizer(loc: Array, scale: Array, clip: float | None, *, divide: bool) -> Callable[[Array], Array]:
     def normalize(x: Array) -> Array:
         out = (x - loc) / scale if divide else x * scale + loc
-        return out if clip is None else out.clip(-clip, clip, out=out)
+        return out if clip is None else out.clip(-clip, clip, out=out).astype(x.dtype, copy=False)
 
     return normalize
 

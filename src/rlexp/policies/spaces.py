@@ -18,9 +18,9 @@ def distributions_for(spec: TensorSpec) -> list[str]:
     match spec:
         case Categorical() if not spec.shape:
             return ["categorical"]
-        case Bounded() if len(spec.shape) == 1 and spec.dtype.is_floating_point:
+        case Bounded() if len(spec.shape) == 1 and spec.dtype.is_floating_point and not _degenerate(spec):
             return ["tanh_normal", "normal", "beta"]
-        case Unbounded() if len(spec.shape) == 1 and spec.dtype.is_floating_point:
+        case Bounded() | Unbounded() if len(spec.shape) == 1 and spec.dtype.is_floating_point:
             return ["normal"]
     return []
 
@@ -34,8 +34,19 @@ def described(spec: TensorSpec) -> str:
             return f"discrete, one of {spec.n}"
         case Bounded() | Unbounded():
             bounds = "within bounds" if isinstance(spec, Bounded) else "without bounds"
+            if isinstance(spec, Bounded) and _degenerate(spec):
+                bounds = f"with a bound that equals the other or is more than {_WIDEST:g} away from it"
             return f"continuous, {bounds}, of shape {list(spec.shape)}"
     return f"a {type(spec).__name__} of shape {list(spec.shape)}"
+
+
+_WIDEST = 1e6
+
+
+def _degenerate(spec: TensorSpec) -> bool:
+    """Whether nothing can be spread between the bounds: they are equal, or as good as none."""
+    span = spec.space.high.double() - spec.space.low.double()
+    return bool(((span <= 0) | (span > _WIDEST)).any())
 
 
 def cannot_act(env: EnvBase, reason: str) -> ConfigError:

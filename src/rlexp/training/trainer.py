@@ -8,8 +8,9 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ from rlexp.config import ConfigError, Problem, build_at, check_targets, new_run_
 from rlexp.config.redaction import redact
 from rlexp.envs import EnvConfig
 from rlexp.envs.arrays import ArrayEnv
-from rlexp.envs.normalization import commit_normalization, init_normalization, observation_norms
+from rlexp.envs.normalization import beyond_statistics, commit_normalization, init_normalization, observation_norms
 from rlexp.envs.snapshot import SavesState, State, StateUnavailableError
 from rlexp.envs.transforms import episodes_state, load_episodes_state
 from rlexp.experiment import ExperimentConfig, read_config
+from rlexp.files import write_json
 from rlexp.machine import cores, pick_device, set_threads
 from rlexp.policies.recurrent import carry_state
 from rlexp.runs import checkpoint
@@ -41,6 +43,7 @@ from rlexp.seeding import load_rng_state, rng_state, seed_everything, unmoved_ge
 from rlexp.training.checks import check_checkpoint, check_env
 from rlexp.training.evaluator import Evaluator, passed
 from rlexp.training.learners import build_learner
+from rlexp.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +87,8 @@ class Trainer:
             run_dir = new_run_path(config.env.name)
         self.run = run_dir if isinstance(run_dir, RunDir) else RunDir(Path(run_dir))
         # A constructor that fails leaves no lock and no process.
-        with LogBuffer() as logged, ExitStack() as on_failure:
+        watchdog = Watchdog(config.collector.timeout, self._watched)
+        with LogBuffer() as logged, ExitStack() as on_failure, watchdog:
             self.run.lock()
             on_failure.callback(self.run.discard)
             if start is None and self.run.started:
@@ -107,7 +111,7 @@ class Trainer:
 
         env_config = _with_workers(config)
         self.env = env_config.build(env_config.num_envs)
-        on_failure.callback(self.env.close, raise_if_closed=False)
+        on_failure.callback(_close, "the environment", partial(self.env.close, raise_if_closed=False))
         self.env.base_env.timeout = config.collector.timeout
         if config.checks and isinstance(self.env.base_env, ArrayEnv):
             self.env.base_env.check_every_step()
@@ -117,14 +121,14 @@ class Trainer:
         self.networks = config.policy.build(self.env, self.device)
         carry_state(self.env, self.networks.actor)
         self.evaluator = Evaluator(config, env_config, self.networks)
-        on_failure.callback(self.evaluator.close)
+        on_failure.callback(_close, "the evaluation's environment", self.evaluator.close)
         self.learner = build_learner(config, self.networks, self.device)
         self.threads = set_threads(
             config.threads, self.learner.weights.numel(), config.minibatch_size, config.collector.busy_while_learning
         )
         source = Source(env_config, config.policy, seed, config.use_kernels)
         self.collector = config.collector.build(self.env, self.networks.actor, source, self.device)
-        on_failure.callback(self.collector.shutdown)
+        on_failure.callback(_close, "the collector", self.collector.shutdown)
         self._batches: Iterator[TensorDictBase] = iter(self.collector)
 
         self.callbacks: dict[str, Callback] = {
@@ -181,6 +185,7 @@ class Trainer:
             closing(self),
             torch.autograd.set_detect_anomaly(self.config.checks),
             Session(self.run, self.config, info, self.frames, self.run_id, self._logged) as session,
+            Watchdog(self.config.collector.timeout, self._watched, self._give_up),
         ):
             self.save()
             while not (self.finished or self._stop or session.stop):
@@ -431,6 +436,17 @@ class Trainer:
     def _frames_before(self) -> int:
         return self.frames - self.config.collector.frames_per_batch
 
+    def _watched(self) -> Iterator[object]:
+        """The environments that this process steps, as far as they are built."""
+        if hasattr(self, "env"):
+            yield self.env.base_env
+        if hasattr(self, "evaluator"):
+            yield self.evaluator.env.base_env
+
+    def _give_up(self, message: str) -> None:
+        """Write down why the process is about to be ended, of which nothing else will."""
+        write_json(self.run.summary, {"status": "failed", "error": message, "frames": self.frames})
+
     def _call(self, point: str, *arguments: object) -> None:
         """Run every callback's method for a point of the loop."""
         for callback in self.callbacks.values():
@@ -445,8 +461,11 @@ class Trainer:
     def _check_statistics(self) -> None:
         """Clipping hides an infinite observation; the statistics that it went into do not."""
         for norm in observation_norms(self.env):
-            if not (norm.loc.isfinite().all() and norm.scale.isfinite().all()):
+            if not norm.loc.isfinite().all() or norm.scale.isnan().any():
                 raise TrainingError(f"observation is not finite (NaN or infinity) at {self.frames:,} frames.")
+            if beyond_statistics(norm):
+                reason = "a number that stands for no reading hides all others from the statistics"
+                raise TrainingError(f"observation is beyond 1e30 on average at {self.frames:,} frames: {reason}.")
 
     def _check_metrics(self, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
@@ -458,6 +477,14 @@ class Trainer:
         start = time.perf_counter()
         yield
         self.seconds[kind] += time.perf_counter() - start
+
+
+def _close(part: str, close: Callable[[], object]) -> None:
+    """Close a part; what it raises then is logged, since the run's results are whole."""
+    try:
+        close()
+    except Exception as error:
+        log.warning("%s cannot be closed: %s: %s", part.capitalize(), type(error).__name__, error)
 
 
 def parameters_hash(weights: Tensor) -> int:

@@ -1,0 +1,96 @@
+"""Actions outside the environment: in the raw environment's own space, and with the same meaning, in every form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from rlexp import Trainer, load_config, load_policy
+from rlexp.agent import Agent
+from rlexp.agent.export import export_policy
+from rlexp.config import ConfigError
+
+SPACES: dict[str, spaces.Space[Any]] = {
+    "start": spaces.Discrete(3, start=-1),
+    "half-bounded": spaces.Box(np.array([0, -np.inf], np.float32), np.array([np.inf, 0.0], np.float32)),
+    "narrow": spaces.Box(-0.01, 0.01, (2,), np.float32),
+    "float64": spaces.Box(0.1, 0.7, (2,), np.float64),
+    "locked": spaces.Box(np.array([0.5, -1], np.float32), np.array([0.5, 1], np.float32)),
+    "huge": spaces.Box(-1e30, 1e30, (2,), np.float32),
+}
+
+
+class Taken(gymnasium.Env):  # type: ignore[misc, type-arg, unused-ignore]
+    """Keeps what it was given."""
+
+    observation_space = spaces.Box(-10, 10, (2,), np.float32)
+
+    def __init__(self, kind: str) -> None:
+        self.action_space = SPACES[kind]
+        self.seen: list[Any] = []
+
+    def _see(self) -> Any:
+        self.seen.append((self.np_random.normal(size=2) * 3).astype(np.float32).clip(-10, 10))
+        return self.seen[-1]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.taken: list[Any] = []
+        self.seen.clear()
+        return self._see(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), action
+        self.taken.append(action)
+        return self._see(), 1.0, False, False, {}
+
+
+@pytest.fixture
+def taken() -> Iterator[list[str]]:
+    gymnasium.register("Taken-v0", Taken, max_episode_steps=10)
+    yield [
+        *("env=gym", "env.id=Taken-v0", "env.num_envs=2", "env.init_random_steps=20", "logger=none", "threads=1"),
+        *("collector.frames_per_batch=40", "minibatch_size=20", "num_epochs=1", "total_frames=40"),
+        *("evaluation.episodes=2", "device=cpu"),
+    ]
+    del gymnasium.registry["Taken-v0"]
+
+
+@pytest.mark.parametrize("kind", SPACES)
+def test_exported_actions_are_the_ones_that_the_environment_was_given(
+    kind: str, taken: list[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    import onnxruntime
+
+    policy = "categorical" if kind == "start" else "normal"
+    overrides = [*taken, f"env.kwargs.kind={kind}", f"policy={policy}"]
+    Trainer.from_config(load_config(overrides), tmp_path / "run").fit()
+    agent = Agent(tmp_path / "run")
+    base = agent.env.base_env
+    agent.rollout(8)
+    session = onnxruntime.InferenceSession(export_policy(agent, "onnx", tmp_path / "policy.onnx"))
+    agent.rollout(8, seed=5)
+    loaded = load_policy(tmp_path / "run")
+    for simulator in base._simulators.envs:
+        inner = simulator.unwrapped
+        observations, expected = np.stack(inner.seen[:8]), np.stack(inner.taken)
+        for actions in (loaded(observations), session.run(["action"], {"observation": observations})[0]):
+            assert all(inner.action_space.contains(action) for action in actions)
+            np.testing.assert_allclose(actions, expected, rtol=1e-5, atol=1e-5)
+        if kind == "start":
+            assert set(np.unique(expected)) <= {-1, 0, 1}
+
+
+@pytest.mark.parametrize("kind", ["half-bounded", "locked", "huge"])
+def test_bounds_that_nothing_spreads_between_are_refused_with_what_fits(
+    kind: str, taken: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"tanh_normal is no distribution(.|\n)*policy=normal, gru or lstm"):
+        Trainer(load_config([*taken, f"env.kwargs.kind={kind}", "policy=tanh_normal"]), tmp_path / "run")
