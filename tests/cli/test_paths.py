@@ -13,6 +13,7 @@ from rlexp.cli import evaluate, export, verify
 from rlexp.cli.common import read_settings
 from rlexp.config import ConfigError, Sources, expand_sweeps, load
 from rlexp.config.paths import literal
+from rlexp.experiment import load_config
 
 NAMES = [
     "007", "2026_11_25", "1e5", "null", "a: b", "true", "0x10", "my run", "lr=0.1,seed=1", "run (copy)", "[x]",
@@ -64,8 +65,6 @@ def test_a_run_with_an_equals_sign_is_a_run(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_text_that_reads_like_a_number_is_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rlexp.experiment import load_config
-
     monkeypatch.setenv("TASK", "3")
     with pytest.raises(ConfigError, match=r"text '3'.*oc\.decode"):
         load_config(["seed=${oc.env:TASK}"])
@@ -78,7 +77,8 @@ def test_a_byte_order_mark_is_named(tmp_path: Path, mark: bytes) -> None:
     file = tmp_path / "experiment" / "marked.yaml"
     file.write_bytes(mark + b"# @package _global_\nseed: 6\n")
     with pytest.raises(ConfigError, match=r"marked\.yaml\n.*byte order mark"):
-        load(["experiment=marked"], Sources(str(tmp_path)))
+        load_config(["experiment=marked"], str(tmp_path))
+    assert load_config([], str(tmp_path)).seed == 0  # no one asked for it
     file.write_bytes(b"# @package _global_\r\nseed: 6\r\n")
     assert load(["experiment=marked"], Sources(str(tmp_path))).values["seed"] == 6
 

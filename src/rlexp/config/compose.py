@@ -107,10 +107,11 @@ def load(overrides: Sequence[str], sources: Sources = Sources()) -> Composed:
             visible = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
             values = OmegaConf.to_container(visible, resolve=True, throw_on_missing=True)
             run_dir = composed.hydra.run.dir
+            problems += _marked(sources, composed.hydra.runtime.choices)
         except OmegaConfBaseException as error:
-            raise ConfigError([*problems, _unresolved(error)]) from error
-        except (ConfigCompositionException, HydraException) as error:
-            raise ConfigError([*problems, Problem("config", f"{error}")]) from error
+            raise ConfigError([*problems, *_marked(sources), _unresolved(error)]) from error
+        except (ConfigCompositionException, HydraException, UnicodeDecodeError) as error:
+            raise ConfigError([*problems, *_marked(sources), Problem("config", f"{error}")]) from error
     assert isinstance(values, dict)
     return Composed({str(key): value for key, value in values.items()}, run_dir, problems)
 
@@ -379,25 +380,29 @@ def _other_suffix(option: str, sources: Sources) -> str:
     return ""
 
 
-def _check_marks(sources: Sources) -> None:
-    """Refuse YAML files that begin with a byte order mark: Hydra would not see their ``# @package``.
+def _marked(sources: Sources, used: Mapping[str, Any] | None = None) -> list[Problem]:
+    """The user's YAML files that begin with a byte order mark: Hydra does not see their ``# @package``.
 
-    Raises:
-        ConfigError: with every such file.
+    Args:
+        sources: where configs come from.
+        used: the options composed, by their groups; None where composing failed, and any file may be the reason.
     """
     problems = []
-    for folder in filter(None, (sources.config_dir, sources.config_path)):
-        for file in sorted(path for depth in ("*", "*/*", "*/*/*") for path in Path(folder).glob(f"{depth}.yaml")):
+    for folder in map(Path, filter(None, (sources.config_dir, sources.config_path))):
+        if used is None:
+            files = sorted(path for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}.yaml"))
+        else:
+            options = [f"{group.split('@')[0]}/{option}.yaml" for group, option in used.items()]
+            files = [folder / f"{sources.config_name or CONFIG_NAME}.yaml", *(folder / option for option in options)]
+        for file in files:
             try:
-                with file.open("rb") as content:
-                    start = content.read(3)
+                start = file.read_bytes()[:3]
             except OSError:
                 continue
             if start == codecs.BOM_UTF8 or start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
                 message = "begins with a byte order mark, which YAML here must not: save it as UTF-8 without BOM."
                 problems.append(Problem(str(file), message))
-    if problems:
-        raise ConfigError(problems)
+    return problems
 
 
 def _unresolved(error: OmegaConfBaseException) -> Problem:
@@ -418,7 +423,6 @@ def _hydra(sources: Sources) -> Iterator[None]:
     for flag, folder in (("--config-dir", sources.config_dir), ("--config-path", sources.config_path)):
         if folder is not None and not Path(folder).is_dir():
             raise ConfigError([Problem(flag, "there is no such folder.", folder)])
-    _check_marks(sources)
     OmegaConf.register_new_resolver("rlexp.run_dir", lambda name: str(new_run_path(name)), use_cache=True, replace=True)
     primary = Path(sources.config_path).resolve() if sources.config_path else conf_dir()
     path = create_config_search_path(str(primary))

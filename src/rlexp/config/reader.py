@@ -195,7 +195,7 @@ class _Reader:
         if self._trust is None:
             return
         for key, package, value in spec.imports():
-            if not (self._trust.of(package) or self.is_own(f"{prefix}{key}", value)):
+            if not (self._trust.may_import(package) or self.is_own(f"{prefix}{key}", value)):
                 yield key, package.partition(".")[0], value
 
     def _block(self, key: str, package: str, value: str) -> str:

@@ -54,6 +54,9 @@ ALLOWED = frozenset(
 )
 """Paths of the classes that a `Node` of such a config may name."""
 
+# Modules of rlexp's own that register environments.
+_MODULES = ("rlexp.envs.partial",)
+
 # These hand what they do not know to a simulator's constructor: only what is listed is known to be harmless.
 _ARGUMENTS = {
     "GymEnv": {"env_name", "frame_skip", "from_pixels", "pixels_only", "categorical_action_encoding", "device"},
@@ -90,6 +93,10 @@ class Trust:
     def of(self, package: str) -> bool:
         """Whether the user trusts a package, or the package that a dotted path begins with."""
         return package.partition(".")[0] in self._packages
+
+    def may_import(self, module: str) -> bool:
+        """Whether a module that registers an environment may be imported."""
+        return module in _MODULES or self.of(module)
 
     def is_own(self, path: str, value: object) -> bool:
         """Whether the user said the very same at the same path."""
