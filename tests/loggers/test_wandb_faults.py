@@ -170,7 +170,9 @@ def test_an_agent_of_a_sweep_runs_rlexp_train(tmp_path: Path) -> None:
         ]
         online = environment(server.server_port, tmp_path)
         online["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        done = run_command("wandb", "agent", "me/rlexp/s", "--count", "1", cwd=tmp_path, timeout=100, **online)
+        done = run_command(
+            "wandb", "agent", "me/rlexp/s", "--count", "1", cwd=tmp_path, timeout=100, cold=True, **online
+        )
     assert done.returncode == 0, done.stderr
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert (config["optim"]["lr"], config["policy"]["num_cells"]) == (3e-4, [64, 64])
@@ -184,7 +186,7 @@ def test_a_workspace_is_saved_in_the_runs_project(tiny_run: Path, tmp_path: Path
     with serving() as server:
         online = environment(server.server_port, tmp_path)
         done = run_command(
-            "rlexp-report", str(tiny_run), "--wandb-workspace=online", cwd=tmp_path, timeout=100, **online
+            "rlexp-report", str(tiny_run), "--wandb-workspace=online", cwd=tmp_path, timeout=100, cold=False, **online
         )
     assert done.returncode == 0, done.stderr
     (view,) = server.views
