@@ -14,10 +14,12 @@ from rlexp.config import Config, ConfigError, Count, Problem
 _HELP = """\
 rlexp-verify: repeat the first batches of a run from its own config, and compare every number.
 
-usage: rlexp-verify RUN_DIR [iterations=3] [trust=[PACKAGE,...]]
+usage: rlexp-verify RUN_DIR [iterations=3] [resume=true] [trust=[PACKAGE,...]]
 
   iterations   batches to repeat; of each, its row of metrics.jsonl is compared, which includes the hash of the
                parameters after it, and without evaluations and timings
+  resume       train the first 2 * iterations batches twice instead, once without a break and once resumed half-way, in
+               processes of their own: does the checkpoint hold all state of environments and callbacks?
   trust        packages that the run may import besides what rlexp itself builds, e.g. trust=[my_lab]; with it, modules
                may lie where the command runs (docs/security.md)
   env.kwargs.KEY  the value of a secret, which was not saved
@@ -31,6 +33,7 @@ class VerifyConfig(Config):
 
     run_dir: Annotated[str, Field(min_length=1)]
     iterations: Count = 3
+    resume: bool = False
     trust: list[str] = Field(default=[])
 
 
@@ -59,16 +62,20 @@ def verify(arguments: list[str]) -> int:
         raise ConfigError([Problem("run_dir", "has no metrics.jsonl, so it is not a run's folder.", str(run_dir))])
 
     from rlexp.runs.rundir import versions
-    from rlexp.training.verify import Difference, UnreadableRunError, train_again
+    from rlexp.training.verify import Difference, UnreadableRunError, resume_again, train_again
+    from rlexp.workers import WorkerError
 
     try:
-        result = train_again(run_dir, settings.iterations, settings.trust, secrets)
-    except (UnreadableRunError, OSError) as error:
+        result = (resume_again if settings.resume else train_again)(
+            run_dir, settings.iterations, settings.trust, secrets
+        )
+    except (UnreadableRunError, WorkerError, OSError) as error:
         return said("rlexp-verify", RuntimeError(f"{run_dir} cannot be repeated: {error}"))
     if not isinstance(result, Difference):
-        print(f"reproducible: {result} iterations of {run_dir}, every number the same")
+        kind = "resumes exactly" if settings.resume else "reproducible"
+        print(f"{kind}: {result} iterations of {run_dir}, every number the same")
         return Exit.DONE
-    print(f"not reproducible: {result}")
+    print(f"{'does not resume exactly' if settings.resume else 'not reproducible'}: {result}")
     recorded = json.loads((run_dir / "metadata.json").read_text(encoding="utf-8"))["versions"]
     for package, version in versions().items():
         if recorded.get(package) != version:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Collection, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,16 @@ from typing import Any
 import yaml
 from omegaconf._utils import get_yaml_loader
 
+from rlexp.config import ConfigError
 from rlexp.config.legacy import current_config
-from rlexp.experiment import read_config
+from rlexp.experiment import ExperimentConfig, read_config
 from rlexp.loggers import NoLoggerConfig
 from rlexp.loggers.local import read_metrics
+from rlexp.runs import checkpoint
 from rlexp.runs.checkpoint import too_deep
+from rlexp.runs.rundir import RunDir
 from rlexp.training.trainer import Trainer
+from rlexp.workers import Workers
 
 _LARGEST = 16 * 2**20  # bytes
 _NOT_COMPARED = ("time/", "eval/")  # the clock's; and evaluation may have been set otherwise when the run was resumed
@@ -85,6 +90,81 @@ def train_again(
     return len(logged)
 
 
+def resume_again(
+    run_dir: Path, iterations: int, trust: Collection[str] | None = None, secrets: Mapping[str, Any] | None = None
+) -> int | Difference:
+    """Train a run's experiment twice, once without a break and once resumed half-way, and compare their metrics.
+
+    Each part is trained in a process of its own, so that state outside of what a checkpoint holds shows: in variables
+    of modules, closures or files.
+
+    Args:
+        run_dir: the run's folder, which is only read.
+        iterations: before and after the break.
+        trust: as for `train_again`.
+        secrets: as for `train_again`.
+
+    Returns:
+        How many iterations after the break were the same, or where they first differ.
+
+    Raises:
+        ConfigError, UnreadableRunError: as for `train_again`.
+        WorkerError: an iteration failed.
+    """
+    try:
+        values, _ = _as_started(run_dir)
+    except UnreadableRunError:
+        raise
+    except (Exception, RecursionError) as error:
+        raise UnreadableRunError(f"its files are damaged: {error!r:.200}") from error
+    experiment = read_config(values, trust, secrets)
+    frames = 2 * iterations * experiment.collector.frames_per_batch
+    # Schedules and the evaluations at the end are those of the run; only its beginning is trained.
+    budget = max(experiment.total_frames, frames + experiment.collector.frames_per_batch)
+    experiment = experiment.model_copy(update={"total_frames": budget})
+    with tempfile.TemporaryDirectory() as folder:
+        whole, cut = Path(folder) / "whole", Path(folder) / "cut"
+        parts = {"the run without a break": (experiment, whole, False), "the first half": (experiment, cut, False)}
+        with closing(_trainings(parts)) as workers:
+            workers.ask_each("iterate", {0: (2 * iterations,), 1: (iterations,)})
+            expected, _ = workers.answers()
+        with closing(_trainings({"the second half": (experiment, cut, True)})) as workers:
+            workers.ask("iterate", iterations)
+            (found,) = workers.answers()
+    for before, after in zip(expected[iterations:], found, strict=True):
+        if (difference := _compare(before, after, ("time/",))) is not None:
+            return difference
+    return iterations
+
+
+def _trainings(arguments: Mapping[str, tuple[ExperimentConfig, Path, bool]]) -> Workers:
+    return Workers(PartOfTraining, arguments, passed_on=(ConfigError,))
+
+
+class PartOfTraining:
+    """Some iterations of a training, in a process of its own.
+
+    Args:
+        experiment: the checked config.
+        folder: where it trains.
+        resume: whether it resumes what is there.
+    """
+
+    def __init__(self, experiment: ExperimentConfig, folder: Path, resume: bool) -> None:
+        run = RunDir(folder)
+        self._trainer = Trainer(experiment, run, checkpoint.load(folder) if resume else None)
+
+    def iterate(self, iterations: int) -> list[dict[str, float]]:
+        """The rows of so many iterations; a checkpoint is saved after them."""
+        rows = [self._trainer.iterate() | {"frames": self._trainer.frames} for _ in range(iterations)]
+        self._trainer.save()
+        return rows
+
+    def close(self) -> None:
+        """Close the simulators."""
+        self._trainer.close()
+
+
 def _as_started(run_dir: Path) -> tuple[dict[str, Any], float]:
     """The config with the budget that it was started with, and the frames at which that was changed."""
     config, metadata = run_dir / "config.yaml", run_dir / "metadata.json"
@@ -113,9 +193,11 @@ class _Loader(get_yaml_loader()):  # type: ignore[misc]
         return super().compose_node(parent, index)
 
 
-def _compare(logged: dict[str, float], found: dict[str, float]) -> Difference | None:
+def _compare(
+    logged: dict[str, float], found: dict[str, float], left_out: tuple[str, ...] = _NOT_COMPARED
+) -> Difference | None:
     for metric in sorted(logged.keys() | found.keys()):
         ours, theirs = found.get(metric), logged.get(metric)
-        if ours != theirs and not metric.startswith(_NOT_COMPARED):
+        if ours != theirs and not metric.startswith(left_out):
             return Difference(int(logged["frames"]), metric, theirs, ours)
     return None
