@@ -16,11 +16,11 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from commands import complete, launch, processes, rows_of
+from commands import complete, launch, processes
 from torch import Tensor
 
 from rlexp import Trainer, load_config
-from rlexp.collectors import RolloutCollector, Source
+from rlexp.collectors import Source, SyncCollectorConfig
 from rlexp.collectors.multi import MultiCollector
 from rlexp.collectors.share import Share, ShareWorker
 from rlexp.config import ConfigError
@@ -89,9 +89,9 @@ def test_what_processes_collect_is_what_plain_gymnasium_does(tmp_path: Path, clo
 
 
 def test_its_batches_have_the_entries_of_the_other_collectors(tmp_path: Path, close: list[Trainer]) -> None:
-    kinds = {"rollout": (), "multi_sync": (), "inner": ("collector.inner=sync",)}
+    kinds = {"sync": (), "multi_sync": (), "torchrl": ("kernels=false",)}
     for kind, overrides in kinds.items():
-        close.append(trainer("multi_sync" if kind == "inner" else kind, tmp_path / kind, *overrides))
+        close.append(trainer("multi_sync" if kind == "torchrl" else kind, tmp_path / kind, *overrides))
     expected, *others = [next(iter(subject.collector)) for subject in close]
     for batch in others:
         assert set(batch.keys(True, True)) == set(expected.keys(True, True))
@@ -171,8 +171,10 @@ def test_statistics_are_those_of_all_that_the_workers_saw(num_workers: int, monk
         observe(norm, raw)
 
     monkeypatch.setattr(RunningObservationNorm, "observe", watched)
-    inner = RolloutCollector(frames_per_batch=200 // num_workers, timeout=1.0)
-    shares = [Share(Source(config.env, config.policy, 0), inner, i, num_workers) for i in range(num_workers)]
+    inner = SyncCollectorConfig(frames_per_batch=200 // num_workers, timeout=1.0)
+    shares = [
+        Share(Source(config.env, config.policy, 0, kernels=True), inner, i, num_workers) for i in range(num_workers)
+    ]
     actor = config.policy.build(env, torch.device("cpu")).actor
     collector = MultiCollector(env, actor, Here(shares), torch.device("cpu"), ahead=False)
     for _ in range(3):
@@ -192,23 +194,17 @@ def test_statistics_are_those_of_all_that_the_workers_saw(num_workers: int, monk
     collector.shutdown()
 
 
-@pytest.mark.parametrize("kind", ["multi_sync", "multi_async", "ray"])
-def test_the_command_trains(kind: str, tmp_path: Path) -> None:
-    complete([*SMALL, f"collector={kind}", "total_frames=256", "hydra.run.dir=run"], tmp_path)
-    assert [row["frames"] for row in rows_of(tmp_path / "run")] == [128, 256]
-
-
 def train(subject: Trainer, iterations: int) -> list[dict[str, float]]:
     return [subject.iterate() for _ in range(iterations)]
 
 
 @pytest.mark.parametrize(
-    ("kind", "inner"), [("multi_sync", "rollout"), ("multi_async", "rollout"), ("multi_sync", "sync")]
+    ("kind", "kernels"), [("multi_sync", "auto"), ("multi_async", "auto"), ("multi_sync", "false")]
 )
 def test_the_same_seed_is_the_same_run_and_so_is_its_second_half(
-    kind: str, inner: str, tmp_path: Path, close: list[Trainer]
+    kind: str, kernels: str, tmp_path: Path, close: list[Trainer]
 ) -> None:
-    override = f"collector.inner={inner}"
+    override = f"kernels={kernels}"
     whole = trainer(kind, tmp_path / "whole", override)
     close.append(whole)
     rows = train(whole, 2)
@@ -220,12 +216,12 @@ def test_the_same_seed_is_the_same_run_and_so_is_its_second_half(
     assert train(close[-1], 4) == rows
     close.append(Trainer(whole.config, RunDir(tmp_path / "half"), middle))
     assert train(close[-1], 2) == rows[2:]
-    if inner == "rollout":  # torchrl's carries entries that it does not read
+    if kernels == "auto":  # torchrl's carries entries that it does not read
         assert_same(close[-1].state(), end)
 
 
 def assert_same(a: TrainState, b: TrainState) -> None:
-    for field in ("simulators", "collector", "transforms", "reward_norm", "actor"):
+    for field in ("simulators", "collector", "transforms", "learner", "actor"):
         assert _plain(getattr(a, field)) == _plain(getattr(b, field)), field
 
 
@@ -373,10 +369,13 @@ def test_what_cannot_be_shared_out_is_refused_with_what_fits() -> None:
         load_config(["collector=multi_async", "env.num_workers=2"])
 
 
-def test_what_a_worker_cannot_collect_is_refused_with_the_remedy(tmp_path: Path) -> None:
+def test_what_has_no_kernel_is_collected_by_torchrl_in_each_worker(tmp_path: Path, close: list[Trainer]) -> None:
     bonus = "env.transforms.bonus={_target_: torchrl.envs.BinarizeReward}"
-    with pytest.raises(ConfigError, match=r"BinarizeReward(.|\n)*collector\.inner=sync"):
-        trainer("multi_sync", tmp_path / "run", bonus)
+    subject = trainer("multi_sync", tmp_path / "run", bonus)
+    close.append(subject)
+    batch = subject.collect()
+    assert batch.shape == (4, 32)
+    assert set(batch["next", "reward"].unique().tolist()) <= {0, 1}
 
 
 def test_ray_is_asked_for_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ SMALL = [
     *("env.init_random_steps=32", "evaluation.interval=128", "evaluation.episodes=2", "logger=none", "threads=1"),
     *("policy.num_cells=[16]", "env.max_episode_steps=40"),
 ]
-SHORT = ["policy.hidden_size=16", "policy.sequence_length=16", "env.max_episode_steps=20"]
+SHORT = ["policy.hidden_size=16", "policy.sequence_length=16", "env.max_episode_steps=10"]
 RECURRENT = [
     ["env=position_only_cartpole", "policy=gru", *SHORT],
     ["env=hopper", "policy=lstm", *SHORT, "policy.shared=true"],

@@ -1,0 +1,110 @@
+"""When and on what the evaluator evaluates, and which evaluation it calls the best."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from agents import composed
+from tensordict import TensorDict
+
+from rlexp import Trainer
+from rlexp.agent.evaluation import Evaluation, evaluation_seeds
+from rlexp.envs.normalization import observation_norms
+from rlexp.training import evaluator as module
+from rlexp.training.evaluator import passed
+
+SMALL = [
+    *("collector.frames_per_batch=64", "env.num_envs=2", "minibatch_size=32", "num_epochs=1", "total_frames=256"),
+    *("env.init_random_steps=16", "evaluation.interval=64", "evaluation.episodes=3", "logger=none", "threads=1"),
+    *("policy.num_cells=[8]", "env.max_episode_steps=20", "seed=3"),
+]
+
+
+@pytest.mark.parametrize("kernels", ["auto", "false"])
+def test_evaluation_is_the_policy_in_plain_gymnasium_under_the_statistics_of_the_moment(
+    kernels: str, tmp_path: Path
+) -> None:
+    trainer = Trainer(composed(*SMALL, "env=hopper", "optim.lr=1e-2", f"kernels={kernels}"), tmp_path)
+    seen = []
+    for _ in range(2):
+        trainer.iterate()
+        found = trainer.evaluator.final
+        assert found is not None
+        seen.append(found)
+        (norm,) = observation_norms(trainer.env)
+        returns, lengths = [], []
+        for seed in found.seeds:
+            env = gymnasium.make("Hopper-v5", max_episode_steps=20)
+            observation, _ = env.reset(seed=seed)
+            total, steps, ended = 0.0, 0, False
+            while not ended:
+                scaled = ((torch.from_numpy(observation) - norm.loc) / norm.scale).clamp(-10, 10).float()
+                with torch.no_grad():
+                    given = TensorDict({"observation": scaled[None]}, [1])
+                    loc = trainer.networks.actor.get_dist_params(given)["loc"]
+                observation, reward, terminated, truncated, _ = env.step(loc[0].tanh().numpy())
+                total, steps, ended = total + float(reward), steps + 1, terminated or truncated
+            returns.append(total)
+            lengths.append(steps)
+        assert found.lengths == lengths
+        assert found.returns == pytest.approx(returns, rel=1e-4)
+    trainer.close()
+    assert seen[0].seeds == seen[1].seeds == evaluation_seeds(3, 3)
+    assert seen[0].returns != seen[1].returns
+
+
+def test_evaluation_seeds_are_none_of_the_trainings() -> None:
+    assert evaluation_seeds(3, 100) == evaluation_seeds(3, 101)[:100]
+    assert not set(evaluation_seeds(3, 100)) & set(evaluation_seeds(4, 100))
+    training = {int(s) for s in np.random.SeedSequence(3).generate_state(100)}
+    assert not set(evaluation_seeds(3, 100)) & training
+
+
+def test_evaluating_changes_nothing_of_the_training(tmp_path: Path) -> None:
+    rows = {}
+    for interval in (64, 10**6):
+        trainer = Trainer(composed(*SMALL, f"evaluation.interval={interval}"), tmp_path / str(interval))
+        rows[interval] = [trainer.iterate() for _ in range(2)]
+        trainer.close()
+    assert "eval/return" in rows[64][0]
+    for often, never in zip(rows[64], rows[10**6], strict=True):
+        assert {key: value for key, value in often.items() if not key.startswith("eval/")} == never
+
+
+@pytest.mark.parametrize(
+    ("interval", "before", "frames", "expected"),
+    [(100, 0, 99, False), (100, 50, 100, True), (100, 100, 150, False), (100, 199, 301, True), (None, 0, 10**9, False)],
+)
+def test_an_interval_is_passed_once_per_multiple(
+    interval: int | None, before: int, frames: int, expected: bool
+) -> None:
+    assert passed(interval, before, frames) is expected
+
+
+def test_it_is_due_by_its_interval_and_at_the_end(tmp_path: Path) -> None:
+    trainer = Trainer(composed(*SMALL, "evaluation.interval=128", "total_frames=320"), tmp_path)
+    assert ["eval/return" in row for row in trainer] == [False, True, False, True, True]
+    trainer.close()
+
+
+def test_the_best_is_the_first_of_the_highest_return_and_goes_into_a_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(composed(*SMALL), tmp_path)
+    returns = iter([[1.0, 3.0], [5.0, 5.0], [10.0, 0.0], [2.0, 2.0]])
+    monkeypatch.setattr(module, "evaluate", lambda *_, **__: Evaluation([1, 2], next(returns), [4, 4]))
+    evaluator = trainer.evaluator
+    for frames in (64, 128, 192, 256):
+        evaluator.evaluate(trainer.env, frames)
+    trainer.close()
+    assert (evaluator.best_frames, evaluator.best) == (128, Evaluation([1, 2], [5.0, 5.0], [4, 4]))
+    assert evaluator.final == Evaluation([1, 2], [2.0, 2.0], [4, 4])
+    state = evaluator.state_dict()
+    evaluator.best = evaluator.final = evaluator.best_frames = None
+    evaluator.load_state_dict(state)
+    assert (evaluator.best_frames, evaluator.best) == (128, Evaluation([1, 2], [5.0, 5.0], [4, 4]))
+    assert evaluator.final == Evaluation([1, 2], [2.0, 2.0], [4, 4])
