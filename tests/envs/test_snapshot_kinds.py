@@ -19,7 +19,7 @@ class Phase(enum.Enum):
     LIFT = 1
 
 
-class Base(gymnasium.Env[Any, Any]):
+class Base(gymnasium.Env[Any, Any]):  # type: ignore[misc]
     observation_space = gymnasium.spaces.Box(-10, 10, (1,), np.float64)
     action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
 
@@ -173,9 +173,9 @@ def test_what_cannot_be_saved_is_named(cls: type[Base], name: str) -> None:
 
 def test_a_function_that_another_one_replaced_is_refused() -> None:
     env = Base()
-    env.shape = len  # type: ignore[attr-defined]
+    env.shape = len
     state = get_state(env)
     other = Base()
-    other.shape = sum  # type: ignore[attr-defined]
+    other.shape = sum
     with pytest.raises(StateUnavailableError, match=r"Base\.shape is another function"):
         check_state(other, state)

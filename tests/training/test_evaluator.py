@@ -104,7 +104,8 @@ def test_the_best_is_the_first_of_the_highest_return_and_goes_into_a_state(
     assert (evaluator.best_frames, evaluator.best) == (128, Evaluation([1, 2], [5.0, 5.0], [4, 4]))
     assert evaluator.final == Evaluation([1, 2], [2.0, 2.0], [4, 4])
     state = evaluator.state_dict()
-    evaluator.best = evaluator.final = evaluator.best_frames = None
+    for name in ("best", "final", "best_frames"):
+        setattr(evaluator, name, None)
     evaluator.load_state_dict(state)
     assert (evaluator.best_frames, evaluator.best) == (128, Evaluation([1, 2], [5.0, 5.0], [4, 4]))
     assert evaluator.final == Evaluation([1, 2], [2.0, 2.0], [4, 4])
