@@ -6,7 +6,8 @@ import logging
 import math
 import mmap
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
@@ -102,18 +103,19 @@ class Simulators:
             SimulatorError: a simulator raised, or gives what would be misread.
         """
         arrays, shape = self.arrays, self.arrays.observation.shape[1:]
-        for i, env in enumerate(self.envs):
-            total = 0.0
-            self._at, self._calls = i, self._calls + 1
-            try:
+        with self._named():
+            for i, env in enumerate(self.envs):
+                self._at, total = i, 0.0
                 for _ in range(self._repeat):
                     # A copy each time: a simulator may keep its last action, or change it in place.
                     observation, reward, terminated, truncated, _ = env.step(arrays.action[i].copy())
                     total += float(reward)
                     if terminated or truncated:
                         break
-                if np.shape(observation) != shape:  # it would broadcast
-                    raise TypeError(f"the observation has shape {np.shape(observation)}, not {shape}")
+                if observation.__class__ is not np.ndarray:
+                    observation = np.asarray(observation)
+                if observation.shape != shape:  # it would broadcast
+                    raise TypeError(f"the observation has shape {observation.shape}, not {shape}")
                 if terminated.__class__ not in _FLAGS or truncated.__class__ not in _FLAGS:
                     raise TypeError(f"terminated and truncated are {terminated!r} and {truncated!r}, not bool")
                 arrays.observation[i], arrays.reward[i] = observation, total
@@ -121,37 +123,41 @@ class Simulators:
                 arrays.was_reset[i] = ended = terminated or truncated
                 if ended:
                     arrays.reset_observation[i] = self._reset(env, None)
-            except (ConfigError, SimulatorError):
-                raise
-            except (Exception, SystemExit) as error:
-                raise self._failed(i, error) from error
-            finally:
-                self._at = None
 
     def reset(self, seeds: Mapping[int, int | None]) -> None:
-        """Reset simulators, each with its seed; None goes on with the random stream it has."""
+        """Reset simulators, each with its seed; None goes on with the random stream it has.
+
+        Raises:
+            ConfigError: a simulator gives what it does not declare.
+            SimulatorError: a simulator raised, or gives what would be misread.
+        """
         arrays = self.arrays
-        for i, seed in seeds.items():
-            self._at, self._calls = i, self._calls + 1
-            try:
+        with self._named():
+            for i, seed in seeds.items():
+                self._at = i
                 arrays.observation[i] = self._reset(self.envs[i], seed)
-            except (ConfigError, SimulatorError):
-                raise
-            except (Exception, SystemExit) as error:
-                raise self._failed(i, error) from error
-            finally:
-                self._at = None
-            arrays.terminated[i] = arrays.truncated[i] = arrays.was_reset[i] = False
+                arrays.terminated[i] = arrays.truncated[i] = arrays.was_reset[i] = False
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Name the simulator that fails."""
+        self._calls += 1
+        try:
+            yield
+        except (ConfigError, SimulatorError):
+            raise
+        except (Exception, SystemExit) as error:
+            called = "called sys.exit" if isinstance(error, SystemExit) else "failed"
+            message = f"{self._name(self._at or 0)} {called}: {type(error).__name__}: {error}"
+            raise SimulatorError(message) from error
+        finally:
+            self._at = None
 
     def _reset(self, env: Env, seed: int | None) -> Any:
         observation, _ = env.reset(seed=seed)
         if np.shape(observation) != (shape := self.arrays.observation.shape[1:]):
             raise TypeError(f"the observation of reset() has shape {np.shape(observation)}, not {shape}")
         return observation
-
-    def _failed(self, i: int, error: BaseException) -> SimulatorError:
-        called = "called sys.exit" if isinstance(error, SystemExit) else "failed"
-        return SimulatorError(f"{self._name(i)} {called}: {type(error).__name__}: {error}")
 
     def _name(self, i: int) -> str:
         return f"simulator {self._first + i} of {self._env_id}"
