@@ -16,6 +16,7 @@ import pytest
 
 from rlexp.agent import Agent
 from rlexp.config import ConfigError
+from rlexp.config.trust import most_weights
 from rlexp.runs import checkpoint
 from rlexp.runs.checkpoint import CheckpointError
 from rlexp.runs.resume import resume_run
@@ -150,6 +151,8 @@ def test_a_pointer_that_is_a_pipe_is_refused(folder: Path) -> None:
         ("env__num_envs", 10**9),
         ("policy__num_cells", [10**9]),
         ("policy__num_cells", [60_000, 60_000]),
+        ("policy__num_cells", [8_000] * 1_000),
+        ("policy__actor_network", {"_target_": "torchrl.modules.MLP", "num_cells": 8_000, "depth": 1_000}),
         ("env__pixels", {"size": 10**6, "stack": 4}),
         ("env__transforms", {"x": {"_target_": "torchrl.envs.CatFrames", "N": 10**9, "dim": -1}}),
         ("env___target_", {"a": 1}),
@@ -167,6 +170,22 @@ def test_a_config_that_asks_for_too_much_or_nonsense_is_refused(setting: str, va
         Agent(folder)
     assert time.monotonic() - begun < 20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # KiB
+
+
+@pytest.mark.parametrize(
+    ("policy", "weights"),
+    [
+        ({"num_cells": [3, 5]}, 2 * 25),
+        ({"num_cells": [64], "channels": [16, 32], "kernel_sizes": [8, 4]}, 2 * (64**2 + 32**2 * 8**2)),
+        ({"num_cells": [7], "hidden_size": 11, "sequence_length": 10**6}, 8 * 11**2),
+        ({"actor_network": {"_target_": "torchrl.modules.MLP", "num_cells": 9, "depth": 4}}, 4 * 81),
+        ({"num_cells": [2], "actor_network": {"_target_": "mine.Net", "vocabulary": 10**9}}, 4),
+        (None, 0),
+        ([1], 0),
+    ],
+)
+def test_weights_are_bounded_before_they_are_built(policy: Any, weights: int) -> None:
+    assert most_weights(policy) == weights
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", ".lock", "train.log", "summary.json", ".config.yaml.tmp"])

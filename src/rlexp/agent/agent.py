@@ -58,10 +58,11 @@ class Agent:
         self.path = saved.path
         self.frames = saved.state.frames
         self.experiment: ExperimentConfig = config or read_config(saved.config, trust, secrets)
+        checkpoint.check_size(saved)
         with self._named():
-            self._bring_back(saved, torch.device(device), render=render, dry_run=config is None and not trust)
+            self._bring_back(saved, torch.device(device), render=render)
 
-    def _bring_back(self, saved: Checkpoint, device: torch.device, *, render: bool, dry_run: bool) -> None:
+    def _bring_back(self, saved: Checkpoint, device: torch.device, *, render: bool) -> None:
         spec = rendering(self.experiment.env) if render else self.experiment.env
         # As many environments as in the run's evaluations: matrix products of another size round differently.
         self.env: TransformedEnv = spec.build(self.experiment.evaluation.episodes)
@@ -71,8 +72,6 @@ class Agent:
             state = {k.removeprefix(prefix): v for k, v in saved.state.transforms.items() if k.startswith(prefix)}
             differences += self._restore(f"env.transforms.{name}", transform, state)
         self._refuse(differences)
-        if dry_run:
-            self._refuse(self._sizes_that_differ(saved))
         self.networks: ActorCritic = self.experiment.policy.build(self.env, device)
         for name in ("actor", "critic"):
             network, state = getattr(self.networks, name), getattr(saved.state, name)
@@ -109,19 +108,6 @@ class Agent:
         transform.loc, transform.scale = state["loc"], state["scale"]
         if isinstance(transform, RunningObservationNorm):
             transform.collecting = False
-
-    def _sizes_that_differ(self, saved: Checkpoint) -> list[str]:
-        """Where the networks of the config would be others than those saved, found on torch's meta device."""
-        try:
-            with torch.device("meta"):
-                networks = self.experiment.policy.build(self.env, torch.device("meta"))
-        except (ConfigError, RuntimeError, NotImplementedError):
-            return []  # the build itself tells
-        return [
-            difference
-            for name in ("actor", "critic")
-            for difference in _differences(name, getattr(networks, name).state_dict(), getattr(saved.state, name))
-        ]
 
     @contextmanager
     def _named(self) -> Iterator[None]:

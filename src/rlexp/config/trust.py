@@ -71,7 +71,8 @@ _ENV_ID = re.compile(r"([\w-]{1,80}/)?[\w.-]{1,80}", re.ASCII)
 
 _LIMITS = (
     (re.compile(r"env\.(num_envs|num_workers|frame_skip)|collector\.num_workers|evaluation\.episodes"), 4096),
-    (re.compile(r"env\.pixels\.\w+"), 4096),
+    (re.compile(r"env\.pixels\.size"), 1024),
+    (re.compile(r"env\.pixels\.stack"), 64),
     (re.compile(r"policy\..+"), 65_536),
     (re.compile(r"env\.transforms\..+\.(N|T|dim|w|h|size|noops|frame_skip|num_intervals)(\.\d+)?"), 4096),
 )
@@ -169,6 +170,36 @@ def of_ray(arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield key, str(value)
         else:
             yield from texts_that_name(value, key)
+
+
+def most_weights(policy: object) -> int:
+    """How many weights a policy with these plain settings may have, to the order of magnitude.
+
+    Networks that only a trusted package builds are not counted.
+    """
+    if not isinstance(policy, Mapping):
+        return 0
+    nodes = [value for value in policy.values() if isinstance(value, Mapping) and value.get("_target_") in ALLOWED]
+    plain = {key: value for key, value in policy.items() if key != "sequence_length" and not isinstance(value, Mapping)}
+    return sum(map(_most_weights, [plain, *nodes]))
+
+
+def _most_weights(settings: Mapping[str, Any]) -> int:
+    """Square layers of the largest width, as many as there may be, and likewise convolutions."""
+    numbers = {key: _positive(value) for key, value in settings.items()}
+    kernel = max([1, *(n for key, found in numbers.items() if "kernel" in key for n in found)])
+    depth = max([1, *numbers.pop("depth", []), *map(len, numbers.values())])
+    channels = max([0, *numbers.pop("channels", [])])
+    width = max([0, *(n for key, found in numbers.items() if "kernel" not in key for n in found)])
+    if "num_cells" in settings and "kernel_sizes" in settings and "channels" not in settings:  # torchrl's ConvNet
+        width, channels = 0, width
+    gates = 8 if "hidden_size" in settings else 1  # of a gated layer: four for its inputs, four for its state
+    return depth * (gates * width**2 + channels**2 * kernel**2)
+
+
+def _positive(value: object) -> list[int]:
+    found = value if isinstance(value, list) else [value]
+    return [int(n) for n in found if isinstance(n, int | float) and 0 < n < 2**63]
 
 
 def beyond_limits(settings: Iterable[tuple[str, Any]]) -> Iterator[Problem]:

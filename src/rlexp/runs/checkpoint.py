@@ -29,6 +29,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from rlexp.config.legacy import current_config
+from rlexp.config.trust import most_weights
 from rlexp.runs import migrations
 from rlexp.runs.rundir import versions
 
@@ -43,6 +44,7 @@ _NAME = re.compile(r"[0-9]{1,18}")
 _LONGEST_NAME = 1000  # bytes
 _LARGEST_MANIFEST = 64 * 2**20  # bytes
 _DEEPEST_CONFIG = 50
+_FEW_WEIGHTS = 2**26
 _ATTEMPTS = 100
 
 
@@ -346,6 +348,19 @@ def _check_types(state: TrainState) -> None:
         raise TypeError("inexact is no list of reasons")
     if not isinstance(state.simulators, dict | None):
         raise TypeError("simulators is no mapping")
+
+
+def check_size(found: Checkpoint) -> None:
+    """Refuse a config whose networks would be far larger than those saved, before they are built.
+
+    Raises:
+        CheckpointError: they would be.
+    """
+    saved = sum(tensor.numel() for part in (found.state.actor, found.state.critic) for tensor in part.values())
+    weights = most_weights(found.config.get("policy"))
+    if weights > max(_FEW_WEIGHTS, 8 * saved):
+        message = f"the policy of its config may have {weights:,} weights, and {saved:,} were saved."
+        raise CheckpointError(f"{found.path} is damaged: {message}")
 
 
 def too_deep(value: Any) -> bool:

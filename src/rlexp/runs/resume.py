@@ -101,6 +101,7 @@ def open_run(
     run.lock()
     try:
         start = checkpoint.load(path)
+        checkpoint.check_size(start)
         return Start(changed(start.config, composed, overrides), run, start)
     except (CheckpointError, ConfigError):
         run.unlock()
