@@ -120,8 +120,9 @@ def _vector(env: Env) -> Env:
     if not isinstance(space, spaces.Box) or (space.dtype == np.uint8 and len(space.shape) > 1):
         return env
     if space.dtype == np.float16 or not np.issubdtype(space.dtype, np.floating):
+        largest = max(abs(float(bound)) for bound in (space.low.min(), space.high.max()))
         # float32 holds no whole numbers beyond 2^24 exactly.
-        env = DtypeObservation(env, np.float64 if space.dtype.itemsize >= 4 else np.float32)
+        env = DtypeObservation(env, np.float64 if space.dtype.kind in "iu" and largest > 2**24 else np.float32)
     return env
 
 
