@@ -11,10 +11,12 @@ from torch import nn
 from torchrl.envs import TransformedEnv
 from torchrl.modules import IndependentNormal, ProbabilisticActor, TanhNormal
 
-from rlexp import load_config
+from rlexp import Trainer, load_config
 from rlexp.experiment import ExperimentConfig
+from rlexp.losses.config import MinibatchLossConfig
 from rlexp.policies import ActorCritic
 from rlexp.policies.recurrent import STATE, RecurrentActor, recurrent_network
+from rlexp.training.learners import PPOLearner
 
 CPU = torch.device("cpu")
 
@@ -23,6 +25,19 @@ CPU = torch.device("cpu")
 def composed(*overrides: str) -> ExperimentConfig:
     """`load_config`, once for each command line."""
     return load_config(overrides)
+
+
+def minibatch_loss(*overrides: str) -> MinibatchLossConfig:
+    """The config of a loss that minibatches minimise."""
+    config = composed(*overrides).loss
+    assert isinstance(config, MinibatchLossConfig)
+    return config
+
+
+def ppo_learner(trainer: Trainer) -> PPOLearner:
+    """The learner of a trainer."""
+    assert isinstance(trainer.learner, PPOLearner)
+    return trainer.learner
 
 
 @functools.cache

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from agents import composed
+from tensordict import TensorDictBase
 
 from rlexp import Trainer
 from rlexp.config import ConfigError
@@ -65,7 +66,12 @@ def test_progress_that_anneals_is_that_of_the_batches_before(tmp_path: Path, mon
     trainer = Trainer(composed(*SMALL), tmp_path)
     progress: list[float] = []
     update = trainer.learner.update
-    monkeypatch.setattr(trainer.learner, "update", lambda batch, p: progress.append(p) or update(batch, p))
+
+    def watched(batch: TensorDictBase, share: float) -> dict[str, float]:
+        progress.append(share)
+        return update(batch, share)
+
+    monkeypatch.setattr(trainer.learner, "update", watched)
     list(trainer)
     trainer.close()
     assert progress == pytest.approx([0, 1 / 3, 2 / 3])
