@@ -13,7 +13,7 @@ from torchrl.modules import IndependentNormal, ProbabilisticActor, TanhNormal
 
 from rlexp import Trainer, load_config
 from rlexp.experiment import ExperimentConfig
-from rlexp.losses import MinibatchLossConfig
+from rlexp.losses.config import MinibatchLossConfig
 from rlexp.policies import ActorCritic
 from rlexp.policies.recurrent import STATE, RecurrentActor, recurrent_network
 from rlexp.training.learners import PPOLearner
@@ -27,15 +27,15 @@ def composed(*overrides: str) -> ExperimentConfig:
     return load_config(overrides)
 
 
-def composed_loss(*overrides: str) -> MinibatchLossConfig:
-    """The loss of a command line, one that minibatches minimise."""
+def minibatch_loss(*overrides: str) -> MinibatchLossConfig:
+    """The config of a loss that minibatches minimise."""
     config = composed(*overrides).loss
     assert isinstance(config, MinibatchLossConfig)
     return config
 
 
-def ppo(trainer: Trainer) -> PPOLearner:
-    """A trainer's learner, as what it is."""
+def ppo_learner(trainer: Trainer) -> PPOLearner:
+    """The learner of a trainer."""
     assert isinstance(trainer.learner, PPOLearner)
     return trainer.learner
 

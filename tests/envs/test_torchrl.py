@@ -16,6 +16,7 @@ from torchrl.envs.utils import check_env_specs
 from rlexp import Trainer, load_config
 from rlexp.agent import Agent
 from rlexp.agent.evaluation import evaluate, evaluation_seeds
+from rlexp.collectors.sync import SyncCollector
 from rlexp.config import ConfigError
 from rlexp.envs.torchrl import batched
 from rlexp.runs import checkpoint
@@ -173,10 +174,10 @@ def test_torchrl_environments_that_do_not_fit_are_refused(make: Any, told: str) 
         batched(make, 2, 2).reset()
 
 
-def test_a_torchrl_environment_needs_torchrls_collector(tmp_path: Path) -> None:
-    assert type(load_config(PENDULUM).collector).__name__ == "SyncCollectorConfig"
-    with pytest.raises(ConfigError, match="Use collector=sync"):
-        Trainer.from_config(load_config([*PENDULUM, "collector=rollout"]), tmp_path)
+def test_a_torchrl_environment_is_collected_by_torchrls_collector(tmp_path: Path) -> None:
+    trainer = Trainer.from_config(load_config([*SHORT, *PENDULUM]), tmp_path)
+    assert type(trainer.collector) is SyncCollector
+    trainer.close()
 
 
 def test_a_checkpoint_says_that_its_resume_is_not_exact(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from agents import ppo
+from agents import ppo_learner
 from graphs import emulate
 
 from rlexp import Trainer, load_config
@@ -31,7 +31,7 @@ def test_a_cuda_graph_makes_the_same_steps(
     config = load_config([*SMALL, *overrides])
     plain, graphed = (Trainer.from_config(config, tmp_path / name) for name in ("plain", "graphed"))
     graphs = emulate(monkeypatch)
-    ppo(graphed)._graph = GraphedStep(ppo(graphed).step)
+    ppo_learner(graphed)._graph = GraphedStep(ppo_learner(graphed).step)
     for trainer in (plain, graphed):
         torch.manual_seed(1)
         trainer.iterate()

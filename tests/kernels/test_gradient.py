@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from agents import batch_of, composed_loss, networks
+from agents import batch_of, composed, minibatch_loss, networks
 
 from rlexp.kernels.gradient import WrittenOutGradient
 from rlexp.kernels.losses import fast_loss
@@ -32,7 +32,7 @@ from rlexp.optim.weights import flatten
 def test_written_out_gradient_is_autograds(policy: list[str], loss: list[str], bonus: bool) -> None:
     built = networks(*policy)
     weights = flatten(built.parameters())
-    config = composed_loss(*loss, "loss.entropy_coeff=0.01" if bonus else "loss.entropy_coeff=0")
+    config = minibatch_loss(*loss, "loss.entropy_coeff=0.01" if bonus else "loss.entropy_coeff=0")
     reference = config.build(built)
     kernel = fast_loss(reference, built)
     batch = batch_of(built, 4, 64)
@@ -72,7 +72,7 @@ def test_written_out_gradient_is_autograds(policy: list[str], loss: list[str], b
 def test_gradient_of_what_it_does_not_know_is_left_to_autograd(policy: list[str], loss: list[str], reason: str) -> None:
     built = networks(*policy)
     flatten(built.parameters())
-    kernel = fast_loss(composed_loss(*loss).build(built), built)
+    kernel = fast_loss(minibatch_loss(*loss).build(built), built)
     with pytest.raises(UnsupportedError, match=reason):
         WrittenOutGradient.of(kernel, built)
     assert isinstance(Kernels(True).gradient(kernel, built, lambda: False), AutogradGradient)
@@ -81,14 +81,14 @@ def test_gradient_of_what_it_does_not_know_is_left_to_autograd(policy: list[str]
 def test_without_kernels_the_gradient_is_autograds() -> None:
     built = networks()
     flatten(built.parameters())
-    assert isinstance(Kernels(False).gradient(composed_loss().build(built), built, lambda: False), AutogradGradient)
+    assert isinstance(Kernels(False).gradient(minibatch_loss().build(built), built, lambda: False), AutogradGradient)
 
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
 def test_compiled_gradient_is_autograds() -> None:
     built = networks("policy=categorical", "policy.num_cells=[8]", env="cartpole")
     weights = flatten(built.parameters())
-    loss = fast_loss(composed_loss("loss.entropy_coeff=0.01").build(built), built)
+    loss = fast_loss(minibatch_loss("loss.entropy_coeff=0.01").build(built), built)
     batch = batch_of(built, 2, 16)
     composed_loss().build_advantage(built)(batch)
     loss.prepare(batch)

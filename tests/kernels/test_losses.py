@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from agents import batch_of, composed_loss, gaussian_networks, networks
+from agents import batch_of, gaussian_networks, minibatch_loss, networks
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor, distributions
@@ -43,7 +43,7 @@ DISCRETE: dict[str, list[str]] = {"categorical": ["policy=categorical"], "gru, d
 KINDS = ["clip_ppo", "kl_ppo", "a2c", "reinforce"]
 
 
-class StudentT(distributions.Independent[distributions.StudentT]):
+class StudentT(distributions.Independent):  # type: ignore[type-arg, unused-ignore]
     """A distribution whose KL torch does not know."""
 
     def __init__(self, loc: Tensor, scale: Tensor) -> None:
@@ -81,7 +81,7 @@ def measured(loss: MinibatchLoss, batch: TensorDict, built: ActorCritic) -> tupl
 
 
 def assert_equal(overrides: list[str], built: ActorCritic) -> None:
-    config = composed_loss(*overrides)
+    config = minibatch_loss(*overrides)
     batch = batch_of(built, 4, 64)
     config.build_advantage(built)(batch)
     batch["state_value"] += 0.2 * torch.randn_like(batch["state_value"])
@@ -121,10 +121,10 @@ def test_with_discrete_actions(kind: str, policy: str) -> None:
 def test_with_actors_that_the_kernels_do_not_know(kind: str, build: Any) -> None:
     built = build()
     assert_equal([f"loss={kind}", "loss.entropy_coeff=0.01"], built)
-    loss = fast_loss(composed_loss(f"loss={kind}").build(built), built)
+    loss = fast_loss(minibatch_loss(f"loss={kind}").build(built), built)
     assert isinstance(loss.policy, DistributionTerms)
     known = networks()
-    assert isinstance(fast_loss(composed_loss(f"loss={kind}").build(known), known).policy, FamilyTerms)
+    assert isinstance(fast_loss(minibatch_loss(f"loss={kind}").build(known), known).policy, FamilyTerms)
 
 
 @pytest.mark.parametrize("own", [PPOLoss, KLPENPPOLoss, ReinforceLoss])

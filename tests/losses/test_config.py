@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from agents import composed_loss, networks
+from agents import minibatch_loss, networks
 from torchrl.objectives import A2CLoss, ClipPPOLoss
 
 from rlexp.losses.config import Annealed
@@ -21,7 +21,7 @@ def test_settings_reach_torchrls_module(kind: str, module: type) -> None:
     settings = ["loss.entropy_coeff=0.02", "loss.critic_coeff=0.3", "loss.loss_critic_type=l1", "loss.clip_value=0.7"]
     own = {"clip_ppo": {"clip_epsilon": 0.15}, "kl_ppo": {"beta": 0.7, "dtarg": 0.03}}.get(kind, {})
     overrides = [f"loss={kind}", *settings, *(f"loss.{name}={value}" for name, value in own.items())]
-    loss = composed_loss(*overrides).build(networks())
+    loss = minibatch_loss(*overrides).build(networks())
     assert type(loss.module) is module
     built: Any = loss.module
     found = {name: value.item() for name, value in loss.coefficients.items()}
@@ -44,7 +44,7 @@ def test_annealing(schedule: Any, halfway: float, three_quarters: float) -> None
 
 def test_what_is_annealed_is_named_as_in_the_module() -> None:
     for kind in ("clip_ppo", "kl_ppo", "a2c", "reinforce"):
-        config = composed_loss(f"loss={kind}", "loss.entropy_coeff=0.01")
+        config = minibatch_loss(f"loss={kind}", "loss.entropy_coeff=0.01")
         assert config.annealed().keys() <= config.build(networks()).coefficients.keys()
         assert config.annealed()["entropy_coeff"].start == 0.01
-    assert composed_loss().annealed()["clip_epsilon"].start == pytest.approx(0.2)
+    assert minibatch_loss().annealed()["clip_epsilon"].start == pytest.approx(0.2)

@@ -8,7 +8,7 @@ import numpy as np
 import papers
 import pytest
 import torch
-from agents import batch_of, composed, composed_loss, networks
+from agents import batch_of, composed, minibatch_loss, networks
 from tensordict import TensorDict
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
@@ -40,7 +40,7 @@ BOTH = pytest.mark.parametrize("kernel", [False, True], ids=["torchrl", "kernel"
 
 
 def loss_of(kind: str, built: ActorCritic, settings: dict[str, Any], *, kernel: bool) -> MinibatchLoss:
-    config = composed(f"loss={kind}").loss
+    config = minibatch_loss(f"loss={kind}")
     assert isinstance(config, PolicyLossConfig)
     reference = config.model_copy(update=OWN[kind] | SHARED | settings).build(built)
     return fast_loss(reference, built) if kernel else reference
@@ -159,7 +159,7 @@ def test_kl_of_squashed_gaussians_is_that_of_the_latent_ones_and_its_estimate_is
 def test_penalty_adapts_once_per_update_as_the_paper_has_it(kl: float, factor: float, kernel: bool) -> None:
     built = networks()
     settings = {"beta": 3.0, "dtarg": 0.01, "increment": 2.0, "decrement": 0.5}
-    reference = composed_loss("loss=kl_ppo").model_copy(update=settings).build(built)
+    reference = minibatch_loss("loss=kl_ppo").model_copy(update=settings).build(built)
     loss = fast_loss(reference, built) if kernel else reference
     evaluated(loss, with_advantages(built, 2, 16), built)
     assert reference.coefficients["beta"].item() == 3.0

@@ -9,7 +9,7 @@ from pathlib import Path
 import gymnasium
 import pytest
 import torch
-from agents import composed, networks, ppo
+from agents import composed, networks, ppo_learner
 
 from rlexp import Trainer, load_policy
 from rlexp.agent import Agent
@@ -38,10 +38,10 @@ def test_first_importance_ratios_are_one(overrides: list[str], tmp_path: Path) -
     trainer = Trainer(composed(*overrides, *SMALL, "optim.lr=0.01"), tmp_path)
     for _ in range(2):
         batch = trainer.collect()
-        loss = ppo(trainer).minibatch_loss
+        loss = ppo_learner(trainer).minibatch_loss
         loss.prepare(batch)
-        ppo(trainer).advantage(batch)
-        for minibatch in ppo(trainer).minibatches(batch):
+        ppo_learner(trainer).advantage(batch)
+        for minibatch in ppo_learner(trainer).minibatches(batch):
             record = {key: value[None].detach() for key, value in loss.losses(minibatch).items()}
             assert loss.metrics(record)["loss/max_ratio"].item() == pytest.approx(1, abs=1e-4)
             assert loss.kl(record).item() == pytest.approx(0, abs=1e-8)
@@ -58,7 +58,7 @@ def test_values_are_those_of_stepping_through_every_episode(overrides: list[str]
     trainer = Trainer(composed(*overrides, *SMALL, "loss.lmbda=0"), tmp_path)
     trainer.collect()
     batch = trainer.collect()
-    ppo(trainer).advantage(batch)
+    ppo_learner(trainer).advantage(batch)
     critic = trainer.networks.critic.module
     after = batch["next"]
     with torch.no_grad():

@@ -94,7 +94,7 @@ def test_it_is_due_by_its_interval_and_at_the_end(tmp_path: Path) -> None:
 def test_the_best_is_the_first_of_the_highest_return_and_goes_into_a_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = Trainer(composed(*SMALL), tmp_path)
+    trainer = Trainer(composed(*SMALL), tmp_path / "run")
     returns = iter([[1.0, 3.0], [5.0, 5.0], [10.0, 0.0], [2.0, 2.0]])
     monkeypatch.setattr(module, "evaluate", lambda *_, **__: Evaluation([1, 2], next(returns), [4, 4]))
     evaluator = trainer.evaluator
@@ -104,8 +104,8 @@ def test_the_best_is_the_first_of_the_highest_return_and_goes_into_a_state(
     assert (evaluator.best_frames, evaluator.best) == (128, Evaluation([1, 2], [5.0, 5.0], [4, 4]))
     assert evaluator.final == Evaluation([1, 2], [2.0, 2.0], [4, 4])
     state = evaluator.state_dict()
-    for name in ("best", "final", "best_frames"):
-        setattr(evaluator, name, None)
-    evaluator.load_state_dict(state)
-    assert (evaluator.best_frames, evaluator.best) == (128, Evaluation([1, 2], [5.0, 5.0], [4, 4]))
-    assert evaluator.final == Evaluation([1, 2], [2.0, 2.0], [4, 4])
+    fresh = Trainer(composed(*SMALL), tmp_path / "fresh")
+    fresh.evaluator.load_state_dict(state)
+    fresh.close()
+    assert (fresh.evaluator.best_frames, fresh.evaluator.best) == (128, evaluator.best)
+    assert fresh.evaluator.final == evaluator.final

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from agents import composed
+from tensordict import TensorDictBase
 
 from rlexp import Trainer
 from rlexp.config import ConfigError
@@ -67,11 +68,11 @@ def test_progress_that_anneals_is_that_of_the_batches_before(tmp_path: Path, mon
     progress: list[float] = []
     update = trainer.learner.update
 
-    def recorded(batch: Any, share: float) -> dict[str, float]:
+    def watched(batch: TensorDictBase, share: float) -> dict[str, float]:
         progress.append(share)
         return update(batch, share)
 
-    monkeypatch.setattr(trainer.learner, "update", recorded)
+    monkeypatch.setattr(trainer.learner, "update", watched)
     list(trainer)
     trainer.close()
     assert progress == pytest.approx([0, 1 / 3, 2 / 3])

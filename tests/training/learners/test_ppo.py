@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from agents import composed, ppo
+from agents import composed, ppo_learner
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -160,7 +160,7 @@ def test_steps_are_as_long_as_their_gradients_where_those_are_short(tmp_path: Pa
 @KERNELS
 def test_first_importance_ratios_are_one(kernels: str, tmp_path: Path) -> None:
     trainer = built(tmp_path, "env=hopper", f"kernels={kernels}")
-    learner = ppo(trainer)
+    learner = ppo_learner(trainer)
     for _ in range(2):
         batch = trainer.collect()
         learner.minibatch_loss.prepare(batch)
@@ -188,7 +188,7 @@ def test_first_importance_ratios_are_one(kernels: str, tmp_path: Path) -> None:
 def test_actor_and_critic_are_trained_as_themselves(overrides: list[str], tmp_path: Path) -> None:
     trainer = built(tmp_path, *overrides)
     parameters = trainer.networks.parameters()
-    trained = [p for group in ppo(trainer).optimizer.param_groups for p in group["params"]]
+    trained = [p for group in ppo_learner(trainer).optimizer.param_groups for p in group["params"]]
     expected = parameters if "optim=any" in overrides else [trainer.learner.weights]
     assert all(a is b for a, b in zip(trained, expected, strict=True))
     before = [p.detach().clone() for p in parameters]
@@ -216,7 +216,7 @@ def test_advantage_is_recomputed_or_not(tmp_path: Path) -> None:
     for recompute in (True, False):
         trainer = built(tmp_path / str(recompute), f"recompute_advantage={recompute}")
         found: list[TensorDictBase] = []
-        ppo(trainer).advantage.register_forward_hook(lambda m, i, batch, found=found: found.append(batch))
+        ppo_learner(trainer).advantage.register_forward_hook(lambda m, i, batch, found=found: found.append(batch))
         trainer.update(trainer.collect())
         trainer.close()
         calls[recompute] = len(found)
@@ -258,7 +258,7 @@ def test_annealed_coefficients_are_where_they_would_be_had_the_run_always_been_s
 @KERNELS
 def test_annealing_reaches_the_loss(kernels: str, tmp_path: Path) -> None:
     trainer = built(tmp_path, "loss.clip_schedule=linear", "loss.clip_epsilon=0.2", f"kernels={kernels}")
-    learner = ppo(trainer)
+    learner = ppo_learner(trainer)
     learner.update(trainer.collect(), progress=0.0)
     batch = trainer.collect()
     learner.update(batch, progress=0.75)
@@ -286,7 +286,7 @@ def test_explained_variance_is_that_of_before_the_update(tmp_path: Path) -> None
     found = trainer.update(batch)["loss/explained_variance"]
     trainer.close()
     reference = built(tmp_path / "again", "loss.normalize_reward=false")  # the same first weights
-    ppo(reference).advantage(given)
+    ppo_learner(reference).advantage(given)
     reference.close()
     value, target = (given[key].flatten().double().numpy() for key in ("state_value", "value_target"))
     assert found == pytest.approx(1 - np.var(target - value) / np.var(target), rel=1e-4)
@@ -295,12 +295,12 @@ def test_explained_variance_is_that_of_before_the_update(tmp_path: Path) -> None
 def test_minibatches_of_a_recurrent_policy_are_whole_sequences(tmp_path: Path) -> None:
     trainer = built(tmp_path, "env=hopper", "policy=gru", "policy.sequence_length=8")
     batch = trainer.collect()
-    ppo(trainer).minibatch_loss.prepare(batch)
-    ppo(trainer).advantage(batch)
+    ppo_learner(trainer).minibatch_loss.prepare(batch)
+    ppo_learner(trainer).advantage(batch)
     batch.set("latent", torch.arange(64).reshape(2, 32, 1).float())
-    seen = torch.cat([minibatch["latent"].reshape(-1, 8) for minibatch in ppo(trainer).minibatches(batch)])
+    seen = torch.cat([minibatch["latent"].reshape(-1, 8) for minibatch in ppo_learner(trainer).minibatches(batch)])
     assert (seen.diff(dim=1) == 1).all()
     assert (seen[:, 0] % 8 == 0).all()
     assert sorted(seen.flatten().tolist()) == list(range(64))
-    assert STATE in ppo(trainer).minibatch_loss.keys
+    assert STATE in ppo_learner(trainer).minibatch_loss.keys
     trainer.close()
