@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from agents import batch_of, composed, minibatch_loss, networks
+from agents import batch_of, minibatch_loss, networks
 
 from rlexp.kernels.gradient import WrittenOutGradient
 from rlexp.kernels.losses import fast_loss
@@ -90,7 +90,7 @@ def test_compiled_gradient_is_autograds() -> None:
     weights = flatten(built.parameters())
     loss = fast_loss(minibatch_loss("loss.entropy_coeff=0.01").build(built), built)
     batch = batch_of(built, 2, 16)
-    composed_loss().build_advantage(built)(batch)
+    minibatch_loss().build_advantage(built)(batch)
     loss.prepare(batch)
     minibatch = {key: batch[key].flatten(0, 1) for key in loss.keys}
     results = []

@@ -8,7 +8,7 @@ import numpy as np
 import papers
 import pytest
 import torch
-from agents import batch_of, composed, minibatch_loss, networks
+from agents import batch_of, minibatch_loss, networks
 from tensordict import TensorDict
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
@@ -48,7 +48,7 @@ def loss_of(kind: str, built: ActorCritic, settings: dict[str, Any], *, kernel: 
 
 def with_advantages(built: ActorCritic, *size: int) -> TensorDict:
     batch = batch_of(built, *size)
-    composed_loss().build_advantage(built)(batch)
+    minibatch_loss().build_advantage(built)(batch)
     batch["state_value"] += 0.2 * torch.randn_like(batch["state_value"])  # the critic has learned since
     return batch
 
