@@ -83,7 +83,7 @@ def test_stacked_pictures_go_on_exactly() -> None:
 )
 def test_stacked_pictures_of_mujoco_go_on_exactly(overrides: list[str], tmp_path: Path) -> None:
     script = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"import sys; sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2]]!r}\n"
         "from test_snapshot import PIXELS, assert_goes_on_exactly, load_config\n"
         f"assert_goes_on_exactly(load_config([*{overrides!r}, *PIXELS]).env)"
     )

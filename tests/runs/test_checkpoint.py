@@ -38,7 +38,8 @@ def state(frames: int = 10, **changes: Any) -> TrainState:
     empty: dict[str, Any] = {
         field.name: {} for field in dataclasses.fields(TrainState) if field.name not in ("frames", "iteration")
     }
-    return TrainState(**({"frames": frames, "iteration": 1} | empty | {"inexact": []} | changes))
+    plain: dict[str, Any] = {"unverified": False, "inexact": [], "session": {"seconds": {}, "run_id": "0"}}
+    return TrainState(**({"frames": frames, "iteration": 1} | empty | plain | changes))
 
 
 def same(a: Any, b: Any) -> bool:
