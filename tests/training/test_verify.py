@@ -35,7 +35,7 @@ def test_the_first_difference_is_said(tiny_run: Path, tmp_path: Path, capsys: py
 
 
 def test_command_line_is_checked(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no run's folder"):
+    with pytest.raises(ConfigError, match="not a run's folder"):
         verify([str(tmp_path)])
     with pytest.raises(ConfigError, match="Did you mean iterations"):
         verify([str(tmp_path), "iteration=3"])
