@@ -55,7 +55,7 @@ def test_first_importance_ratios_are_one(overrides: list[str], tmp_path: Path) -
 @pytest.mark.parametrize("overrides", RECURRENT, ids=["gru", "lstm", "torchrl"])
 def test_values_are_those_of_stepping_through_every_episode(overrides: list[str], tmp_path: Path) -> None:
     """At every step, and where an episode is truncated or the batch ends, one step further than the sequences go."""
-    trainer = Trainer(composed(*overrides, *SMALL, "loss.lmbda=0"), tmp_path)
+    trainer = Trainer(composed(*SMALL, *overrides, "loss.lmbda=0"), tmp_path)
     trainer.collect()
     batch = trainer.collect()
     ppo_learner(trainer).advantage(batch)
