@@ -29,9 +29,8 @@ class Reach(gymnasium.Env):
         return self.position.copy(), {}
 
     def step(self, action):
-        self.position = np.clip(self.position + 0.2 * action, -10, 10)
-        if self.noise is not None:
-            self.position += self.noise.normal(size=2)
+        noise = 0 if self.noise is None else self.noise.normal(size=2)
+        self.position = np.clip(self.position + 0.2 * action + noise, -10, 10)
         return self.position.copy(), -float(np.linalg.norm(self.position)), False, False, {}
 
 
@@ -86,7 +85,7 @@ def test_preset_takes_every_path_of_a_run(folder: Path) -> None:
     [
         (["env.id=mine:Unseeded-v0"], 2, "is another for the same seed and the same actions"),
         (
-            ["env.id=mine:Reach-v0", "policy.actor_network._target_=mine.Forgetful", "collector=sync"],
+            ["env.id=mine:Reach-v0", "policy.actor_network._target_=mine.Forgetful", "kernels=false"],
             1,
             "neither parameter nor buffer",
         ),
