@@ -28,7 +28,9 @@ SMALL = [
 def test_evaluation_is_the_policy_in_plain_gymnasium_under_the_statistics_of_the_moment(
     kernels: str, tmp_path: Path
 ) -> None:
-    trainer = Trainer(composed(*SMALL, "env=hopper", "optim.lr=1e-2", f"kernels={kernels}"), tmp_path)
+    trainer = Trainer(
+        composed(*SMALL, "env=hopper", "optim.lr=1e-2", "env.max_episode_steps=200", f"kernels={kernels}"), tmp_path
+    )
     seen = []
     for _ in range(2):
         trainer.iterate()
@@ -38,7 +40,7 @@ def test_evaluation_is_the_policy_in_plain_gymnasium_under_the_statistics_of_the
         (norm,) = observation_norms(trainer.env)
         returns, lengths = [], []
         for seed in found.seeds:
-            env = gymnasium.make("Hopper-v5", max_episode_steps=20)
+            env = gymnasium.make("Hopper-v5", max_episode_steps=200)
             observation, _ = env.reset(seed=seed)
             total, steps, ended = 0.0, 0, False
             while not ended:
@@ -51,6 +53,7 @@ def test_evaluation_is_the_policy_in_plain_gymnasium_under_the_statistics_of_the
             returns.append(total)
             lengths.append(steps)
         assert found.lengths == lengths
+        assert len(set(lengths)) > 1, "those that end first must wait for the others"
         assert found.returns == pytest.approx(returns, rel=1e-4)
     trainer.close()
     assert seen[0].seeds == seen[1].seeds == evaluation_seeds(3, 3)

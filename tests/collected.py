@@ -1,0 +1,29 @@
+"""Trainers whose collectors have processes, and one that dies while they work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from rlexp import Trainer, load_config
+
+# Episodes of 25 steps and batches of 32 a simulator: resets fall into every batch, and batches end in mid-episode.
+SMALL = [
+    *("collector.frames_per_batch=128", "env.num_envs=4", "env.max_episode_steps=25", "env.init_random_steps=30"),
+    *("num_epochs=2", "minibatch_size=32", "evaluation.episodes=2", "evaluation.interval=512"),
+    *("total_frames=512", "checkpoint.interval=128", "logger=none", "threads=1", "device=cpu"),
+]
+
+
+def trainer(kind: str, folder: Path, *overrides: str) -> Trainer:
+    return Trainer(load_config([*SMALL, f"collector={kind}", *overrides]), folder)
+
+
+def die_while_workers_work(folder: Path) -> None:
+    subject = trainer("multi_sync", folder / "run", "collector.frames_per_batch=400_000", "total_frames=400_000")
+    (folder / "pids").write_text(" ".join(map(str, subject.collector.workers.pids)))
+    subject.collector._ask()
+    time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGKILL)
