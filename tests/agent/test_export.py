@@ -171,7 +171,7 @@ def test_transforms_of_the_action_are_inside(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("transforms", "reason"),
     [
-        ({"norm": NORM, **END, "frames": FRAMES}, "remembers earlier steps"),
+        ({"norm": NORM, **END, "frames": FRAMES}, "depends on earlier steps"),
         ({**END, "time": TIME}, "read step_count besides the observation"),
     ],
     ids=["frames", "time"],
