@@ -18,7 +18,7 @@ KILLED = 77
 def state(frames: int) -> TrainState:
     return TrainState(
         frames=frames, iteration=frames, evaluator={}, actor={"w": torch.full((3,), frames)}, critic={}, transforms={},
-        learner={}, simulators=None, collector={}, callbacks={}, rng={}, inexact=[],
+        learner={}, simulators=None, collector={}, callbacks={}, rng={}, unverified=False, inexact=[],
         session={"seconds": {}, "run_id": "a"},
     )  # fmt: skip
 

@@ -47,11 +47,17 @@ def count_lines(path: Path) -> int:
 
 
 @pytest.mark.kill
-@pytest.mark.parametrize(("task", "workers"), [*((task, 1) for task in TASKS[:4]), ("Hopper-v5", 2)])
-def test_killed_at_random_instants_it_is_the_run_that_was_never_killed(task: str, workers: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("task", "backend", "workers"),
+    [*((task, "auto", 1) for task in TASKS[:4]), ("Hopper-v5", "auto", 2), ("Hopper-v5", "gymnasium", 2)],
+)
+def test_killed_at_random_instants_it_is_the_run_that_was_never_killed(
+    task: str, backend: str, workers: int, tmp_path: Path
+) -> None:
     arguments = [
         "env=gym",
         f"env.id={task}",
+        f"env.backend={backend}",
         f"env.num_workers={workers}",
         *SMALL,
         "total_frames=2560",
@@ -73,12 +79,13 @@ def test_killed_at_random_instants_it_is_the_run_that_was_never_killed(task: str
     assert checkpoint_hashes(tmp_path / "killed") == checkpoint_hashes(tmp_path / "whole")
 
 
-# Every part of the update that has a state of its own.
+# Every part of the update that has a state of its own, and simulators in Python.
 OPTIONS = {
     "penalty": [
         *("loss=kl_ppo", "loss.dtarg=1e-4", "optim.schedule=kl_adaptive", "optim.critic_lr=1e-3", "target_kl=1e-3"),
         *("loss.entropy_coeff=0.01", "loss.entropy_schedule=linear", "loss.estimator=vtrace", "loss.clip_value=0.2"),
     ],
+    "gymnasium": ["env.id=Ant-v5", "env.backend=gymnasium"],
     "clip": ["loss.clip_schedule=cosine", "recompute_advantage=false", "optim=rmsprop", "optim.schedule=cosine"],
 }
 
@@ -153,7 +160,9 @@ def test_the_second_half_is_the_same_with_every_option_of_the_update(name: str, 
         assert middle["loss"]["beta"] != end["loss"]["beta"]
 
 
-FIELDS = [field.name for field in dataclasses.fields(TrainState) if field.name not in ("inexact", "session")]
+# These say how well it can be resumed, and what differs between runs that are otherwise equal.
+DESCRIBED = ("unverified", "inexact", "session")
+FIELDS = [field.name for field in dataclasses.fields(TrainState) if field.name not in DESCRIBED]
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -169,7 +178,12 @@ def ant(tmp_path_factory: pytest.TempPathFactory) -> Halves:
     return Halves("Ant-v5", tmp_path_factory.mktemp("ant"), "loss=kl_ppo", odometer)
 
 
-# Parts of fields that are easily forgotten. A layer is a wrapper of the simulator, TimeLimit first.
+@pytest.fixture(scope="module")
+def gymnasium_ant(tmp_path_factory: pytest.TempPathFactory) -> Halves:
+    return Halves("Ant-v5", tmp_path_factory.mktemp("ant"), "env.backend=gymnasium")
+
+
+# Parts of fields that are easily forgotten.
 PARTS: dict[str, tuple[Any, ...]] = {
     "newest evaluation": ("evaluator", "final"),
     "best evaluation": ("evaluator", "best"),
@@ -181,27 +195,45 @@ PARTS: dict[str, tuple[Any, ...]] = {
     "weight of the KL penalty": ("learner", "loss", "beta"),
     "learning rate's schedule": ("learner", "scheduler"),
     "reward statistics": ("learner", "reward_norm"),
-    "time limit": ("simulators", "simulators", 0, "layers", 0, "values", "_elapsed_steps"),
-    "simulator's generator": ("simulators", "simulators", 0, "layers", -1, "generators", "_np_random", "state"),
-    "physics": ("simulators", "simulators", 0, "layers", -1, "physics", "data", "integration"),
-    "derived arrays": ("simulators", "simulators", 0, "layers", -1, "physics", "data", "derived"),
+    "time limit": ("simulators", "simulators", "elapsed"),
+    "simulators' generators": ("simulators", "simulators", "rngs"),
+    "physics": ("simulators", "simulators", "rows"),
     "torch's generator": ("rng", "torch"),
 }
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_it_differs_without_any_one_part_of_a_field(part: str, ant: Halves) -> None:
+    check_needed(PARTS[part], ant)
+
+
+# Of a simulator of Gymnasium's; a layer is one of its wrappers, TimeLimit first.
+LAYER_PARTS: dict[str, tuple[Any, ...]] = {
+    "time limit": (0, "values", "_elapsed_steps"),
+    "generator": (-1, "generators", "_np_random", "state"),
+    "physics": (-1, "physics", "data", "integration"),
+    "derived arrays": (-1, "physics", "data", "derived"),
+}
+
+
+@pytest.mark.parametrize("part", LAYER_PARTS)
+def test_it_differs_without_any_one_part_of_a_simulator(part: str, gymnasium_ant: Halves) -> None:
+    check_needed(("simulators", "simulators", "simulators", 0, "layers", *LAYER_PARTS[part]), gymnasium_ant)
+
+
+def check_needed(part: tuple[Any, ...], halves: Halves) -> None:
+    """Put a fresh trainer's part in the place of the saved one."""
     path: list[Any]
-    field, *path, last = PARTS[part]
+    field, *path, last = part
 
     def drop(state: TrainState) -> None:
-        ours, fresh = getattr(state, str(field)), getattr(ant.fresh, str(field))
+        ours, fresh = getattr(state, str(field)), getattr(halves.fresh, str(field))
         for key in path:
             ours, fresh = ours[key], fresh[key]
         assert not same(ours[last], fresh[last])
         ours[last] = fresh[last]
 
-    assert not ant.resumed_equals(drop)
+    assert not halves.resumed_equals(drop)
 
 
 @pytest.mark.parametrize("name", ["observation", "step_count", "episode_reward", "traj"])
