@@ -117,7 +117,7 @@ def test_batches_equal_torchrls_entry_by_entry(overrides: list[str]) -> None:
 @pytest.mark.parametrize("overrides", [[], ["policy.state_independent_scale=false"], ["policy.num_cells=[256,256]"]])
 def test_it_acts_as_the_actor_does(overrides: list[str]) -> None:
     """Actions, their parameters and log-probabilities, from the same noise."""
-    config = load_config(["env.num_envs=3", *overrides])
+    config = load_config(["env.num_envs=3", "collector.frames_per_batch=60", "minibatch_size=60", *overrides])
     env = config.env.build(3)
     env.set_seed(0)
     init_normalization(env, 20)

@@ -149,7 +149,8 @@ def test_a_simulator_that_cannot_be_saved_begins_new_episodes(tmp_path: Path, ca
     saved = checkpoint.load(tmp_path / "run")
     manifest = json.loads((saved.path / checkpoint.MANIFEST).read_text())
     assert manifest["exact_resume"] is False
-    assert manifest["inexact"] == ["Opaque.engine is a object, which cannot be saved"]
+    reason = "Opaque.engine is a object, which cannot be saved"
+    assert manifest["inexact"] == [reason, f"in evaluation, {reason}"]
     start = resumed(tmp_path / "run", "total_frames=1024")
     trainer = Trainer(start.config, start.run, start.checkpoint)
     assert "not to the bit: Opaque.engine" in caplog.text

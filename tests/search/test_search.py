@@ -44,6 +44,9 @@ def option(cwd: Path, space: dict[str, Any]) -> list[str]:
     return ["--config-dir", "conf", "search=own", *SMALL, "dir=found"]
 
 
+RESUME = ["--config-dir", "conf", "resume=found"]
+
+
 def study_of(folder: Path) -> optuna.Study:
     return optuna.load_study(study_name="search", storage=f"sqlite:///{folder / 'study.db'}")
 
@@ -118,7 +121,7 @@ def test_killed_and_resumed_it_is_the_search_that_never_was(undisturbed: Path, t
             time.sleep(0.01)
         process.kill()
         process.join()
-        arguments = ["resume=found"]
+        arguments = RESUME
     assert sum(trial.state is TrialState.RUNNING for trial in study_of(folder).trials) == 1
     assert "is resumed" in finish(arguments, tmp_path)
     assert trials_of(folder) == trials_of(undisturbed / "found")
@@ -131,7 +134,7 @@ def test_killed_and_resumed_it_is_the_search_that_never_was(undisturbed: Path, t
 def test_more_trials_extend_it_and_two_processes_share_them(tmp_path: Path) -> None:
     finish([*option(tmp_path, FOUR), "search.trials=1", "search.prune=false"], tmp_path)
     (first,) = trials_of(tmp_path / "found")
-    both = [launch(["resume=found", "search.trials=4"], tmp_path, "search") for _ in range(2)]
+    both = [launch([*RESUME, "search.trials=4"], tmp_path, "search") for _ in range(2)]
     for process in both:
         process.join(120)
         assert process.exitcode == 0, (tmp_path / "output.txt").read_text()
@@ -209,9 +212,9 @@ def test_what_is_wrong_is_reported_before_anything_starts(
 
 
 def test_a_search_goes_on_as_it_was_begun(undisturbed: Path) -> None:
-    with pytest.raises(ConfigError, match="Begin a new search"):
+    with pytest.raises(ConfigError, match="Start a new search"):
         search([f"resume={undisturbed / 'found'}", "search.seeds=3"])
-    with pytest.raises(ConfigError, match="go on with resume"):
+    with pytest.raises(ConfigError, match="has a search already: resume="):
         search([*SMALL, f"dir={undisturbed / 'found'}"])
 
 

@@ -175,7 +175,7 @@ def test_a_config_that_was_edited_since_is_refused_by_name(begun: SweepDir) -> N
     ("arguments", "message"),
     [
         (["--multirun", "seed=0,1", "sweep.fail_fst=true"], "Did you mean sweep.fail_fast?"),
-        (["--multirun", "seed=0,1", "sweep.resume=nowhere"], "it has no sweep.json"),
+        (["--multirun", "seed=0,1", "sweep.resume=nowhere"], "has no sweep.json"),
         (["--multirun", "seed=0,1", "launcher=jolib"], "Did you mean joblib?"),
         (["--multirun", "seed=0,1", "launcher=joblib", "hydra.launcher.n_jobs=4096"], "the cores of this machine"),
         (["--multirun", "seed=0,1", "launcher=joblib", "hydra.launcher.n_job=1"], "n_job"),

@@ -18,6 +18,7 @@ from torchrl.envs import TransformedEnv
 
 from rlexp.config import ConfigError, Problem
 from rlexp.envs import EnvConfig, GymConfig, SimulatorConfig
+from rlexp.envs.errors import SimulatorError
 from rlexp.envs.making import HEADLESS
 from rlexp.seeding import unmoved_generators
 
@@ -136,6 +137,6 @@ def check_recording(spec: EnvConfig, setting: str) -> None:
     try:
         with TemporaryDirectory() as folder, recorded(spec, Path(folder, "first.mp4")) as env:
             env.base_env.reset()
-    except (VideoError, ConfigError) as error:
+    except (VideoError, SimulatorError, ConfigError) as error:
         reason = error.problems[0].message if isinstance(error, ConfigError) else error
         raise ConfigError([Problem(setting, f"no video of this environment can be recorded here: {reason}")]) from error

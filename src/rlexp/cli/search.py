@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 
 import yaml
 from hydra._internal.utils import get_args_parser
@@ -71,7 +72,8 @@ def search(arguments: list[str]) -> int:
         except CheckpointError as error:
             return said("rlexp-search", error)
         except Stopped as stopped:
-            print(f"{stopped}; resume the search with: rlexp-search resume={folder.path}")
+            options = f"--config-dir {quote(plan.config_dir)} " if plan.config_dir else ""
+            print(f"{stopped}; resume the search with: rlexp-search {options}resume={folder.path}")
             return stopped.exit_code
     best = best_of(study)
     if best is None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,12 @@ _OPTIONS = {
 }  # fmt: skip
 
 
+# Settings that parts have gained, with the values that mean what earlier versions did.
+_ADDED: dict[str, dict[str, Any]] = {
+    "policy": {"scale_init": None},
+}
+
+
 def current_option(group: str, name: str) -> str | None:
     """What replaces an option that earlier versions had; None where there was no such option."""
     return _OPTIONS.get(f"{group}={name}")
@@ -81,9 +88,13 @@ def current_config(values: Mapping[str, Any]) -> dict[str, Any]:
         config["kernels"] = False if before.endswith(".SyncCollector") or collector.get("inner") == "sync" else "auto"
         collector.pop("inner", None)
         config.setdefault("cuda_graph", False)
-    policy = config.get("policy")
-    if isinstance(policy, dict) and "scale_lb" in policy:
-        policy.setdefault("scale_init", None)
+    for group, settings in _ADDED.items():
+        part = config.get(group)
+        if isinstance(part, dict):
+            fields = _fields(str(part.get("_target_", "")))
+            for name, value in settings.items():
+                if name in fields:
+                    part.setdefault(name, value)
     return config
 
 
@@ -97,6 +108,14 @@ def current_override(text: str) -> str | None:
         log.warning("collector.inner is ignored: kernels=auto or kernels=false decides how each worker collects.")
         return None
     return text
+
+
+def _fields(target: str) -> Collection[str]:
+    """The settings of one of our own schemas; none where the path leads elsewhere."""
+    module, _, name = target.rpartition(".")
+    if not module.startswith("rlexp."):
+        return ()
+    return getattr(getattr(importlib.import_module(module), name, None), "model_fields", ())
 
 
 def _current(value: Any) -> Any:

@@ -144,7 +144,7 @@ def changed(saved: Mapping[str, Any], composed: Composed, overrides: Sequence[st
     values = json.loads(json.dumps(saved))
     for path in _paths(overrides):
         _lay(values, composed.values, path)
-    problems = [*composed.problems]
+    problems = []
     before, after = dict(flat(saved)), dict(flat(values))
     for key in sorted(before.keys() | after.keys()):
         old, new = before.get(key), after.get(key)
@@ -152,7 +152,16 @@ def changed(saved: Mapping[str, Any], composed: Composed, overrides: Sequence[st
             message = f"cannot change when a run is resumed: it was {old}. For a new run, see warm_start."
             problems.append(Problem(key, message, str(new)))
     values, lacking = with_secrets(values, {})
-    return read(ExperimentConfig, values, [*problems, *lacking], trust=trusted(composed), own=composed.values)
+    try:
+        config = read(
+            ExperimentConfig, values, [*composed.problems, *lacking], trust=trusted(composed), own=composed.values
+        )
+    except ConfigError as error:
+        wrong = {problem.key for problem in error.problems}
+        raise ConfigError([*error.problems, *(p for p in problems if p.key not in wrong)]) from None
+    if problems:
+        raise ConfigError(problems)
+    return config
 
 
 def _hidden(value: object) -> bool:

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -53,6 +54,7 @@ class RunDir:
         self.checkpoints = self.path / "checkpoints"
         self.plots = self.path / "plots"
         self.videos = self.path / "videos"
+        self._made: list[Path] = []
         self._lock: IO[str] | None = None
 
     @property
@@ -72,6 +74,7 @@ class RunDir:
         """
         if self._lock is not None:
             return
+        self._made = [folder for folder in self.path.parents if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         file = (self.path / _LOCK).open("a+", encoding="utf-8")
         try:
@@ -95,11 +98,13 @@ class RunDir:
             self._lock = None
 
     def discard(self) -> None:
-        """`unlock`, and remove the folder where it holds nothing but the lock."""
+        """`unlock`, and remove the folder where it holds nothing but the lock, with the parents made for it."""
         self.unlock()
         if self.path.is_dir() and [entry.name for entry in self.path.iterdir()] == [_LOCK]:
             (self.path / _LOCK).unlink()
-            self.path.rmdir()
+            with suppress(OSError):  # another run is in one of them
+                for folder in (self.path, *self._made):
+                    folder.rmdir()
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Save the resolved config."""
