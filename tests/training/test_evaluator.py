@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from agents import composed
 from tensordict import TensorDict
 
 from rlexp import Trainer
-from rlexp.agent.evaluation import Evaluation, evaluation_seeds
+from rlexp.agent import Agent
+from rlexp.agent.evaluation import Evaluation, EvaluationError, evaluate, evaluation_seeds
 from rlexp.envs.normalization import observation_norms
+from rlexp.runs import checkpoint
 from rlexp.training import evaluator as module
 from rlexp.training.evaluator import passed
+from rlexp.training.trainer import TrainingError
 
 SMALL = [
     *("collector.frames_per_batch=64", "env.num_envs=2", "minibatch_size=32", "num_epochs=1", "total_frames=256"),
@@ -112,3 +118,49 @@ def test_the_best_is_the_first_of_the_highest_return_and_goes_into_a_state(
     fresh.close()
     assert (fresh.evaluator.best_frames, fresh.evaluator.best) == (128, evaluator.best)
     assert fresh.evaluator.final == evaluator.final
+
+
+class Late(gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
+    """Its reward is NaN from step 30 on, which no training episode reaches that is cut at 20 steps a batch."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        return np.full(1, self.steps / 100, np.float32), 1.0 if self.steps < 30 else float("nan"), False, False, {}
+
+
+gymnasium.register("Late-v0", Late, max_episode_steps=40)
+LATE = [
+    *("env=gym", "env.id=Late-v0", "env.num_envs=8", "env.init_random_steps=40", "collector.frames_per_batch=160"),
+    *("minibatch_size=40", "num_epochs=1", "evaluation.episodes=2", "evaluation.interval=160", "logger=none"),
+]
+
+
+@pytest.mark.parametrize("kernels", ["auto", "false"])
+def test_an_evaluation_that_is_not_finite_ends_the_run_and_keeps_what_was_trained(kernels: str, tmp_path: Path) -> None:
+    overrides = [*LATE, "total_frames=320", f"kernels={kernels}"]
+    with pytest.raises(TrainingError, match=r"evaluation reward is not finite .* seed \d+, at 160 frames"):
+        Trainer(composed(*overrides), tmp_path).fit()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert [json.loads(line)["frames"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [160]
+    saved = checkpoint.load(tmp_path)
+    assert saved.state.frames == 160
+    agent = Agent(saved)
+    with pytest.raises(EvaluationError, match="seed 5"):
+        evaluate(agent.env, agent.networks.actor, [5], kernels=kernels == "auto")
+    agent.env.close()
+
+
+def test_a_resumed_run_whose_last_evaluation_failed_evaluates_again(tmp_path: Path) -> None:
+    for attempt in (Trainer(composed(*LATE, "total_frames=160"), tmp_path), None):
+        with pytest.raises(TrainingError, match="evaluation reward is not finite"):
+            (attempt or Trainer.resume(tmp_path, ["logger=none"])).fit()
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "failed"

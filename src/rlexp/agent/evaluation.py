@@ -68,6 +68,10 @@ class Evaluation:
         }
 
 
+class EvaluationError(Exception):
+    """An evaluation has no result; the message says why."""
+
+
 def evaluation_seeds(seed: int, episodes: int) -> list[int]:
     """Seeds of evaluation episodes: the same in every evaluation of a run, and different from training's."""
     return [int(s) for s in np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(episodes)]
@@ -114,6 +118,9 @@ def evaluate(
         seeds: one per episode.
         deterministic: take the distribution's mode; otherwise sample, from torch's global generator.
         kernels: whether the array loop may replace torchrl's.
+
+    Raises:
+        EvaluationError: a reward is not finite.
     """
     steps = Kernels(kernels).evaluation(env, actor) if deterministic else None
     if steps is None:
@@ -133,6 +140,10 @@ def evaluate(
             running &= ~ended[: len(chunk)]
             if not running.any():
                 break
+    if (wrong := np.flatnonzero(~np.isfinite(returns))).size:
+        raise EvaluationError(
+            f"evaluation reward is not finite (NaN or infinity) in the episode of seed {seeds[wrong[0]]}"
+        )
     return Evaluation(list(seeds), returns.tolist(), lengths.tolist())
 
 

@@ -102,7 +102,7 @@ def evaluate(arguments: list[str]) -> int:
             )
         finally:
             agent.env.close()
-    except (checkpoint.CheckpointError, VideoError, OSError) as error:
+    except (checkpoint.CheckpointError, evaluation.EvaluationError, VideoError, OSError) as error:
         return _refused(error)
 
     statistics = result.statistics()

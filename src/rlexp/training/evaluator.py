@@ -70,8 +70,12 @@ class Evaluator:
         Args:
             training_env: its normalisation statistics of this moment are used.
             frames: simulator frames collected so far.
+
+        Raises:
+            EvaluationError: a reward is not finite; there is no final evaluation then.
         """
         copy_normalization(training_env, self.env)
+        self.final = None
         self.final = found = evaluate(self.env, self._actor, self._seeds, kernels=self._config.use_kernels)
         log.info(
             "%s frames: evaluation return %.1f (%d episodes of %.0f steps on average)",

@@ -19,6 +19,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from rlexp.agent.evaluation import EvaluationError
 from rlexp.agent.video import check_recording
 from rlexp.callbacks import Callback
 from rlexp.collectors import Source, WorkersConfig
@@ -140,6 +141,7 @@ class Trainer:
         self.saved_at = time.monotonic()
         self.seconds = {"collect": 0.0, "update": 0.0, "eval": 0.0}
         self._stop = False
+        self._failure: TrainingError | None = None
         # The agent of a W&B sweep has named its run already; W&B would log under no other id.
         named = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
         self.run_id = named or secrets.token_hex(4)
@@ -188,14 +190,18 @@ class Trainer:
             Watchdog(self.config.collector.timeout, self._watched, self._give_up),
         ):
             self.save()
+            if self.finished and self.evaluator.final is None:
+                self.evaluate()
+                self._raise_failure()
             while not (self.finished or self._stop or session.stop):
                 metrics = self.iterate()
                 if (video := self.record_video()) is not None:
                     session.log_video(video, self.frames)
                 session.log({"frames": self.frames} | metrics | self.time_metrics())
-                if self.save_due():
+                if self.save_due() or self._failure is not None:
                     session.sync()
                     self.save()
+                self._raise_failure()
             session.sync()
             path = self.save()
             if self.config.checks and self.evaluator.final is not None and self.finished:
@@ -212,8 +218,9 @@ class Trainer:
             The metrics of a row, the clock's left out.
 
         Raises:
-            TrainingError: an observation, reward, loss or gradient is not finite.
+            TrainingError: an observation, reward, loss or gradient is not finite, or the evaluation before failed.
         """
+        self._raise_failure()
         batch = self.collect()
         metrics = self.batch_metrics(batch)
         metrics |= self.update(batch)
@@ -253,8 +260,12 @@ class Trainer:
         """Evaluate the policy if that is due after this batch; the ``eval/*`` entries of a metrics row."""
         if not self.evaluator.due(self._frames_before, self.frames):
             return {}
-        with self._timed("eval"):
-            found = self.evaluator.evaluate(self.env, self.frames)
+        try:
+            with self._timed("eval"):
+                found = self.evaluator.evaluate(self.env, self.frames)
+        except EvaluationError as error:  # the batch was learned from: its row and a checkpoint come before the end
+            self._failure = TrainingError(f"{error}, at {self.frames:,} frames.")
+            return {}
         self._call("after_evaluation", found)
         return found.metrics()
 
@@ -451,6 +462,10 @@ class Trainer:
         """Run every callback's method for a point of the loop."""
         for callback in self.callbacks.values():
             getattr(callback, point)(self, *arguments)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
     def _check_batch(self, batch: TensorDictBase) -> None:
         for key, value in batch.items(include_nested=True, leaves_only=True):
