@@ -10,6 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from rlexp.text import printable
 
 if TYPE_CHECKING:
@@ -58,18 +61,29 @@ def plot_training(rows: Sequence[Mapping[str, float]], folder: Path) -> list[Pat
     Returns:
         The files written.
     """
+    from matplotlib.image import imsave
+
     folder.mkdir(exist_ok=True)
-    files = {}
+    images = {}
     for plot in TRAINING_PLOTS:
         figure = new_figure(6.4, 4.2, dpi=120)
         _draw(plot, rows, figure.add_subplot())
-        files[plot.file] = figure
-    files["overview"] = new_figure(11, 7.4, dpi=110)
-    for plot, axes in zip(TRAINING_PLOTS, files["overview"].subplots(2, 2).flat, strict=True):
-        _draw(plot, rows, axes)
-    for name, figure in files.items():
-        (folder / f"{name}.png").write_bytes(to_png(figure))
-    return [folder / f"{name}.png" for name in files]
+        images[plot.file] = _pixels(figure)
+    one, two, three, four = images.values()
+    images["overview"] = np.block([[[one], [two]], [[three], [four]]])  # drawing takes longer than all else at the end
+    files = {folder / f"{name}.png": image for name, image in images.items()}
+    for file, image in files.items():
+        imsave(file, image)
+    return list(files)
+
+
+def _pixels(figure: Figure) -> npt.NDArray[np.uint8]:
+    """The figure drawn: RGBA ``[height, width, 4]``."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())
 
 
 def _draw(plot: TrainingPlot, rows: Sequence[Mapping[str, float]], axes: Axes) -> None:

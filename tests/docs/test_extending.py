@@ -14,7 +14,7 @@ from commands import TINY, clean_environment, only_run, rows_of, run_command
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
-FILES = re.findall(r"```(?:yaml|python)\n# (\S+)\n(.*?)```", PAGE, re.DOTALL)
+FILES = re.findall(r"```(?:yaml|python|xml)\n(?:#|<!--) (\S+)(?: -->)?\n(.*?)```", PAGE, re.DOTALL)
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
 # One batch: their own number of environments and of frames would take minutes.
 SHORT = [*TINY, "total_frames=256", "num_epochs=1", "evaluation.episodes=1"]

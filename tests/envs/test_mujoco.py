@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 
+from rlexp.envs.gymnasium import BatchedGymEnv
 from rlexp.envs.mujoco.batch import BatchedMujoco
 from rlexp.envs.mujoco.tasks import TASKS
 from rlexp.envs.snapshot import StateUnavailableError
@@ -109,3 +110,30 @@ def test_a_state_of_another_model_is_refused() -> None:
         hopper.reset_arrays(range(NUM_ENVS))
         with pytest.raises(StateUnavailableError, match="the MuJoCo model is another"):
             walker.load_simulator_state(hopper.simulator_state())
+
+
+@pytest.mark.parametrize("first", ["mujoco", "gymnasium"])
+@pytest.mark.parametrize("name", ["Hopper-v5", "Ant-v5", "Humanoid-v5", "InvertedDoublePendulum-v4", "Pusher-v5"])
+def test_a_state_of_one_backend_continues_in_the_other_to_the_bit(name: str, first: str) -> None:
+    one: Any = batch(name, {})
+    other: Any = BatchedGymEnv(name, num_envs=NUM_ENVS, kwargs={"max_episode_steps": LIMIT})
+    if first == "gymnasium":
+        one, other = other, one
+    rng, space = np.random.default_rng(1), gymnasium.make(name).action_space
+    assert isinstance(space, gymnasium.spaces.Box)
+    with closing(one), closing(other):
+        one.set_seeds(range(NUM_ENVS))
+        one.reset_arrays(range(NUM_ENVS))
+        for t in range(3 * LIMIT):
+            if t == LIMIT + 7:
+                other.load_simulator_state(one.simulator_state())
+            envs = (one, other) if t >= LIMIT + 7 else (one,)
+            actions = rng.uniform(space.low, space.high, (NUM_ENVS, *space.shape)).astype(np.float32)
+            for env in envs:
+                env.set_actions(actions)
+                env.step_arrays()
+            if len(envs) == 2:
+                assert np.array_equal(one.arrays.observation, other.arrays.observation), t
+                assert np.array_equal(one.arrays.reward, other.arrays.reward), t
+            for env in envs:
+                env.reset_arrays(np.flatnonzero(env.arrays.terminated | env.arrays.truncated).tolist())

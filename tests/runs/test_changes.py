@@ -165,6 +165,15 @@ def test_a_simulator_that_cannot_be_saved_begins_new_episodes(tmp_path: Path, ca
     assert rows_of(tmp_path / "run")[2]["train/step_count"] <= 20
 
 
+@pytest.mark.parametrize(("first", "then"), [("mujoco", "gymnasium"), ("gymnasium", "mujoco")])
+def test_a_run_resumes_with_the_other_backend_to_the_bit(first: str, then: str, tmp_path: Path) -> None:
+    overrides = [*TINY, "env=hopper", "logger=none", "optim.schedule=constant", f"env.backend={first}"]
+    Trainer(load_config([*overrides, "total_frames=1024"]), tmp_path / "whole").fit()
+    Trainer(load_config([*overrides, "total_frames=512"]), tmp_path / "cut").fit()
+    Trainer.resume(tmp_path / "cut", [f"env.backend={then}", "total_frames=1024"]).fit()
+    assert rows_of(tmp_path / "cut") == rows_of(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("task", ["Ant-v5", "HalfCheetah-v5", "Pusher-v5", "Pendulum-v1", "MountainCarContinuous-v0"])
 @pytest.mark.parametrize("steps", [0, 1, 7, 33])
 def test_a_simulator_goes_on_in_another_copy(task: str, steps: int) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from agents import composed
@@ -21,7 +20,7 @@ from rlexp.envs.normalization import observation_norms
 from rlexp.runs import checkpoint
 from rlexp.training import evaluator as module
 from rlexp.training.evaluator import passed
-from rlexp.training.trainer import TrainingError
+from rlexp.training.finite import TrainingError
 
 SMALL = [
     *("collector.frames_per_batch=64", "env.num_envs=2", "minibatch_size=32", "num_epochs=1", "total_frames=256"),
@@ -120,7 +119,7 @@ def test_the_best_is_the_first_of_the_highest_return_and_goes_into_a_state(
     assert fresh.evaluator.final == evaluator.final
 
 
-class Late(gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
+class Late(gymnasium.Env):  # type: ignore[misc, type-arg, unused-ignore]
     """Its reward is NaN from step 30 on, which no training episode reaches that is cut at 20 steps a batch."""
 
     observation_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)

@@ -329,6 +329,7 @@ def _parse(text: str) -> Override:
 def _tolerant(overrides: Sequence[str], sources: Sources) -> tuple[list[str], list[Problem]]:
     checked: list[str] = []
     problems: list[Problem] = []
+    groups = set(GlobalHydra.instance().config_loader().list_groups(""))
     for given in overrides:
         if (text := current_override(literal(given))) is None:
             continue
@@ -340,7 +341,7 @@ def _tolerant(overrides: Sequence[str], sources: Sources) -> tuple[list[str], li
         key = override.key_or_group
         if key.split(".")[0].split("/")[0] == "hydra":
             checked.append(text)
-        elif "/" in key or key in GlobalHydra.instance().config_loader().list_groups(""):
+        elif "/" in key or key in groups:
             wrong = list(_wrong_options(override, sources))
             problems += wrong
             checked += [] if wrong else [text]

@@ -16,7 +16,7 @@ from rlexp.config import ConfigError
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.making import first_action
 from rlexp.envs.simulators import SharedArrays, SimulatorError, Simulators, shares, split_seeds, worker_simulators
-from rlexp.envs.snapshot import StateUnavailableError
+from rlexp.envs.snapshot import StateUnavailableError, get_state
 from rlexp.workers import Worker, Workers
 
 
@@ -64,7 +64,7 @@ class BatchedGymEnv(ArrayEnv):
         except ConfigError:
             simulators.close()
             raise
-        self._simulators = simulators
+        self._env_id, self._simulators = env_id, simulators
         self._workers: Workers | None = None
         if others:
             shared = SharedArrays.like(self.arrays)
@@ -169,6 +169,8 @@ class BatchedGymEnv(ArrayEnv):
         Raises:
             StateUnavailableError: the state is another simulator's.
         """
+        if "rows" in state:
+            state = self._of_batch(state)
         mine, *others = [(state["simulators"][share],) for share in self._shares]
         self._simulators.check_states(*mine)
         self._ask_each("check_states", others)
@@ -177,6 +179,20 @@ class BatchedGymEnv(ArrayEnv):
         self._seeds = list(state["seeds"])
         for array, saved in zip(self._results(), state["arrays"], strict=True):
             array[...] = saved
+
+    def _of_batch(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The state of simulations on ``mujoco.batch`` as one of these simulators."""
+        from rlexp.envs.mujoco.exchange import to_gymnasium
+        from rlexp.envs.mujoco.tasks import TASKS
+
+        if self._env_id not in TASKS:
+            raise StateUnavailableError(f"the state is that of a MuJoCo task, not of {self._env_id}")
+        simulator = self._simulators.envs[0]
+        simulator.reset(seed=0)
+        for _ in range(2):  # Gymnasium's checker compares the first two
+            simulator.step(np.zeros(self.arrays.action.shape[1:], np.float32))
+        model = simulator.unwrapped.model
+        return to_gymnasium(state, get_state(simulator), model, TASKS[self._env_id].compared)
 
     def _results(self) -> list[npt.NDArray[Any]]:
         """The arrays that simulators write, and no one else."""

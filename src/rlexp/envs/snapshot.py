@@ -155,7 +155,8 @@ def _layer_state(layer: object, layers: list[object]) -> State:
     state: State = {"class": owner, "values": {}, "generators": {}, "physics": {}}
     optional: State = {"environments": {}, "functions": {}, "class_values": {}}
     for name, value in _attributes(layer).items():
-        if name in _BESIDES or any(value is other for other in layers) or _is_structure(value):
+        wrapped = isinstance(layer, gymnasium.Wrapper) and name == "env"  # a layer of its own
+        if wrapped or name in _BESIDES or any(value is other for other in layers) or _is_structure(value):
             continue
         if isinstance(value, np.random.Generator):
             bits = value.bit_generator
@@ -323,7 +324,7 @@ def _set_generator(layer: object, name: str, value: State) -> None:
 _INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION
 # What a step leaves for others to read, sized by the model alone. The arrays of active constraints and islands come
 # and go with every step, which computes them before it uses them.
-_DERIVED = (
+DERIVED = (
     *("xpos", "xquat", "xmat", "xipos", "ximat", "xanchor", "xaxis", "geom_xpos", "geom_xmat", "site_xpos"),
     *("site_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir", "subtree_com", "subtree_linvel"),
     *("subtree_angmom", "cinert", "cdof", "cdof_dot", "cvel", "cacc", "cfrc_int", "cfrc_ext"),
@@ -355,7 +356,7 @@ def _set_physics(data: mujoco.MjData, state: State) -> None:
 
 
 def _derived(data: mujoco.MjData) -> list[npt.NDArray[np.float64]]:
-    return [getattr(data, name) for name in _DERIVED]
+    return [getattr(data, name) for name in DERIVED]
 
 
 def model_digest(model: mujoco.MjModel) -> str:

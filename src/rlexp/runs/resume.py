@@ -24,6 +24,7 @@ _MAY_CHANGE = (
     "device",
     "threads",
     "env.num_workers",
+    "env.backend",
     "checks",
     "compile",
     "cuda_graph",

@@ -27,7 +27,7 @@ from rlexp.config import ConfigError, Problem, build_at, check_targets, new_run_
 from rlexp.config.redaction import redact
 from rlexp.envs import EnvConfig
 from rlexp.envs.arrays import ArrayEnv
-from rlexp.envs.normalization import beyond_statistics, commit_normalization, init_normalization, observation_norms
+from rlexp.envs.normalization import commit_normalization, init_normalization
 from rlexp.envs.snapshot import SavesState, State, StateUnavailableError
 from rlexp.envs.transforms import episodes_state, load_episodes_state
 from rlexp.experiment import ExperimentConfig, read_config
@@ -43,14 +43,11 @@ from rlexp.runs.stops import Stopped
 from rlexp.seeding import load_rng_state, rng_state, seed_everything, unmoved_generators
 from rlexp.training.checks import check_checkpoint, check_env
 from rlexp.training.evaluator import Evaluator, passed
+from rlexp.training.finite import TrainingError, check_batch, check_metrics, check_statistics
 from rlexp.training.learners import build_learner
 from rlexp.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
-
-
-class TrainingError(Exception):
-    """Training cannot continue; the message says which number went wrong, and when."""
 
 
 class Trainer:
@@ -238,7 +235,7 @@ class Trainer:
             batch = next(self._batches)
         self.frames += batch.numel() * self.config.env.frame_skip
         self.iteration += 1
-        self._check_batch(batch)
+        check_batch(batch, self.frames)
         self._call("after_collect", batch)
         return batch
 
@@ -250,9 +247,9 @@ class Trainer:
         """
         with self._timed("update"):
             metrics = self.learner.update(batch, (self.iteration - 1) / self.config.num_batches)
-        self._check_metrics(metrics)
+        check_metrics(metrics, self.frames)
         commit_normalization(self.env)
-        self._check_statistics()
+        check_statistics(self.env, self.frames)
         self._call("after_update", metrics)
         return metrics | {"train/parameters_hash": parameters_hash(self.learner.weights)}
 
@@ -313,7 +310,7 @@ class Trainer:
         if (done := after["done"]).any():
             metrics["train/episode_return"] = after["episode_reward"][done].mean().item()
             metrics["train/episode_length"] = after["step_count"][done].double().mean().item()
-        self._check_metrics(metrics)
+        check_metrics(metrics, self.frames)
         return metrics
 
     def time_metrics(self) -> dict[str, float]:
@@ -466,26 +463,6 @@ class Trainer:
     def _raise_failure(self) -> None:
         if self._failure is not None:
             raise self._failure
-
-    def _check_batch(self, batch: TensorDictBase) -> None:
-        for key, value in batch.items(include_nested=True, leaves_only=True):
-            if value.is_floating_point() and not value.isfinite().all():
-                name = key if isinstance(key, str) else ".".join(key)
-                raise TrainingError(f"{name} is not finite (NaN or infinity) at {self.frames:,} frames.")
-
-    def _check_statistics(self) -> None:
-        """Clipping hides an infinite observation; the statistics that it went into do not."""
-        for norm in observation_norms(self.env):
-            if not norm.loc.isfinite().all() or norm.scale.isnan().any():
-                raise TrainingError(f"observation is not finite (NaN or infinity) at {self.frames:,} frames.")
-            if beyond_statistics(norm):
-                reason = "a number that stands for no reading hides all others from the statistics"
-                raise TrainingError(f"observation is beyond 1e30 on average at {self.frames:,} frames: {reason}.")
-
-    def _check_metrics(self, metrics: Mapping[str, float]) -> None:
-        for name, value in metrics.items():
-            if value - value != 0:
-                raise TrainingError(f"{name} is {value} at {self.frames:,} frames.")
 
     @contextmanager
     def _timed(self, kind: str) -> Iterator[None]:

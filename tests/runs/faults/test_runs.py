@@ -25,8 +25,8 @@ from rlexp.loggers.local import MetricsFile
 from rlexp.runs import checkpoint
 from rlexp.runs.rundir import RunBusyError, RunDir
 from rlexp.runs.stops import Stopped
+from rlexp.training.finite import TrainingError
 from rlexp.training.learners.ppo import PPOLearner
-from rlexp.training.trainer import TrainingError
 
 LONG = [*TINY, "total_frames=1_000_000", "evaluation.interval=1_000_000", "logger=none", "hydra.run.dir=run"]
 

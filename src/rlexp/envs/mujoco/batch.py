@@ -13,6 +13,8 @@ from gymnasium.utils import seeding
 from mujoco.batch import Batch
 
 from rlexp.envs.arrays import ArrayEnv
+from rlexp.envs.mujoco.exchange import from_gymnasium
+from rlexp.envs.mujoco.randomization import Randomization, Ranges
 from rlexp.envs.mujoco.task import Array, MujocoTask
 from rlexp.envs.snapshot import State, StateUnavailableError, model_digest
 
@@ -32,6 +34,7 @@ class BatchedMujoco(ArrayEnv):
         max_episode_steps: agent steps after which an episode is truncated; None never does.
         repeat: times each action is repeated; rewards are summed, and the end of an episode ends the repetition.
         num_threads: threads that step the simulations.
+        randomization: ranges of factors of the model's fields, drawn anew at each reset.
 
     Shapes:
         observation ``[num_envs, observation_size]`` and reward ``[num_envs, 1]`` in float64; action ``[num_envs, nu]``
@@ -47,6 +50,7 @@ class BatchedMujoco(ArrayEnv):
         max_episode_steps: int | None,
         repeat: int = 1,
         num_threads: int = 1,
+        randomization: Ranges | None = None,
     ) -> None:
         size = task.observation_size
         low, high = task.model.actuator_ctrlrange.astype(np.float32).T
@@ -57,6 +61,7 @@ class BatchedMujoco(ArrayEnv):
         self._limit = np.iinfo(np.int64).max if max_episode_steps is None else max_episode_steps
         self._batch = Batch(task.model, nsim=num_envs, nthread=num_threads, persistent=task.needs_contact_forces)
         task.bind(self._batch)
+        self._random = Randomization(self._batch, randomization) if randomization else None
         self._contact = _ContactForces(self._batch, task, num_threads) if task.needs_contact_forces else None
         self._compared: Array = self._batch.bind(task.compared)
         self._position = task.position(self._compared)
@@ -116,13 +121,24 @@ class BatchedMujoco(ArrayEnv):
             if self._seeds[i] is not None or self._rngs[i] is None:
                 self._rngs[i], _ = seeding.np_random(self._seeds[i])
                 self._seeds[i] = None
-            task.qpos[i], task.qvel[i] = task.begin(self._rngs[i])  # type: ignore[arg-type]
+            rng = self._rngs[i]
+            assert rng is not None
+            if self._random is not None:
+                self._random.draw(i, rng)
+            task.qpos[i], task.qvel[i] = task.begin(rng)
+        self._apply_randomization(rows)
         self._batch.forward(rows)
         task.contact_forces[rows] = 0
         self._position[rows] = task.position(self._compared[rows])
         self._elapsed[rows] = 0
         self.arrays.observation[rows] = task.observe(rows)
         self.arrays.terminated[rows] = self.arrays.truncated[rows] = False
+
+    def _apply_randomization(self, rows: Array) -> None:
+        if self._random is not None:
+            self._random.apply(rows)
+            if self._contact is not None:
+                self._contact.take_models(rows)
 
     def simulator_state(self) -> State:
         """Everything that decides what the simulations do next."""
@@ -134,6 +150,7 @@ class BatchedMujoco(ArrayEnv):
             "elapsed": self._elapsed.copy(),
             "rngs": [None if rng is None else rng.bit_generator.state for rng in self._rngs],
             "seeds": list(self._seeds),
+            "factors": None if self._random is None else self._random.factors.copy(),
             "arrays": [a.copy() for a in (arrays.observation, arrays.reward, arrays.terminated, arrays.truncated)],
         }
 
@@ -143,10 +160,15 @@ class BatchedMujoco(ArrayEnv):
         Raises:
             StateUnavailableError: the state is another simulator's.
         """
-        if "rows" not in state:
-            raise StateUnavailableError(f"the state of {self._name} is that of another env.backend")
+        if "simulators" in state:
+            state = from_gymnasium(state, self.task.model, self.task.compared)
         if state["model"] != model_digest(self.task.model):
             raise StateUnavailableError(f"{self._name}: the MuJoCo model is another")
+        if (self._random is None) != (state.get("factors") is None):
+            raise StateUnavailableError(f"{self._name}: the model varies in one of them alone")
+        if self._random is not None:
+            self._random.factors[:] = state["factors"]
+            self._apply_randomization(np.arange(self._batch.nsim, dtype=np.int32))
         self._batch.state[:] = state["rows"]
         self._position = self.task.position(state["compared"])
         self._elapsed[:] = state["elapsed"]
@@ -185,6 +207,13 @@ class _ContactForces:
         bounds = [batch.nsim * k // num_threads for k in range(num_threads + 1)]
         self._shares = [(range(*share), mujoco.MjData(task.model)) for share in pairwise(bounds) if share[0] < share[1]]
         self._pool = ThreadPoolExecutor(len(self._shares) - 1) if len(self._shares) > 1 else None
+        self._models = [task.model] * batch.nsim
+
+    def take_models(self, rows: Array) -> None:
+        """Simulations have models of their own, which have changed."""
+        for i in rows:
+            own = None if self._models[i] is self._task.model else self._models[i]
+            self._models[i] = self._batch.get_model(i, own)
 
     def compute(self) -> None:
         """Write the contact forces of every simulation."""
@@ -199,10 +228,10 @@ class _ContactForces:
 
     def _share(self, share: tuple[range, mujoco.MjData]) -> None:
         rows, data = share
-        get, model, forces, found = self._batch.get_data, self._task.model, self._task.contact_forces, data.cfrc_ext
+        get, models, forces, found = self._batch.get_data, self._models, self._task.contact_forces, data.cfrc_ext
         for i in rows:
             get(i, data)
-            mujoco.mj_rnePostConstraint(model, data)
+            mujoco.mj_rnePostConstraint(models[i], data)
             forces[i] = found
 
     def close(self) -> None:

@@ -1,0 +1,144 @@
+"""MuJoCo tasks of the user's own, and models that vary from episode to episode."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any
+
+import gymnasium
+import mujoco
+import numpy as np
+import pytest
+from agents import composed
+
+from rlexp import Trainer
+from rlexp.config import ConfigError
+from rlexp.envs.mujoco.batch import BatchedMujoco
+from rlexp.envs.mujoco.task import MujocoTask
+from rlexp.envs.mujoco.tasks import TASKS
+from rlexp.runs import checkpoint
+
+HOPPER = ["env=mujoco", "env.task._target_=rlexp.envs.mujoco.tasks.Hopper", "env.name=hopper"]
+RANGES = {"body_mass": (0.5, 2.0), "geom_friction": (0.6, 1.4), "actuator_gear": (0.9, 1.1)}
+LIMIT = 12
+
+
+def task(name: str) -> MujocoTask:
+    make: Any = TASKS[name]
+    made: MujocoTask = make()
+    return made
+
+
+def randomized(name: str, ranges: Any = RANGES, threads: int = 1) -> BatchedMujoco:
+    env = BatchedMujoco(
+        task(name), name, num_envs=3, max_episode_steps=LIMIT, num_threads=threads, randomization=ranges
+    )
+    env.set_seeds([5, 6, 7])
+    env.reset_arrays(range(3))
+    return env
+
+
+def factors_of(seed: int, ranges: dict[str, tuple[float, float]]) -> dict[str, float]:
+    rng, _ = gymnasium.utils.seeding.np_random(seed)
+    low, high = np.array([ranges[name] for name in sorted(ranges)]).T
+    return dict(zip(sorted(ranges), rng.uniform(low, high), strict=True))
+
+
+def noise_after(seed: int, ranges: dict[str, tuple[float, float]]) -> np.random.Generator:
+    rng: np.random.Generator = gymnasium.utils.seeding.np_random(seed)[0]
+    rng.uniform(size=len(ranges))
+    return rng
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", ["Hopper-v5", "Ant-v5", "Humanoid-v5"])
+def test_each_simulation_is_one_of_a_model_changed_by_hand(name: str, threads: int) -> None:
+    """Against Gymnasium's environment with the changed model, contact forces and constants included."""
+    with closing(randomized(name, threads=threads)) as env:
+        actions = np.random.default_rng(0).uniform(-0.4, 0.4, (LIMIT - 1, *env.arrays.action.shape)).astype(np.float32)
+        found = [env.arrays.observation.copy()]
+        for action in actions:
+            env.set_actions(action)
+            env.step_arrays()
+            assert not env.arrays.terminated.any()
+            found.append(env.arrays.observation.copy())
+    for i, seed in enumerate((5, 6, 7)):
+        simulator: Any = gymnasium.make(name)
+        model = simulator.unwrapped.model
+        for field, factor in factors_of(seed, RANGES).items():
+            getattr(model, field)[:] *= factor
+            if field == "body_mass":
+                model.body_inertia[:] *= factor
+        mujoco.mj_setConst(model, mujoco.MjData(model))
+        simulator.reset(seed=seed)
+        simulator.unwrapped._np_random = noise_after(seed, RANGES)
+        expected = [simulator.reset()[0], *(simulator.step(action[i].copy())[0] for action in actions)]
+        for t, (mine, theirs) in enumerate(zip(found, expected, strict=True)):
+            assert np.array_equal(mine[i], theirs), (i, t)
+
+
+def test_factors_are_drawn_anew_at_each_reset_of_that_simulation_alone() -> None:
+    with closing(randomized("Hopper-v5")) as env:
+        assert env._random is not None
+        before = env._random.factors.copy()
+        assert ((before >= 0.5) & (before <= 2)).all()
+        assert len(np.unique(before)) == before.size
+        env.reset_arrays([1])
+        after = env._random.factors
+        assert (after[1] != before[1]).all()
+        assert np.array_equal(after[[0, 2]], before[[0, 2]])
+        default = env.task.model.geom_friction
+        np.testing.assert_allclose(env._batch.expanded("geom_friction"), after[:, 2, None, None] * default)
+        assert np.array_equal(env.task.model.body_mass, task("Hopper-v5").model.body_mass)
+
+
+@pytest.mark.parametrize("name", ["Hopper-v5", "Ant-v5"])
+def test_a_state_holds_the_models(name: str) -> None:
+    with closing(randomized(name)) as one, closing(randomized(name)) as other:
+        rng = np.random.default_rng(1)
+        for t in range(30):
+            if t == 7:
+                state = one.simulator_state()
+                other.reset_arrays(range(3))
+                other.load_simulator_state(state)
+            action = rng.uniform(-1, 1, one.arrays.action.shape).astype(np.float32)
+            for env in (one, other) if t >= 7 else (one,):
+                env.set_actions(action)
+                env.step_arrays()
+                env.reset_arrays(np.flatnonzero(env.arrays.terminated | env.arrays.truncated).tolist())
+            if t >= 7:
+                assert np.array_equal(one.arrays.observation, other.arrays.observation)
+
+
+SMALL = [
+    *("env.num_envs=2", "env.max_episode_steps=20", "collector.frames_per_batch=64", "minibatch_size=32"),
+    *("num_epochs=1", "evaluation.episodes=2", "evaluation.interval=64", "logger=none", "policy.num_cells=[8]"),
+    *("env.init_random_steps=8", "checkpoint.interval=64"),
+]
+
+
+def test_a_run_with_a_model_that_varies_resumes_to_the_bit(tmp_path: Any) -> None:
+    overrides = [*HOPPER, *SMALL, "env.randomization={body_mass: [0.5, 2.0], geom_friction: [0.5, 1.5]}"]
+    Trainer(composed(*overrides, "total_frames=192"), tmp_path / "whole").fit()
+    Trainer(composed(*overrides, "total_frames=64"), tmp_path / "cut").fit()
+    Trainer.resume(tmp_path / "cut", ["total_frames=192"]).fit()
+    whole, cut = (checkpoint.load(tmp_path / name).state for name in ("whole", "cut"))
+    assert all((whole.actor[key] == cut.actor[key]).all() for key in whole.actor)
+    assert not cut.inexact
+    assert not cut.unverified
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("env.randomization={body_mas: [0.5, 2]}", r"randomization\.body_mas\n.*Did you mean.*body_mass"),
+        ("env.randomization={body_parentid: [0.5, 2]}", r"randomization\.body_parentid"),
+        ("env.randomization={body_mass: [2, 0.5]}", "is empty"),
+        ("env.randomization={body_mass: 2}", "body_mass"),
+        ("env.randomization={body_mass: [0, 2]}", "greater than 0"),
+        ("env.num_workers=99", "more than there are simulators"),
+    ],
+)
+def test_what_cannot_be_is_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        composed(*HOPPER, override)
