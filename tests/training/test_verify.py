@@ -7,9 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from commands import TINY, run_command
 
 from rlexp.cli.verify import verify
 from rlexp.config import ConfigError
+from rlexp.runs import checkpoint
 
 
 def test_a_run_is_reproducible(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,6 +34,48 @@ def test_the_first_difference_is_said(tiny_run: Path, tmp_path: Path, capsys: py
     said = capsys.readouterr().out
     assert "not reproducible: at 512 frames train/parameters_hash was" in said
     assert "torch was 0.4.1" in said
+
+
+def test_a_run_that_resumes_exactly(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify([str(tiny_run), "iterations=2", "resume=true"]) == 0
+    assert "resumes exactly: 2 iterations" in capsys.readouterr().out
+
+
+HIDDEN = """
+import gymnasium
+import numpy as np
+
+STEPS = 0  # of all simulators of the process: no attribute of any of them
+
+
+class Hidden(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        global STEPS
+        STEPS += 1
+        return np.zeros(1, np.float32), float(STEPS % 7), False, False, {}
+
+
+gymnasium.register("Hidden-v0", Hidden, max_episode_steps=10)
+"""
+
+
+def test_state_that_no_checkpoint_holds_is_found_by_experiment(tmp_path: Path) -> None:
+    (tmp_path / "hidden.py").write_text(HIDDEN)
+    options = ["env=gym", "env.id=hidden:Hidden-v0", "logger=none", "hydra.run.dir=run"]
+    done = run_command("rlexp-train", *TINY, *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((checkpoint.load(tmp_path / "run").path / checkpoint.MANIFEST).read_text())
+    assert manifest["exact_resume"] == "unverified"
+    done = run_command("rlexp-verify", "run", "iterations=1", "resume=true", "trust=[hidden]", cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert "does not resume exactly: at 512 frames" in done.stdout
 
 
 def test_command_line_is_checked(tmp_path: Path) -> None:
