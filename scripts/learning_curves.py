@@ -53,7 +53,7 @@ def seed_of(run_dir: Path) -> int:
 def policy_of(run_dir: Path) -> str:
     """The class of a run's policy, without its ending."""
     target: str = yaml.safe_load((run_dir / "config.yaml").read_text())["policy"]["_target_"]
-    return target.rpartition(".")[2].removesuffix("Policy")
+    return target.rpartition(".")[2].removesuffix("Config").removesuffix("Policy")
 
 
 if __name__ == "__main__":
