@@ -20,7 +20,7 @@ from rlexp.config import ConfigError, Problem
 from rlexp.envs.errors import SimulatorError as SimulatorError
 from rlexp.envs.making import Env, make
 from rlexp.envs.raw_values import check_every_step
-from rlexp.envs.snapshot import State, check_state, get_state, set_state
+from rlexp.envs.snapshot import State, StateUnavailableError, check_state, get_state, models, set_state
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +90,7 @@ class Simulators:
         except Exception as error:
             self.close()
             raise ConfigError([Problem("env.id", f"cannot be made: {error}", env_id)]) from error
+        self._models = [models(env) for env in self.envs]
         # Behind the camera where there is one: frames between two actions are neither drawn nor stacked.
         self._repeat = frame_skip if pixels is None else 1
 
@@ -179,7 +180,11 @@ class Simulators:
         Raises:
             StateUnavailableError: one cannot give its state.
         """
-        return [get_state(env) for env in self.envs]
+        states = [get_state(env) for env in self.envs]
+        for state, before in zip(states, self._models, strict=True):
+            if [data["model"] for layer in state["layers"] for data in layer["physics"].values()] != before:
+                raise StateUnavailableError(f"{self._env_id} changes its MuJoCo model as it runs, which is not saved")
+        return states
 
     def check_states(self, states: Sequence[State]) -> None:
         """Make sure that the states fit.

@@ -72,6 +72,12 @@ def get_state(env: gymnasium.Env[Any, Any]) -> State:
     return {"layers": [_layer_state(layer, layers) for layer in layers]}
 
 
+def models(env: gymnasium.Env[Any, Any]) -> list[str]:
+    """The `model_digest` of each MuJoCo model of an environment, which a state does not hold."""
+    values = (value for layer in _layers(env) for value in _attributes(layer).values())
+    return [model_digest(data.model) for data in map(_data, values) if data is not None]
+
+
 def check_state(env: gymnasium.Env[Any, Any], state: State) -> None:
     """Make sure that a state fits an environment.
 
