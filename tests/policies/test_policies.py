@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 from agents import networks
+from torch import nn
 
 from rlexp import Trainer, load_config
 from rlexp.config import ConfigError
@@ -141,3 +144,35 @@ def test_shared_trunk_is_one_and_trained_once() -> None:
             assert set(built.parameters()) == {*built.actor.parameters(), *built.critic.parameters()}
         assert not both & set(shared.split_parameters()[1])
         assert set(separate.split_parameters()[1]) == set(separate.critic.parameters())
+
+
+def layers(module: nn.Module) -> list[tuple[int, str]]:
+    """Width of each hidden layer, and what follows it."""
+    found = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Tanh | nn.ReLU)]
+    return [(a.out_features, type(b).__name__) for a, b in pairwise(found) if isinstance(a, nn.Linear)]
+
+
+def test_the_critic_may_have_another_form_which_the_kernels_train_too(tmp_path: Path) -> None:
+    form = ["policy.critic_num_cells=[24,12]", "policy.critic_activation_class=ReLU"]
+    trained = {}
+    for kernels in ("auto", "false"):
+        trainer = Trainer(load_config([*SMALL, *form, f"kernels={kernels}"]), tmp_path / kernels)
+        assert layers(trainer.networks.actor) == [(16, "Tanh")]
+        assert layers(trainer.networks.critic) == [(24, "ReLU"), (12, "ReLU")]
+        trainer.iterate()
+        trained[kernels] = trainer.learner.weights.detach().clone()
+        trainer.close()
+    torch.testing.assert_close(trained["auto"], trained["false"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["policy.shared=true", "policy.critic_num_cells=[8]"], r"critic_num_cells=\[8\]\n.*policy\.shared"),
+        (["policy.critic_activation_class=Relu"], r"critic_activation_class=Relu\n.*no nonlinearity"),
+        (["policy.critic_num_cells=[]"], "critic_num_cells"),
+    ],
+)
+def test_a_form_that_no_critic_has_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(overrides)

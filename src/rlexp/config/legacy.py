@@ -64,7 +64,7 @@ _OPTIONS = {
 
 # Settings that parts have gained, with the values that mean what earlier versions did.
 _ADDED: dict[str, dict[str, Any]] = {
-    "policy": {"scale_init": None},
+    "policy": {"scale_init": None, "critic_num_cells": None, "critic_activation_class": None},
 }
 
 

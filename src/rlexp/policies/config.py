@@ -164,6 +164,8 @@ class MLPConfig(NetworkConfig):
     Attributes:
         actor_network: a network in place of the actor's MLP; called with ``in_features`` and ``out_features``.
         critic_network: the same for the critic.
+        critic_num_cells: widths of the critic's own hidden layers; None is ``num_cells``.
+        critic_activation_class: the nonlinearity after each of them; None is ``activation_class``.
     """
 
     builds = ("torchrl.modules.MLP",)
@@ -171,13 +173,24 @@ class MLPConfig(NetworkConfig):
 
     actor_network: Node | None
     critic_network: Node | None
+    critic_num_cells: Annotated[list[Count], Field(min_length=1)] | None
+    critic_activation_class: str | None
 
     def problems(self) -> Iterator[Problem]:
-        """A network of one's own has no trunk to share."""
+        """A network of one's own has no trunk to share, and one that is shared has one form."""
         yield from super().problems()
         for name in ("actor_network", "critic_network"):
             if self.shared and getattr(self, name) is not None:
                 yield Problem("shared", f"must be false with a network of your own ({name}).", "true")
+        for name in ("critic_num_cells", "critic_activation_class"):
+            value = getattr(self, name)
+            if value is not None and (self.shared or self.critic_network is not None):
+                other = "policy.shared=true" if self.shared else "policy.critic_network"
+                yield Problem(name, f"has no layers to describe with {other}.", str(value))
+        if self.critic_activation_class not in (None, *ACTIVATIONS):
+            hint = did_you_mean(str(self.critic_activation_class), ACTIVATIONS)
+            message = f"is no nonlinearity of torch.nn. {hint}"
+            yield Problem("critic_activation_class", message, self.critic_activation_class)
 
     def choice(self, fitting: list[str]) -> str:
         """The option's own."""
@@ -192,7 +205,12 @@ class MLPConfig(NetworkConfig):
         key = f"{which}_network"
         node: Node | None = getattr(self, key)
         if node is None:
-            return super().body(env, which, outputs)
+            own_layers = {
+                "num_cells": self.critic_num_cells or self.num_cells,
+                "activation_class": self.critic_activation_class or self.activation_class,
+            }
+            form = self if which == "actor" else self.model_copy(update=own_layers)
+            return super(MLPConfig, form).body(env, which, outputs)
         build = partial(node.build, in_features=_features(env), out_features=outputs)
         own: nn.Module = build_at(f"policy.{key}", build)
         return own

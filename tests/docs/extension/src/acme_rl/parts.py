@@ -25,6 +25,8 @@ class LinearPolicy(PolicyConfig):
             activation_class="Tanh",
             actor_network=Node(target="acme_rl.networks.Linear", arguments={}),
             critic_network=Node(target="acme_rl.networks.Linear", arguments={}),
+            critic_num_cells=None,
+            critic_activation_class=None,
             state_independent_scale=True,
             scale_mapping="exp",
             scale_init=None,
