@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import TINY, run_command
+from commands import TINY, rows_of, run_command
 from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
@@ -197,3 +197,19 @@ def test_specs_are_shown_as_the_tutorial_shows_them(tmp_path: Path) -> None:
     assert places == sorted(places)
     wrong = run_command("rlexp-config", "show", "env=hoper", "--specs", cwd=tmp_path)
     assert (wrong.returncode, "Did you mean hopper" in wrong.stderr) == (2, True)
+
+
+def test_what_a_function_of_ones_own_makes_trains_resumes_and_is_evaluated(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def make_env():\n    from torchrl.envs import GymEnv\n    return GymEnv('Pendulum-v1')\n"
+    )
+    env = ["env=torchrl", "env.make._target_=mine.make_env", "env.name=mine"]
+    options = [*TINY, *env, "env.transforms.step_counter.max_steps=20", "logger=none", "hydra.run.dir=run"]
+    for name, arguments in (
+        ("rlexp-train", [*options, "total_frames=256"]),
+        ("rlexp-train", ["resume=run", "total_frames=512", "trust=[mine]"]),
+        ("rlexp-eval", ["checkpoint=run", "trust=[mine]", "episodes=1"]),
+    ):
+        done = run_command(name, *arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert [row["frames"] for row in rows_of(tmp_path / "run")] == [256, 512]
