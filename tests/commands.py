@@ -160,3 +160,11 @@ def rows_of(run_dir: Path, *, timings: bool = False) -> list[dict[str, Any]]:
     """The metrics rows of a run, without what the clock decides unless asked for."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if timings or not k.startswith("time/")} for row in rows]
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; one that ended and that nobody waited for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):  # it may end between opening and reading
+        return False

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from commands import alive
 from worker_subject import Subject
 
 from rlexp import Trainer, load_config
@@ -110,6 +111,7 @@ print("the script runs", flush=True)
 import os, signal, sys, time
 sys.path.insert(0, {tests!r})
 from rlexp.workers import Workers
+from commands import alive
 from worker_subject import Subject
 workers = Workers(Subject, {{"one": (1,), "two": (2,)}})
 workers.ask("add", 1)
@@ -203,11 +205,3 @@ def assert_end(pids: Sequence[int]) -> None:
     while any(map(alive, pids)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def alive(pid: int) -> bool:
-    """Whether the process runs; one that ended and that nobody waited for yet does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from collected import SMALL, die_while_workers_work, trainer
-from commands import complete, launch, processes
+from commands import alive, complete, launch, processes
 from torch import Tensor
 
 from rlexp import Trainer, load_config
@@ -336,14 +336,6 @@ def test_workers_do_not_outlive_a_killed_main_process_though_they_are_in_the_mid
     while any(alive(pid) for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def alive(pid: int) -> bool:
-    """Whether the process runs; one that ended and that nobody waited for yet does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_what_cannot_be_shared_out_is_refused_with_what_fits() -> None:

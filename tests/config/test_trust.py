@@ -235,6 +235,7 @@ def test_every_listed_class_is_there_and_takes_no_callable_that_it_must_have() -
         ["env=hopper", "experiment=tutorial"],
         ["env=acrobot"],
         ["env=torchrl", "env.name=x", "env.make={_target_: torchrl.envs.GymEnv, env_name: Pendulum-v1}"],
+        ["env=mujoco", "env.task={_target_: rlexp.envs.mujoco.tasks.Ant, healthy_reward: 0.5}"],
         ["collector=multi_sync", "env=pendulum"],
         ["loss=any", "loss.loss_module={_target_: torchrl.objectives.ClipPPOLoss}"],
         ["optim=any", "optim.optimizer={_target_: torch.optim.RMSprop, alpha: 0.95}"],
@@ -256,7 +257,14 @@ def test_what_rlexp_ships_needs_no_trust(overrides: list[str]) -> None:
         for group in ("collector", "env", "env/transforms", "experiment", "loss", "optim", "policy")
         for option in groups()[group]
         if (group, option)
-        not in {("env", "dm_control"), ("env", "gym"), ("env", "torchrl"), ("loss", "any"), ("optim", "any")}
+        not in {
+            ("env", "dm_control"),
+            ("env", "gym"),
+            ("env", "mujoco"),
+            ("env", "torchrl"),
+            ("loss", "any"),
+            ("optim", "any"),
+        }
     ],
 )
 def test_no_shipped_option_needs_trust(group: str, option: str) -> None:

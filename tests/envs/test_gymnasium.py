@@ -15,6 +15,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from commands import alive
 from torchrl.envs.utils import check_env_specs
 
 from rlexp import load_config
@@ -67,6 +68,7 @@ def test_transitions_equal_plain_gymnasium_to_the_bit(env_id: str, frame_skip: i
 TASKS = {
     "gym": ["env.id=Pendulum-v1"],
     "dm_control": ["env.domain=cheetah", "env.task=run"],
+    "mujoco": ["env.task._target_=rlexp.envs.mujoco.tasks.Ant", "env.randomization={body_mass: [0.5, 2]}"],
     "torchrl": ["env.make._target_=torchrl.envs.GymEnv", "env.make.env_name=Pendulum-v1", "env.num_envs=2"],
 }
 OPTIONS = sorted(path.stem for path in conf_dir().glob("env/*.yaml"))
@@ -265,11 +267,3 @@ def test_more_workers_than_simulators_are_refused() -> None:
 
 def worker_pids(env: BatchedGymEnv) -> list[int]:
     return [worker.pid for worker in env.workers]
-
-
-def alive(pid: int) -> bool:
-    """Whether the process runs; one that ended and that nobody waited for yet does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
