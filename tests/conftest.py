@@ -14,7 +14,7 @@ from commands import TINY, clean_environment, only_run, run_command
 
 # Two workers on two cores: threads would only spin against each other.
 os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["RAY_gcs_server_port_wait_time_s"] = "120"  # 30 by default, which a busy machine may exceed
+os.environ |= {"RAY_gcs_server_port_wait_time_s": "120"}  # 30 by default, which a busy machine may exceed
 # Processes inherit a SIGINT that is ignored, as it is where a shell runs the suite in the background.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
