@@ -197,8 +197,9 @@ def _own_classes(layer: object) -> list[type]:
     return [cls for cls in type(layer).__mro__ if not _is_known(cls.__module__)]
 
 
-# Constructors' arguments, functions among them; what Gymnasium keeps to compare the first two steps by.
-_BESIDES = ("_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs", "_previous_data")
+# Constructors' arguments, functions among them; what Gymnasium keeps to compare the first two steps by; and where this
+# machine keeps the model.
+_BESIDES = ("_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs", "_previous_data", "fullpath")
 _KNOWN = (
     "builtins",
     "abc",

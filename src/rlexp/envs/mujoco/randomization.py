@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import mujoco
 import numpy as np
@@ -13,15 +13,11 @@ from rlexp.envs.mujoco.task import Array
 Ranges = Mapping[str, tuple[float, float]]
 
 
-def randomizable(model_fields: Sequence[str] = tuple(MODEL_FIELDS)) -> list[str]:
-    """The fields that a factor makes sense for: those of floating-point numbers that `mujoco.batch` can tell apart.
-
-    Args:
-        model_fields: names to choose from.
-    """
+def randomizable() -> list[str]:
+    """The fields that a factor makes sense for: those of floating-point numbers that `mujoco.batch` can tell apart."""
     empty = mujoco.MjModel.from_xml_string("<mujoco/>")
     found = []
-    for name in model_fields:
+    for name in MODEL_FIELDS:
         value = getattr(empty.opt, name.removeprefix("opt.")) if name.startswith("opt.") else getattr(empty, name, None)
         if isinstance(value, float) or (isinstance(value, np.ndarray) and value.dtype.kind == "f"):
             found.append(name)
