@@ -158,6 +158,15 @@ def test_an_evaluation_that_is_not_finite_ends_the_run_and_keeps_what_was_traine
     agent.env.close()
 
 
+def test_iterations_by_hand_end_with_the_failure_of_the_last_evaluation(tmp_path: Path) -> None:
+    trainer = Trainer(composed(*LATE, "total_frames=160"), tmp_path)
+    rows = iter(trainer)
+    assert "eval/return" not in next(rows)
+    with pytest.raises(TrainingError, match="evaluation reward is not finite"):
+        next(rows)
+    trainer.close()
+
+
 def test_a_resumed_run_whose_last_evaluation_failed_evaluates_again(tmp_path: Path) -> None:
     for attempt in (Trainer(composed(*LATE, "total_frames=160"), tmp_path), None):
         with pytest.raises(TrainingError, match="evaluation reward is not finite"):

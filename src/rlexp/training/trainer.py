@@ -228,6 +228,7 @@ class Trainer:
         """Iterations, one at a time, until the budget is spent or `stop` is called."""
         while not (self.finished or self._stop):
             yield self.iterate()
+        self._raise_failure()
 
     def collect(self) -> TensorDictBase:
         """One batch of transitions ``[num_envs, steps]`` from the current policy."""
