@@ -10,7 +10,7 @@ from typing import Any
 from commands import run_command
 
 from rlexp.runs import checkpoint
-from rlexp.runs.checkpoint import STATE, TENSORS
+from rlexp.runs.manifest import STATE, TENSORS
 
 Rows = list[dict[str, Any]]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,11 +23,43 @@ def write_text(path: Path, text: str) -> None:
     Where several processes write one file, each reads what it writes and writes it within `alone`.
     """
     aside = path.with_name(f".{path.name}.tmp")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
+    write_bytes(aside, text.encode())
+    aside.replace(path)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that is on disk before this returns."""
+    with path.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)
+
+
+def sync(folder: Path) -> None:
+    """Wait until the names in a folder are on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """A file's content.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no regular file (a device, a named pipe, a folder), or larger than ``limit`` bytes.
+    """
+    # A named pipe would be waited for.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError(f"{path.name} is no regular file")
+        if found.st_size > limit:
+            raise ValueError(f"{path.name} has {found.st_size:,} bytes, more than {limit:,}")
+        return file.read(found.st_size + 1)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from rlexp.agent import Agent, evaluation
 from rlexp.agent.evaluation import Evaluation, bootstrap_interval
 from rlexp.agent.video import EpisodeRecorder, VideoError
 from rlexp.cli.evaluate import evaluate
-from rlexp.runs import checkpoint
+from rlexp.runs import checkpoint, store
 
 SEEN = [9310.5, 9150.25, 120.0, 9355.75, 9290.0]
 
@@ -92,7 +92,7 @@ def test_sampled_episodes_repeat_and_differ_from_deterministic_ones(tiny_run: Pa
 
 
 def test_checkpoints_are_named_by_run_by_best_and_by_frames(run_dir: Path) -> None:
-    checkpoint.point(run_dir / "checkpoints", "best", run_dir / "checkpoints" / "000000000512")
+    store.point(run_dir / "checkpoints", "best", run_dir / "checkpoints" / "000000000512")
     named = {
         run_dir: 1024,
         run_dir / "checkpoints" / "latest": 1024,

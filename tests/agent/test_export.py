@@ -22,7 +22,7 @@ from rlexp import Trainer, load_config, load_policy
 from rlexp.agent import Agent, UnfaithfulPolicyError, export
 from rlexp.agent.export import ExportError, export_policy
 from rlexp.cli.export import export as command
-from rlexp.runs.checkpoint import CheckpointError
+from rlexp.runs.errors import CheckpointError
 
 END = {
     "double_to_float": {"_target_": "torchrl.envs.DoubleToFloat"},

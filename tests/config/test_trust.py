@@ -300,7 +300,7 @@ def forge(run: Path, path: str, value: Any) -> None:
     """Change a setting in everything that a run's folder holds, with valid digests, as a stranger can."""
     import yaml
 
-    from rlexp.runs.checkpoint import _digest
+    from rlexp.runs.manifest import _digest
 
     for manifest in run.glob("checkpoints/[0-9]*/manifest.json"):
         values = json.loads(manifest.read_text())

@@ -18,7 +18,7 @@ from rlexp.cli.evaluate import evaluate
 from rlexp.cli.train import train
 from rlexp.config import ConfigError
 from rlexp.loggers.local import CsvFile
-from rlexp.runs import checkpoint
+from rlexp.runs import checkpoint, store
 
 
 def csv_rows(run_dir: Path) -> Rows:
@@ -67,7 +67,7 @@ def test_what_is_made_again_is_in_no_file_twice(tmp_path: Path) -> None:
     trainer = Trainer(load_config([*TINY, *several, "checkpoint.interval=256", "checkpoint.keep_last=9"]), tmp_path)
     trainer.fit()
     before = rows_of(tmp_path)
-    older = checkpoint.saved(tmp_path / "checkpoints")[1]
+    older = store.saved(tmp_path / "checkpoints")[1]
     assert older.name == "000000000256"
     Trainer.resume(older).fit()
     rows = rows_of(tmp_path, timings=True)

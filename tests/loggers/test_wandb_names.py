@@ -12,7 +12,7 @@ from commands import TINY, rows_of, run_command
 from rlexp import Trainer, load_config
 from rlexp.config import ConfigError, check_targets
 from rlexp.loggers.wandb_log import logged_rows
-from rlexp.runs import checkpoint
+from rlexp.runs import store
 
 VARIABLES = ("MODE", "DIR", "PROJECT", "ENTITY", "NAME", "TAGS", "RUN_GROUP")
 
@@ -113,7 +113,7 @@ def test_rows_that_are_made_again_are_not_sent_twice(tmp_path: Path) -> None:
     every = [*TINY, "logger.mode=offline", "checkpoint.interval=256", "checkpoint.keep_last=9"]
     trainer = Trainer(load_config(every), tmp_path)
     trainer.fit()
-    older = checkpoint.saved(tmp_path / "checkpoints")[1]
+    older = store.saved(tmp_path / "checkpoints")[1]
     assert older.name == "000000000256"
     Trainer.resume(older, ["total_frames=1024"]).fit()  # as after a kill at 1,024 frames
     Trainer.resume(tmp_path, ["total_frames=1280"]).fit()

@@ -20,8 +20,9 @@ from rlexp.config import ConfigError, load
 from rlexp.optim import AdamConfig
 from rlexp.optim.schedules import load_schedule
 from rlexp.optim.weights import flatten
-from rlexp.runs import checkpoint
-from rlexp.runs.checkpoint import CheckpointError
+from rlexp.runs import checkpoint, store
+from rlexp.runs.errors import CheckpointError
+from rlexp.runs.manifest import MANIFEST
 from rlexp.runs.resume import Start, changed, open_command
 from rlexp.training.learners.ppo import PPOLearner
 
@@ -92,7 +93,7 @@ def test_an_extended_schedule_is_where_it_would_be_had_it_always_been_so_long(sc
 
 
 def test_an_older_checkpoint_takes_the_run_back(run: Path) -> None:
-    older, newest = checkpoint.saved(run / "checkpoints")
+    older, newest = store.saved(run / "checkpoints")
     trainer = Trainer.resume(older, ["total_frames=1280"])
     assert trainer.run.path == run
     trainer.fit()
@@ -147,7 +148,7 @@ def test_a_simulator_that_cannot_be_saved_begins_new_episodes(tmp_path: Path, ca
     overrides = [*TINY, "env=gym", "env.id=Opaque-v0", "logger=none", "total_frames=512"]
     Trainer(load_config(overrides), tmp_path / "run").fit()
     saved = checkpoint.load(tmp_path / "run")
-    manifest = json.loads((saved.path / checkpoint.MANIFEST).read_text())
+    manifest = json.loads((saved.path / MANIFEST).read_text())
     assert manifest["exact_resume"] is False
     reason = "Opaque.engine is a object, which cannot be saved"
     assert manifest["inexact"] == [reason, f"in evaluation, {reason}"]

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 from rlexp import load_policy
 from rlexp.agent import Agent
-from rlexp.runs import checkpoint
-from rlexp.runs.checkpoint import CheckpointError, TrainState
+from rlexp.runs import checkpoint, store
+from rlexp.runs.checkpoint import TrainState
+from rlexp.runs.errors import CheckpointError
+from rlexp.runs.manifest import MANIFEST, SESSION, STATE, TENSORS
 
 tensors = st.builds(
     lambda shape, seed: torch.randn(shape, generator=torch.Generator().manual_seed(seed)),
@@ -63,7 +65,7 @@ def test_anything_plain_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFa
     assert same(checkpoint.load(path).state.learner["tree"], tree)
 
 
-@pytest.mark.parametrize("name", [checkpoint.TENSORS, checkpoint.STATE, checkpoint.SESSION, checkpoint.MANIFEST])
+@pytest.mark.parametrize("name", [TENSORS, STATE, SESSION, MANIFEST])
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
 def test_damage_is_refused_by_name(name: str, damage: str, tmp_path: Path) -> None:
     saved = checkpoint.save(tmp_path, state(actor={"w": torch.randn(10)}), {}, keep_last=2)
@@ -76,14 +78,14 @@ def test_damage_is_refused_by_name(name: str, damage: str, tmp_path: Path) -> No
         file.write_bytes(content[: len(content) // 2])
     else:
         file.unlink()
-    with pytest.raises(CheckpointError, match="is damaged" if name != checkpoint.MANIFEST else str(saved)):
+    with pytest.raises(CheckpointError, match="is damaged" if name != MANIFEST else str(saved)):
         checkpoint.load(saved)
 
 
 def test_other_format_is_refused(tmp_path: Path) -> None:
     saved = checkpoint.save(tmp_path, state(), {}, keep_last=2)
-    manifest = json.loads((saved / checkpoint.MANIFEST).read_text())
-    (saved / checkpoint.MANIFEST).write_text(json.dumps(manifest | {"format_version": 99}))
+    manifest = json.loads((saved / MANIFEST).read_text())
+    (saved / MANIFEST).write_text(json.dumps(manifest | {"format_version": 99}))
     with pytest.raises(CheckpointError, match="format 99"):
         checkpoint.load(saved)
 
@@ -92,7 +94,7 @@ def test_newest_and_best_are_kept(tmp_path: Path) -> None:
     for frames in range(1, 8):
         saved = checkpoint.save(tmp_path, state(frames), {}, keep_last=2)
         if frames == 3:
-            checkpoint.point(tmp_path, "best", saved)
+            store.point(tmp_path, "best", saved)
     assert [int(p.name) for p in sorted(tmp_path.iterdir()) if p.is_dir()] == [3, 6, 7]
     assert (tmp_path / "latest").read_text() == "000000000007"
 

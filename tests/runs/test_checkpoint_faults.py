@@ -15,9 +15,11 @@ import pytest
 from commands import TINY, complete, processes, rows_of
 from saves import KILLED, killed_save, state, three
 
+from rlexp import files
 from rlexp.cli.train import train
-from rlexp.runs import checkpoint
-from rlexp.runs.checkpoint import MANIFEST, SESSION, STATE, TENSORS, CheckpointError
+from rlexp.runs import checkpoint, store
+from rlexp.runs.errors import CheckpointError
+from rlexp.runs.manifest import MANIFEST, SESSION, STATE, TENSORS, _digest
 
 FILES = [MANIFEST, SESSION, STATE, TENSORS]
 
@@ -38,7 +40,7 @@ def test_killed_at_every_step_of_a_save_nothing_is_lost(tmp_path: Path) -> None:
         newest = checkpoint.load(run_dir)
         found.append(newest.state.frames)
         assert newest.state.actor["w"].tolist() == [found[-1]] * 3
-        for path in checkpoint.saved(run_dir / "checkpoints"):
+        for path in store.saved(run_dir / "checkpoints"):
             checkpoint.load(path)  # each that is there is whole
         best = (run_dir / "checkpoints" / "best").read_text()
         assert checkpoint.load(run_dir / "checkpoints" / best).state.frames in (1, 4)
@@ -90,12 +92,12 @@ def test_with_none_whole_nothing_starts(
     run_dir = tmp_path / "run"
     shutil.copytree(tiny_run, run_dir)
     before = (run_dir / "metrics.jsonl").read_bytes()
-    for path in checkpoint.saved(run_dir / "checkpoints"):
+    for path in store.saved(run_dir / "checkpoints"):
         (path / TENSORS).write_bytes(b"")
     assert train([f"resume={run_dir}", "total_frames=2048"]) == 1
     said = capsys.readouterr().err
     assert "has no checkpoint that is whole" in said
-    assert all(path.name in said for path in checkpoint.saved(run_dir / "checkpoints"))
+    assert all(path.name in said for path in store.saved(run_dir / "checkpoints"))
     shutil.rmtree(run_dir / "checkpoints")
     assert train([*TINY, "hydra.run.dir=run", "resume=auto"]) == 1
     assert (run_dir / "metrics.jsonl").read_bytes() == before
@@ -104,7 +106,7 @@ def test_with_none_whole_nothing_starts(
 def test_a_run_goes_on_from_the_newest_whole_checkpoint(tiny_run: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(tiny_run, run_dir)
-    newest = checkpoint.saved(run_dir / "checkpoints")[-1]
+    newest = store.saved(run_dir / "checkpoints")[-1]
     (newest / STATE).write_bytes(b"")
     complete([f"resume={run_dir}", "logger=none"], tmp_path)
     assert rows_of(run_dir) == rows_of(tiny_run)
@@ -118,7 +120,7 @@ def forge(path: Path, **changes: Any) -> None:
     """Rewrite a manifest with its own hash right."""
     manifest = json.loads((path / MANIFEST).read_text()) | changes
     del manifest["sha256"]
-    (path / MANIFEST).write_text(json.dumps(manifest | {"sha256": checkpoint._digest(manifest)}))
+    (path / MANIFEST).write_text(json.dumps(manifest | {"sha256": _digest(manifest)}))
 
 
 def entry(content: bytes) -> dict[str, Any]:
@@ -162,7 +164,7 @@ def test_a_manifest_cannot_lead_outside_its_folder(tmp_path: Path) -> None:
 def test_full_disk_leaves_what_was_there(full_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = three(tmp_path)
     written = []
-    real = checkpoint._write
+    real = files.write_bytes
 
     def write(path: Path, content: bytes) -> None:
         written.append(path)
@@ -172,7 +174,7 @@ def test_full_disk_leaves_what_was_there(full_at: int, tmp_path: Path, monkeypat
         real(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_write", write)
+        patch.setattr(store, "write_bytes", write)
         with pytest.raises(OSError, match="No space left"):
             checkpoint.save(folder, state(4), {}, keep_last=2)
     assert checkpoint.load(tmp_path).state.frames == 3

@@ -19,10 +19,10 @@ from commands import TINY, complete, launch, rows_of
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from rlexp import Trainer, load_config
+from rlexp import Trainer, files, load_config
 from rlexp.cli.train import train
 from rlexp.loggers.local import MetricsFile
-from rlexp.runs import checkpoint
+from rlexp.runs import checkpoint, store
 from rlexp.runs.rundir import RunBusyError, RunDir
 from rlexp.runs.stops import Stopped
 from rlexp.training.finite import TrainingError
@@ -85,19 +85,19 @@ def test_a_second_signal_leaves_at_once(
 
 
 def test_a_signal_during_a_save_finishes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = checkpoint._write
+    real = files.write_bytes
 
     def write(path: Path, content: bytes) -> None:
         if "256" in str(path):
             os.kill(os.getpid(), signal.SIGTERM)
-        monkeypatch.setattr(checkpoint, "_write", real)
+        monkeypatch.setattr(store, "write_bytes", real)
         real(path, content)
 
     trainer = make(tmp_path, "checkpoint.interval=256", "total_frames=2048")
     iterate = trainer.iterate
 
     def then_signal() -> dict[str, float]:
-        monkeypatch.setattr(checkpoint, "_write", write)
+        monkeypatch.setattr(store, "write_bytes", write)
         return iterate()
 
     monkeypatch.setattr(trainer, "iterate", then_signal)
@@ -215,7 +215,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_training(
 @pytest.mark.parametrize("what", ["metrics", "checkpoint"])
 def test_disk_full_in_mid_run(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make(tmp_path, "checkpoint.interval=256")
-    owner, name = (MetricsFile, "log") if what == "metrics" else (checkpoint, "_write")
+    owner, name = (MetricsFile, "log") if what == "metrics" else (store, "write_bytes")
     real = getattr(owner, name)
 
     def write(*arguments: Any) -> None:

@@ -7,18 +7,22 @@ import json
 import os
 import resource
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import clean_environment
 
+from rlexp import files
 from rlexp.agent import Agent
 from rlexp.config import ConfigError
 from rlexp.config.trust import most_weights
-from rlexp.runs import checkpoint
-from rlexp.runs.checkpoint import CheckpointError
+from rlexp.runs import checkpoint, manifest
+from rlexp.runs.errors import CheckpointError
 from rlexp.runs.resume import resume_run
 
 NEWEST = "000000001024"
@@ -130,6 +134,24 @@ def test_it_is_refused_by_name(change: str, folder: Path) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
 
 
+def test_a_command_refuses_it_before_torch_is_imported(folder: Path, tmp_path: Path) -> None:
+    seal(folder, {"session.json": b"null"})
+    code = f"""
+import sys
+from rlexp.cli.evaluate import evaluate
+from rlexp.cli.export import export
+from rlexp.cli.train import train
+run = {str(folder.parents[1])!r}
+assert [evaluate([f"checkpoint={{run}}"]), export([f"checkpoint={{run}}"]), train([f"resume={{run}}"])] == [1, 1, 1]
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=clean_environment(tmp_path), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "session is no mapping" in done.stderr
+
+
 @pytest.mark.parametrize("text", [b"../../../../etc", b"/etc", b"\xff\xfe", b"", b"best", b"000\n001", b"9" * 5000])
 def test_a_pointer_that_leads_elsewhere_is_refused(text: bytes, folder: Path) -> None:
     (folder.parent / "best").write_bytes(text)
@@ -204,14 +226,14 @@ def test_one_that_is_pruned_while_it_is_read_is_not_called_damaged(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     newer = folder.with_name("000000002048")
-    read = checkpoint.read_regular
+    read = files.read_regular
 
     def pruned_once(path: Path, limit: int) -> bytes:
         if path.name == "tensors.safetensors" and folder.exists():
             folder.rename(newer)  # as a training that goes on would leave it
         return read(path, limit)
 
-    monkeypatch.setattr(checkpoint, "read_regular", pruned_once)
+    monkeypatch.setattr(manifest, "read_regular", pruned_once)
     assert checkpoint.load(folder.parents[1]).path == newer
     assert "damaged" not in caplog.text
 
@@ -219,7 +241,7 @@ def test_one_that_is_pruned_while_it_is_read_is_not_called_damaged(
 def test_a_best_that_is_replaced_while_it_is_read_is_the_new_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     newer = folder.with_name("000000002048")
     (folder.parent / "best").write_text(folder.name)
-    read = checkpoint.read_regular
+    read = files.read_regular
 
     def pruned_once(path: Path, limit: int) -> bytes:
         if path.name == "manifest.json" and folder.exists():
@@ -227,7 +249,7 @@ def test_a_best_that_is_replaced_while_it_is_read_is_the_new_one(folder: Path, m
             (folder.parent / "best").write_text(newer.name)
         return read(path, limit)
 
-    monkeypatch.setattr(checkpoint, "read_regular", pruned_once)
+    monkeypatch.setattr(manifest, "read_regular", pruned_once)
     assert checkpoint.load(folder.parent / "best").path == newer
 
 

@@ -18,6 +18,7 @@ from rlexp.config.legacy import current_config, current_override, current_target
 from rlexp.config.spec import locate
 from rlexp.experiment import read_config
 from rlexp.runs import checkpoint
+from rlexp.runs.manifest import FORMAT_VERSION
 
 DATA = Path(__file__).parent.parent / "data"
 RUNS = ["run_of_format_3", "recurrent_run_of_format_3"]
@@ -64,7 +65,7 @@ def test_it_is_resumed_as_the_earlier_version_resumed_it(old_run: Path) -> None:
     saved = checkpoint.load(old_run)
     assert saved.state.frames == 2048
     manifest = json.loads((saved.path / "manifest.json").read_text())
-    assert manifest["format_version"] == checkpoint.FORMAT_VERSION
+    assert manifest["format_version"] == FORMAT_VERSION
 
 
 def test_it_is_evaluated_to_what_its_summary_says(old_run: Path) -> None:

@@ -12,6 +12,7 @@ from commands import TINY, run_command
 from rlexp.cli.verify import verify
 from rlexp.config import ConfigError
 from rlexp.runs import checkpoint
+from rlexp.runs.manifest import MANIFEST
 
 
 def test_a_run_is_reproducible(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,7 +72,7 @@ def test_state_that_no_checkpoint_holds_is_found_by_experiment(tmp_path: Path) -
     options = ["env=gym", "env.id=hidden:Hidden-v0", "logger=none", "hydra.run.dir=run"]
     done = run_command("rlexp-train", *TINY, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    manifest = json.loads((checkpoint.load(tmp_path / "run").path / checkpoint.MANIFEST).read_text())
+    manifest = json.loads((checkpoint.load(tmp_path / "run").path / MANIFEST).read_text())
     assert manifest["exact_resume"] == "unverified"
     done = run_command("rlexp-verify", "run", "iterations=1", "resume=true", "trust=[hidden]", cwd=tmp_path)
     assert done.returncode == 1, done.stderr

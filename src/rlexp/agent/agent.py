@@ -22,7 +22,8 @@ from rlexp.experiment import ExperimentConfig, read_config
 from rlexp.policies import ActorCritic
 from rlexp.policies.recurrent import carry_state
 from rlexp.runs import checkpoint
-from rlexp.runs.checkpoint import Checkpoint, CheckpointError
+from rlexp.runs.checkpoint import Checkpoint
+from rlexp.runs.errors import CheckpointError
 
 ROUNDING = 1e-5  # share of an action's range: float32 sums in another order
 
@@ -58,7 +59,7 @@ class Agent:
         self.path = saved.path
         self.frames = saved.state.frames
         self.experiment: ExperimentConfig = config or read_config(saved.config, trust, secrets)
-        checkpoint.check_size(saved)
+        saved.check_size()
         with self._named():
             self._bring_back(saved, torch.device(device), render=render)
 

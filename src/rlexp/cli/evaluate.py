@@ -12,6 +12,10 @@ from pydantic import Field
 
 from rlexp.cli.common import Exit, import_from_here, read_settings, run_command, split_secrets
 from rlexp.config import Config, Count, Integer
+from rlexp.experiment import read_config
+from rlexp.machine import pick_device, set_threads
+from rlexp.runs import checkpoint
+from rlexp.runs.errors import CheckpointError
 from rlexp.text import printable
 
 _HELP = """\
@@ -66,19 +70,19 @@ def evaluate(arguments: list[str]) -> int:
     if settings.trust:
         import_from_here()
 
+    try:
+        saved = checkpoint.load(Path(settings.checkpoint))
+        experiment = read_config(saved.config, settings.trust, secrets)
+        saved.check_size()
+    except CheckpointError as error:
+        return _refused(error)
+
+    # Only now: they import torch, and what is refused is refused at once.
     import torch
 
     from rlexp.agent import Agent, evaluation
     from rlexp.agent.video import EpisodeRecorder, VideoError
-    from rlexp.experiment import read_config
-    from rlexp.machine import pick_device, set_threads
-    from rlexp.runs import checkpoint
 
-    try:
-        saved = checkpoint.load(Path(settings.checkpoint))
-    except checkpoint.CheckpointError as error:
-        return _refused(error)
-    experiment = read_config(saved.config, settings.trust, secrets)
     device = pick_device(settings.device or experiment.device)
     seed = experiment.seed if settings.seed is None else settings.seed
     seeds = evaluation.evaluation_seeds(seed, settings.episodes or experiment.evaluation.episodes)
@@ -102,7 +106,7 @@ def evaluate(arguments: list[str]) -> int:
             )
         finally:
             agent.env.close()
-    except (checkpoint.CheckpointError, evaluation.EvaluationError, VideoError, OSError) as error:
+    except (CheckpointError, evaluation.EvaluationError, VideoError, OSError) as error:
         return _refused(error)
 
     statistics = result.statistics()

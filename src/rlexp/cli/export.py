@@ -12,6 +12,9 @@ from pydantic import Field
 
 from rlexp.cli.common import Exit, import_from_here, read_settings, run_command, split_secrets
 from rlexp.config import Config, Problem
+from rlexp.experiment import read_config
+from rlexp.runs import checkpoint
+from rlexp.runs.errors import CheckpointError
 
 _HELP = """\
 rlexp-export: write a trained policy as one file that needs neither rlexp nor torchrl.
@@ -70,12 +73,20 @@ def export(arguments: list[str]) -> int:
         print("rlexp-export: format=onnx needs more packages: pip install 'rlexp[export]'.", file=sys.stderr)
         return Exit.FAILED
 
+    try:
+        saved = checkpoint.load(Path(settings.checkpoint))
+        experiment = read_config(saved.config, settings.trust, secrets)
+        saved.check_size()
+    except CheckpointError as error:
+        print(f"rlexp-export: {error}", file=sys.stderr)
+        return Exit.FAILED
+
+    # Only now: they import torch, and what is refused is refused at once.
     from rlexp.agent import Agent, UnfaithfulPolicyError
     from rlexp.agent.export import CHECKED, ExportError, export_policy
-    from rlexp.runs.checkpoint import CheckpointError
 
     try:
-        agent = Agent(Path(settings.checkpoint), trust=settings.trust, secrets=secrets)
+        agent = Agent(saved, trust=settings.trust, config=experiment)
         default = agent.folder / f"policy{_SUFFIXES[settings.format]}"
         path = export_policy(agent, settings.format, Path(settings.out) if settings.out else default)
     except (CheckpointError, UnfaithfulPolicyError, ExportError, OSError) as error:

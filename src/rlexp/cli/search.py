@@ -61,7 +61,7 @@ def search(arguments: list[str]) -> int:
         raise ConfigError([Problem("rlexp-search", "needs Optuna: pip install 'rlexp[search]'.")])
     folder, plan = _begun(flags.overrides, flags.config_dir)
 
-    from rlexp.runs.checkpoint import CheckpointError
+    from rlexp.runs.errors import CheckpointError
     from rlexp.runs.session import console_logging
     from rlexp.runs.stops import Stopped
     from rlexp.search.study import search

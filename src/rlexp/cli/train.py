@@ -112,12 +112,11 @@ def run(composed: Composed, overrides: list[str]) -> int:
     Raises:
         ConfigError: the config cannot be built, or the run cannot be resumed with it.
     """
-    from rlexp.runs.checkpoint import CheckpointError
+    from rlexp.runs.errors import CheckpointError
     from rlexp.runs.resume import open_command
     from rlexp.runs.rundir import RunBusyError
     from rlexp.runs.session import console_logging
     from rlexp.runs.stops import Stopped
-    from rlexp.training.trainer import Trainer
 
     with console_logging():
         try:
@@ -125,6 +124,10 @@ def run(composed: Composed, overrides: list[str]) -> int:
             if start.complete:
                 print(f"{start.run.path} is complete; total_frames=... extends it")
                 return Exit.DONE
+
+            # Only now: it imports torch, and what is refused is refused at once.
+            from rlexp.training.trainer import Trainer
+
             trainer = Trainer(start.config, start.run, start.checkpoint)
         except (CheckpointError, RunBusyError, OSError) as error:
             return said("rlexp-train", error)

@@ -14,8 +14,9 @@ from rlexp.config import Composed, ConfigError, Problem, flat, is_under, load, r
 from rlexp.config.paths import literal
 from rlexp.config.redaction import REDACTED, with_secrets
 from rlexp.experiment import COMMAND_SETTINGS, ExperimentConfig, check_config, trusted
-from rlexp.runs import checkpoint
-from rlexp.runs.checkpoint import Checkpoint, CheckpointError
+from rlexp.runs import checkpoint, store
+from rlexp.runs.checkpoint import Checkpoint
+from rlexp.runs.errors import CheckpointError
 from rlexp.runs.rundir import RunDir
 
 # What does not decide what is learned. All else would make another run of it.
@@ -95,14 +96,14 @@ def open_run(
     path = folder if resume == "auto" else Path(resume)
     if not path.is_dir():
         raise ConfigError([Problem("resume", "there is no such folder.", str(path))])
-    run = RunDir(path.resolve().parents[1] if checkpoint.is_checkpoint(path) else path)
+    run = RunDir(path.resolve().parents[1] if store.is_checkpoint(path) else path)
     if not run.started:
         raise CheckpointError(f"{path} is neither a run's folder nor a checkpoint in one. See warm_start for others.")
     refuse_links(run)
     run.lock()
     try:
         start = checkpoint.load(path)
-        checkpoint.check_size(start)
+        start.check_size()
         return Start(changed(start.config, composed, overrides), run, start)
     except (CheckpointError, ConfigError):
         run.unlock()

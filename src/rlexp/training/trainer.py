@@ -34,8 +34,9 @@ from rlexp.experiment import ExperimentConfig, read_config
 from rlexp.files import write_json
 from rlexp.machine import cores, pick_device, set_threads
 from rlexp.policies.recurrent import carry_state
-from rlexp.runs import checkpoint
-from rlexp.runs.checkpoint import Checkpoint, CheckpointError, TrainState
+from rlexp.runs import checkpoint, store
+from rlexp.runs.checkpoint import Checkpoint, TrainState
+from rlexp.runs.errors import CheckpointError
 from rlexp.runs.resume import resume_run
 from rlexp.runs.rundir import RunDir
 from rlexp.runs.session import LogBuffer, Session
@@ -395,7 +396,7 @@ class Trainer:
             except Exception as error:  # whatever a state that is not this run's leads to
                 raise CheckpointError(f"{start.path} does not fit its run: {error!r:.200}") from error
             self.saved = self.run.checkpoints / start.path.name
-            checkpoint.resume_from(self.saved, self.evaluator.best_frames)
+            store.resume_from(self.saved, self.evaluator.best_frames)
         elif self.config.warm_start is not None:
             self._warm_start(Path(self.config.warm_start))
 

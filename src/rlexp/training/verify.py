@@ -19,7 +19,7 @@ from rlexp.experiment import ExperimentConfig, read_config
 from rlexp.loggers import NoLoggerConfig
 from rlexp.loggers.local import read_metrics
 from rlexp.runs import checkpoint
-from rlexp.runs.checkpoint import too_deep
+from rlexp.runs.manifest import too_deep
 from rlexp.runs.rundir import RunDir
 from rlexp.training.trainer import Trainer
 from rlexp.workers import Workers
