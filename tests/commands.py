@@ -6,7 +6,6 @@ import atexit
 import functools
 import importlib
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -15,6 +14,11 @@ import warnings
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+
+import warm
+from warm import processes
+
+from rlexp import workers
 
 # Batches of 256 frames from four environments: every part of a run, in a second or two.
 TINY = [
@@ -28,15 +32,6 @@ TINY = [
     "evaluation.episodes=3",
     "checkpoint.interval=512",
 ]
-
-# Forks each process from one that has the imports behind it, which cost a cold process five seconds.
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(
-    [
-        *("commands", "rlexp.cli.train", "rlexp.cli.evaluate", "rlexp.cli.report", "rlexp.cli.config"),
-        *("rlexp.training.trainer", "rlexp.runs.resume", "rlexp.report.page", "gymnasium.envs.mujoco", "wandb.sdk"),
-    ]
-)
 
 
 @functools.cache
@@ -102,6 +97,7 @@ def start_command(
     name: str, *arguments: str, cwd: Path, stdout: Path, stderr: Path, **variables: str
 ) -> ForkServerProcess:
     """Start the function of a console command in a process forked from a warm one."""
+    warm.start()
     streams = (str(stdout), str(stderr))
     process = processes.Process(
         target=_main, args=(name, arguments, str(cwd), clean_environment(cwd, **variables), streams)
@@ -142,6 +138,7 @@ def _main(
     ]
     importlib.invalidate_caches()
     warnings.simplefilter("default")
+    workers._start_program = warm.start_program  # type: ignore[assignment]
     sys.argv = [console_script(name), *arguments]
     module = "evaluate" if name == "rlexp-eval" else name.removeprefix("rlexp-")
     try:

@@ -76,14 +76,7 @@ class Workers:
         pairs = [Pipe() for _ in requests]
         self._pipes = [ours for ours, _ in pairs]
         self._control, control = Pipe()
-        theirs = [their.fileno() for _, their in pairs]
-        program = (
-            f"import sys; sys.path[:] = {[str(path) for path in sys.path]}\n"
-            f"from rlexp.workers import _fork_workers; _fork_workers({control.fileno()}, {theirs})"
-        )
-        self._program = subprocess.Popen(
-            [sys.executable, "-c", program], stdin=subprocess.DEVNULL, pass_fds=[control.fileno(), *theirs, *fds]
-        )
+        self._program = _start_program(control.fileno(), [their.fileno() for _, their in pairs], fds)
         for end in (control, *(their for _, their in pairs)):
             end.close()
         self._polls = []
@@ -206,6 +199,17 @@ class Workers:
             end.close()
 
 
+def _start_program(control_fd: int, pipe_fds: Sequence[int], fds: Sequence[int]) -> subprocess.Popen[bytes]:
+    """Start `fork_workers` in a new interpreter that has this one's path and these file descriptors."""
+    program = (
+        f"import sys; sys.path[:] = {[str(path) for path in sys.path]}\n"
+        f"from rlexp.workers import fork_workers; fork_workers({control_fd}, {[*pipe_fds]})"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.DEVNULL, pass_fds=[control_fd, *pipe_fds, *fds]
+    )
+
+
 _ANSWERED, _RAISED, _NOT_MADE, _FAILED = range(4)
 _BUSY_WAIT = 1e-3  # seconds
 _GRACE = 3.0  # seconds
@@ -219,7 +223,7 @@ def _busy_wait(poll: select.poll) -> None:
         os.sched_yield()
 
 
-def _fork_workers(control_fd: int, pipe_fds: Sequence[int]) -> None:
+def fork_workers(control_fd: int, pipe_fds: Sequence[int]) -> None:
     """Fork a worker for each pipe, report their exit codes, and end with the last of them."""
     for number in _STOPS:
         # They reach the whole process group, and the main process decides. A handler and not SIG_IGN, which programs

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 import torch
 from collected import SMALL, die_while_workers_work, trainer
-from commands import alive, complete, launch, processes
+from commands import alive, complete, launch
 from torch import Tensor
+from warm import processes
 
 from rlexp import Trainer, load_config
 from rlexp.collectors import Source, SyncCollectorConfig

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import TINY, complete, processes, rows_of
+from commands import TINY, complete, rows_of
 from saves import KILLED, killed_save, state, three
+from warm import processes
 
 from rlexp import files
 from rlexp.cli.train import train
