@@ -44,8 +44,8 @@ class EvaluationConfig(Config):
     Attributes:
         interval: simulator frames between evaluations; there is always one at the end.
         episodes: whole episodes of each evaluation.
-        video_interval: simulator frames between films of an evaluation's first episode, with one at the end; None
-            films none.
+        video_interval: simulator frames between videos of an evaluation's first episode, with one at the end; None
+            records none.
     """
 
     interval: Count
@@ -53,7 +53,7 @@ class EvaluationConfig(Config):
     video_interval: Count | None
 
     def missing_requirements(self) -> Iterator[Problem]:
-        """The encoder of a film."""
+        """The encoder of a video."""
         if self.video_interval is not None:
             try:
                 import imageio_ffmpeg  # noqa: F401

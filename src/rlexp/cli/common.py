@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, the way errors are said, and settings given as ``key=value``."""
+"""What the commands share: exit codes, how errors are reported, and settings given as ``key=value``."""
 
 from __future__ import annotations
 
@@ -31,8 +31,12 @@ class Exit(IntEnum):
     WRONG_CONFIG = 2
 
 
-def said(name: str, error: Exception) -> int:
-    """Say on stderr why a command failed, and give its exit code."""
+def report_error(name: str, error: Exception) -> int:
+    """Print on stderr why a command failed.
+
+    Returns:
+        The exit code.
+    """
     print(printable(f"{name}: {redact(str(error))}", keep="\n"), file=sys.stderr)
     return Exit.WRONG_CONFIG if isinstance(error, ConfigError) else Exit.FAILED
 
@@ -51,7 +55,7 @@ def run_command(name: str, command: Callable[[list[str]], int], usage: str | Non
     try:
         sys.exit(command(sys.argv[1:]))
     except (ConfigError, SimulatorError, WorkerError) as error:
-        sys.exit(said(name, error))
+        sys.exit(report_error(name, error))
 
 
 def import_from_here() -> None:
@@ -87,7 +91,7 @@ def read_settings(
     Args:
         cls: what it takes.
         arguments: ``key=value`` each.
-        known: problems found before, to be told with the others.
+        known: problems found before, reported with the others.
         paths: settings that are paths, and read as they are written: ``007`` is no number.
         positional: settings that are given without a name.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from rlexp.cli.common import Exit, read_settings, run_command, said
+from rlexp.cli.common import Exit, read_settings, report_error, run_command
 from rlexp.config import Config, ConfigError, Positive, Problem
 from rlexp.text import printable
 
@@ -78,7 +78,7 @@ def report(arguments: list[str]) -> int:
         runs = load_runs(settings.dirs)
         made = make_report(runs, settings.threshold, settings.ignore)
     except ReportError as error:
-        return said("rlexp-report", error)
+        return report_error("rlexp-report", error)
     environments = {group.environment for group in made.groups}
     if isinstance(settings.threshold, dict) and (unknown := settings.threshold.keys() - environments):
         message = f"no run has this environment. Available: {', '.join(sorted(environments))}."
@@ -96,7 +96,7 @@ def report(arguments: list[str]) -> int:
         try:
             files.append(_workspace(made, Path(settings.out), online=settings.wandb_workspace == "online"))
         except ReportError as error:
-            return said("rlexp-report", error)
+            return report_error("rlexp-report", error)
     print(markdown(made))
     print("\n".join(printable(file) for file in files))
     return Exit.DONE

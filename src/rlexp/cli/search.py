@@ -11,7 +11,7 @@ from shlex import quote
 import yaml
 from hydra._internal.utils import get_args_parser
 
-from rlexp.cli.common import Exit, import_from_here, run_command, said
+from rlexp.cli.common import Exit, import_from_here, report_error, run_command
 from rlexp.config import ConfigError, Problem, Sources, load, new_run_path
 from rlexp.config.paths import unquoted
 from rlexp.config.redaction import redact
@@ -70,7 +70,7 @@ def search(arguments: list[str]) -> int:
         try:
             study = search(folder, plan)
         except CheckpointError as error:
-            return said("rlexp-search", error)
+            return report_error("rlexp-search", error)
         except Stopped as stopped:
             options = f"--config-dir {quote(plan.config_dir)} " if plan.config_dir else ""
             print(f"{stopped}; resume the search with: rlexp-search {options}resume={folder.path}")
@@ -125,11 +125,11 @@ def _plan_of(folder: SearchDir, overrides: Sequence[str], config_dir: str | None
     """
     if not folder.plan.exists():
         raise ConfigError([Problem("resume", "there is no search in this folder.", str(folder.path))])
-    said = [text for text in overrides if text.startswith("trust=")]
-    trust = [str(package) for package in load(said).values.get("trust") or []] if said else []
+    trusting = [text for text in overrides if text.startswith("trust=")]
+    trust = [str(package) for package in load(trusting).values.get("trust") or []] if trusting else []
     if trust:
         import_from_here()
-    overrides = [text for text in overrides if text not in said]
+    overrides = [text for text in overrides if text not in trusting]
     others = [text for text in overrides if not text.startswith("search.trials=")]
     if others:
         message = "cannot change when a search is resumed: its trials would not be comparable. Start a new search."

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rlexp.cli.common import Exit, import_from_here, said
+from rlexp.cli.common import Exit, import_from_here, report_error
 from rlexp.config import ConfigError, Problem, Sources, expand_sweeps, groups, load, load_hydra
 from rlexp.config.redaction import redact
 from rlexp.experiment import SweepConfig, check_config, sweep_settings
@@ -80,17 +80,17 @@ def sweep(overrides: Sequence[str], sources: Sources) -> int:
         print(f"{stopped}; the sweep is saved. Resume it with: {again}")
         return stopped.exit_code
     except (RunBusyError, LauncherError, OSError) as error:
-        return said(_NAME, error)
+        return report_error(_NAME, error)
     return _conclude(ended, folder, again)
 
 
-def check_plan(plan: SweepPlan, hydra: Sequence[str], said: Sources, trust: Sequence[str]) -> None:
+def check_plan(plan: SweepPlan, hydra: Sequence[str], given: Sources, trust: Sequence[str]) -> None:
     """Refuse what a plan in a folder may not decide: where configs come from, and what the launcher runs.
 
     Args:
         plan: of the folder.
         hydra: its settings of Hydra that are to be used.
-        said: where configs come from on this command line.
+        given: where configs come from on this command line.
         trust: packages that the user trusts.
 
     Raises:
@@ -99,7 +99,7 @@ def check_plan(plan: SweepPlan, hydra: Sequence[str], said: Sources, trust: Sequ
     if "hydra" in trust:
         return
     problems = []
-    now = _absolute(said)
+    now = _absolute(given)
     for flag, saved, again in (("--config-dir", plan.sources.config_dir, now.config_dir),
                                ("--config-path", plan.sources.config_path, now.config_path)):  # fmt: skip
         if saved is not None and saved != again:
@@ -129,9 +129,9 @@ def _check_jobs(plan: SweepPlan, trust: Sequence[str]) -> None:
 
 def _trust(task: Sequence[str]) -> tuple[list[str], list[str]]:
     """The packages that ``trust=`` names, and the other overrides."""
-    said = [text for text in task if text.lstrip("+").startswith("trust=")]
-    packages = load(said).values.get("trust") or [] if said else []
-    return [str(package) for package in packages], [text for text in task if text not in said]
+    trusting = [text for text in task if text.lstrip("+").startswith("trust=")]
+    packages = load(trusting).values.get("trust") or [] if trusting else []
+    return [str(package) for package in packages], [text for text in task if text not in trusting]
 
 
 def _conclude(jobs: Sequence[Job], folder: Path, again: str) -> int:

@@ -7,7 +7,7 @@ import sys
 
 from hydra._internal.utils import get_args_parser
 
-from rlexp.cli.common import Exit, import_from_here, run_command, said
+from rlexp.cli.common import Exit, import_from_here, report_error, run_command
 from rlexp.cli.sweep import is_sweep_setting, sweep
 from rlexp.config import (
     VERSION_BASE,
@@ -130,14 +130,14 @@ def run(composed: Composed, overrides: list[str]) -> int:
 
             trainer = Trainer(start.config, start.run, start.checkpoint)
         except (CheckpointError, RunBusyError, OSError) as error:
-            return said("rlexp-train", error)
+            return report_error("rlexp-train", error)
         try:
             summary = trainer.fit()
         except Stopped as stopped:
             print(f"{stopped}; the run is saved. Resume it with: rlexp-train resume={trainer.run.path}")
             return stopped.exit_code
         except Exception as error:
-            code = said("rlexp-train", RuntimeError(f"{type(error).__name__}: {error}"))
+            code = report_error("rlexp-train", RuntimeError(f"{type(error).__name__}: {error}"))
             print(f"Traceback in {trainer.run.log}", file=sys.stderr)
             return code
     print(f"{summary['frames']:,} frames in {summary['seconds']:.1f} s; results in {trainer.run.path}")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from rlexp.cli.common import Exit, import_from_here, read_settings, run_command, said, split_secrets
+from rlexp.cli.common import Exit, import_from_here, read_settings, report_error, run_command, split_secrets
 from rlexp.config import Config, ConfigError, Count, Problem
 
 _HELP = """\
@@ -70,7 +70,7 @@ def verify(arguments: list[str]) -> int:
             run_dir, settings.iterations, settings.trust, secrets
         )
     except (UnreadableRunError, WorkerError, OSError) as error:
-        return said("rlexp-verify", RuntimeError(f"{run_dir} cannot be repeated: {error}"))
+        return report_error("rlexp-verify", RuntimeError(f"{run_dir} cannot be repeated: {error}"))
     if not isinstance(result, Difference):
         kind = "resumes exactly" if settings.resume else "reproducible"
         print(f"{kind}: {result} iterations of {run_dir}, every number the same")

@@ -116,7 +116,7 @@ class MultiCollector(BaseCollector):
         return OrderedDict(workers=self._call("state"), ready=self._ready)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`; the simulators' state must be that of the same moment."""
+        """Continue from a `state_dict`; the simulators' state must be that of the same moment."""
         self._call("load_state", state_dict["workers"])
         self._ready = state_dict["ready"]
 

@@ -78,7 +78,7 @@ class Share:
 class ShareWorker:
     """Collects a share with environments and a policy of its own, on the CPU and on one thread.
 
-    It is told the weights and the normalisation statistics before each batch and keeps to them throughout it. The raw
+    It receives the weights and the normalisation statistics before each batch and keeps them throughout it. The raw
     observations of the batch go back as their moments, so that whoever owns the statistics takes them in once.
     """
 

@@ -32,7 +32,7 @@ def read(
     Args:
         schema: what the whole must be.
         values: plain values.
-        known: problems found before, to be told with the others.
+        known: problems found before, reported with the others.
         trust: for values that are not the user's own, such as a checkpoint's: the packages that they may have this
             process import, beside the allow list (`rlexp.config.trust`). None trusts them wholly.
         own: values that are the user's own; what is equal to them at the same path needs no trust.
@@ -214,7 +214,7 @@ def _unbuilt(parts: Mapping[str, Any], prefix: str) -> Iterator[Problem]:
 
 
 def _problems(schema: type[BaseModel], details: Iterable[ErrorDetails], prefix: str) -> Iterator[Problem]:
-    """One problem a setting: a union reports one for each of its types, told here as alternatives."""
+    """One problem a setting: a union reports one for each of its types, reported here as alternatives."""
     by_setting: dict[str, list[ErrorDetails]] = {}
     for detail in details:
         by_setting.setdefault(str(detail["loc"][0]), []).append(detail)

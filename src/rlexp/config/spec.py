@@ -121,7 +121,7 @@ T = TypeVar("T")
 
 
 def build_at(key: str, build: Callable[[], T]) -> T:
-    """Build a part; what is wrong with it is told under its full path.
+    """Build a part; what is wrong with it is reported under its full path.
 
     Raises:
         ConfigError: as ``build`` raises it.

@@ -104,7 +104,7 @@ class Trust:
         return module in _MODULES or self.of(module)
 
     def is_own(self, path: str, value: object) -> bool:
-        """Whether the user said the very same at the same path."""
+        """Whether the user gave the same value at the same path."""
         found: Any = self._own
         for part in path.split("."):
             if isinstance(found, list) and part.isdecimal() and int(part) < len(found):

@@ -22,7 +22,7 @@ with warnings.catch_warnings():
             del sizes.array_sizes[_name][_gone]
 
     import shimmy  # noqa: F401 - registers the ids
-logging.root.handlers[:] = _handlers  # absl adds one, and every line of a run would be said twice
+logging.root.handlers[:] = _handlers  # absl adds one, and every line of a run would be logged twice
 
 
 def tasks() -> dict[str, list[str]]:

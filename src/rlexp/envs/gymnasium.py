@@ -24,7 +24,7 @@ class BatchedGymEnv(ArrayEnv):
     """``num_envs`` copies of a Gymnasium environment with batch size ``[num_envs]``.
 
     Transitions equal plain Gymnasium's to the bit: the observation that ends an episode is the terminal one, the reset
-    that follows (of the finished simulators alone) shows the next one's first, and truncation is told from termination.
+    that follows (of the finished simulators alone) shows the next one's first, and truncation is no termination.
 
     Args:
         env_id: Gymnasium's id of an environment with Box or Discrete actions.

@@ -160,7 +160,7 @@ class RolloutCollector(BaseCollector):
         )
 
     def load_state_dict(self, state_dict: OrderedDict[str, Any]) -> None:
-        """Go on from a `state_dict`; the simulators' state must be that of the same moment."""
+        """Continue from a `state_dict`; the simulators' state must be that of the same moment."""
         self._observation = state_dict["observation"].numpy().copy()
         self._step_count = state_dict["step_count"].numpy().copy()
         self._episode_reward = state_dict["episode_reward"].numpy().copy()

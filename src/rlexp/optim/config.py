@@ -41,7 +41,7 @@ class OptimConfig(Config):
     schedule: Literal["cosine", "linear", "constant", "kl_adaptive"] | Node
 
     def target_problems(self) -> Iterator[Problem]:
-        """The scheduler must take its steps without being told anything."""
+        """The scheduler's ``step`` must need no argument."""
         yield from super().target_problems()
         if isinstance(self.schedule, Node) and not list(self.schedule.problems()):
             yield from _step_problems(locate(self.schedule.target), self.schedule.target)

@@ -16,7 +16,7 @@ from rlexp.report import statistics
 from rlexp.report.results import Comparison, Result
 
 SHOWN = 6
-"""Lines in one plot; more could not be told apart."""
+"""Lines in one plot; more could not be distinguished."""
 
 # Okabe and Ito's palette, safe for colour-blind readers, without its yellow, which is too pale on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")

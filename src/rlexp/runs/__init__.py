@@ -1,1 +1,1 @@
-"""What a run leaves behind and goes on from: its folder, its checkpoints, and what surrounds a training."""
+"""A run on disk: its folder, log, checkpoints, and how it is resumed."""

@@ -1,7 +1,7 @@
 """Checkpoints: one folder each, checksummed, never able to execute code.
 
-``<frames>/tensors.safetensors`` holds every tensor and ``state.json`` everything else that decides how training goes
-on: two runs that are equal have them equal to the byte. ``session.json`` holds what differs even so, such as seconds.
+``<frames>/tensors.safetensors`` holds every tensor and ``state.json`` all else that decides what training does
+next: two runs that are equal have them equal to the byte. ``session.json`` holds what differs even so, such as seconds.
 ``manifest.json`` vouches for the others (`rlexp.runs.manifest`). Knows nothing of training, and imports torch only for
 the tensors of a checkpoint that has been verified.
 """
@@ -41,7 +41,7 @@ _ATTEMPTS = 100
 
 @dataclass
 class TrainState:
-    """Everything of a run that must survive it; the fields are the checkpoint.
+    """The state of a training; a checkpoint holds these fields.
 
     Attributes:
         frames: simulator frames collected.
@@ -56,7 +56,7 @@ class TrainState:
         callbacks: what each callback gives to remember, by its name.
         rng: states of the random generators of Python, NumPy and torch.
         unverified: whether code of the user's own takes part, which may keep state that cannot be seen.
-        inexact: why a run that goes on from here cannot equal one that never stopped; empty where it will.
+        inexact: why a resumed run cannot equal one that never stopped; empty where it will.
         session: what differs between runs that are otherwise equal: seconds by kind (``collect``, ``update``,
             ``eval``), and the run's id.
     """

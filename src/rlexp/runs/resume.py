@@ -153,10 +153,10 @@ def changed(saved: Mapping[str, Any], composed: Composed, overrides: Sequence[st
         if old != new and not _hidden(old) and not is_under(key, _MAY_CHANGE):
             message = f"cannot change when a run is resumed: it was {old}. For a new run, see warm_start."
             problems.append(Problem(key, message, str(new)))
-    values, lacking = with_secrets(values, {})
+    values, hidden = with_secrets(values, {})
     try:
         config = read(
-            ExperimentConfig, values, [*composed.problems, *lacking], trust=trusted(composed), own=composed.values
+            ExperimentConfig, values, [*composed.problems, *hidden], trust=trusted(composed), own=composed.values
         )
     except ConfigError as error:
         wrong = {problem.key for problem in error.problems}

@@ -106,7 +106,7 @@ class Session:
         self._copy(lambda sink: sink.log(row))
 
     def log_video(self, path: Path, frames: int) -> None:
-        """Give a film to every sink, before the row of the same frames."""
+        """Give a video to every sink, before the row of the same frames."""
         self._copy(lambda sink: sink.log_video(path, frames))
 
     def _copy(self, give: Callable[[Sink], None]) -> None:

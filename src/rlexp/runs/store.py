@@ -111,13 +111,13 @@ def resume_from(checkpoint: Path, best_frames: int | None) -> None:
     Newer ones, damaged or left by a training that is taken back, are kept as ``superseded-<frames>``.
 
     Args:
-        checkpoint: where the run goes on from.
+        checkpoint: what the run resumes from.
         best_frames: the best checkpoint at that time.
     """
     for newer in (path for path in saved(checkpoint.parent) if path.name > checkpoint.name):
         shutil.rmtree(aside := newer.with_name(f"superseded-{newer.name}"), ignore_errors=True)
         newer.rename(aside)
-        log.warning("Going on from %s frames: set %s aside as %s.", f"{int(checkpoint.name):,}", newer.name, aside.name)
+        log.warning("Resuming from %s frames: set %s aside as %s.", f"{int(checkpoint.name):,}", newer.name, aside.name)
     sync(checkpoint.parent)
     point(checkpoint.parent, "latest", checkpoint)
     best = None if best_frames is None else checkpoint.with_name(f"{best_frames:012d}")

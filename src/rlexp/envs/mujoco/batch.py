@@ -25,7 +25,7 @@ class BatchedMujoco(ArrayEnv):
     """``num_envs`` simulations of a task with batch size ``[num_envs]``, stepped by ``mujoco.batch``.
 
     Transitions equal those of the same task's Gymnasium environments to the bit, whatever the number of threads. An
-    observation that ends an episode is the terminal one, and truncation is told from termination.
+    observation that ends an episode is the terminal one, and truncation is distinct from termination.
 
     Args:
         task: what is simulated, observed and rewarded.
