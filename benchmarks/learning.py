@@ -1,0 +1,270 @@
+"""The learning table: runs the presets over seeds, keeps their evaluations as CSV, writes the table and the figure.
+
+    python benchmarks/learning.py                                        every task, seeds 0 to 9
+    python benchmarks/learning.py --tasks hopper ant --seeds 0-4 --workers 2
+    python benchmarks/learning.py --no-run                               only table and figure, of the results there are
+
+A command that was stopped or killed goes on where it was when it is given again. Runs whose results are there already,
+with the same settings, are not repeated; with other settings they are refused. Each run has one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+
+from rlexp.config import NO_RESULTS, flat, is_under
+from rlexp.experiment import load_config, read_config
+from rlexp.files import write_text
+from rlexp.plots import frames_on_x, new_figure, style_axes, to_png
+from rlexp.report import load_runs, statistics
+from rlexp.report.runs import Floats
+from rlexp.runs.stops import Stopped
+from rlexp.sweeps import SweepDir, run_jobs
+from rlexp.sweeps.folder import COMPLETED
+
+HERE = Path(__file__).parent
+TASKS = (
+    *("inverted_pendulum", "inverted_double_pendulum", "reacher", "pusher", "swimmer", "hopper"),
+    *("walker2d", "half_cheetah", "ant", "humanoid", "humanoid_standup"),
+)
+BEGIN, END = "<!-- written by benchmarks/learning.py -->", "<!-- end of what benchmarks/learning.py writes -->"
+_COLUMNS = ("seed", "frames", "seconds", "return")
+
+
+class Curve(NamedTuple):
+    """The evaluations of one finished run, each array ``[evaluations]``.
+
+    Attributes:
+        frames: simulator frames before each.
+        seconds: of collection and update until then.
+        returns: mean return of its episodes; the last is the run's result.
+    """
+
+    frames: Floats
+    seconds: Floats
+    returns: Floats
+
+
+Curves = dict[int, Curve]
+"""By seed."""
+
+
+def preset(task: str) -> list[str]:
+    """What a task is trained with, as after ``rlexp-train``."""
+    return ["experiment=mujoco", f"env={task}", "evaluation.episodes=20", "logger=none"]
+
+
+class Results:
+    """A folder with the evaluations of every finished run, ``<task>.csv``, and their settings, ``<task>.yaml``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def read(self, task: str) -> Curves:
+        """The curves of a task; empty where there are none."""
+        path = self.folder / f"{task}.csv"
+        if not path.exists():
+            return {}
+        rows: dict[int, list[list[float]]] = {}
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                rows.setdefault(int(row["seed"]), []).append([float(row[name]) for name in _COLUMNS[1:]])
+        return {seed: Curve(*np.array(points).T) for seed, points in sorted(rows.items())}
+
+    def add(self, task: str, curves: Curves, settings: Mapping[str, Any]) -> None:
+        """Write the curves of more seeds beside those that are there, which have the same settings."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lines = [",".join(_COLUMNS)]
+        for seed, curve in sorted((self.read(task) | curves).items()):
+            lines += [f"{seed},{f:.0f},{s:.1f},{r!r}" for f, s, r in np.stack(curve, -1).tolist()]
+        write_text(self.folder / f"{task}.yaml", yaml.safe_dump(dict(settings), sort_keys=False))
+        write_text(self.folder / f"{task}.csv", "\n".join(lines) + "\n")
+
+    def check(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
+        """Refuse to mix the results of a task with those of other settings.
+
+        Raises:
+            ValueError: names the settings that differ.
+        """
+        for task, now in settings.items():
+            path = self.folder / f"{task}.yaml"
+            if path.exists():
+                saved = read_config(yaml.safe_load(path.read_text(encoding="utf-8"))).to_dict()  # by today's names
+                before, after = _decisive(saved), _decisive(now)
+                if changed := [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]:
+                    raise ValueError(f"{path} has other settings ({', '.join(sorted(changed))}): move it and its CSV.")
+
+
+def _decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in flat(settings) if not is_under(key, NO_RESULTS)}
+
+
+def train(sweep: SweepDir, jobs: Sequence[Sequence[str]], workers: int) -> bool:
+    """Run jobs as one sweep, or go on with those that a sweep holds already; whether every one finished.
+
+    Raises:
+        Stopped: a signal came; the running jobs are saved.
+    """
+    jobs = sweep.plan().jobs if sweep.planned else jobs
+    if not jobs:
+        return True
+    os.environ["OMP_NUM_THREADS"] = "1"  # the same sums, and the same cost, whatever the machine and the workers
+    launcher = ["launcher=joblib", f"hydra.launcher.n_jobs={workers}"] if workers > 1 else []
+    ended = run_jobs(sweep.path, jobs, hydra=launcher)
+    for job in ended:
+        if job.error is not None:
+            print(f"job {job.number} failed ({' '.join(job.overrides)}): {job.error}", file=sys.stderr)
+    return all(job.status == COMPLETED for job in ended)
+
+
+def collect(sweep: SweepDir, results: Results, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Add the runs of a sweep that have finished to the results of their tasks."""
+    finished = [run for run in load_runs([sweep.path]) if run.counted] if sweep.planned else []
+    for task in settings:
+        runs = [run for run in finished if run.settings["env.name"] == task]
+        curves = {run.seed: Curve(run.frames, run.seconds, run.returns) for run in runs if run.seed is not None}
+        if curves:
+            results.add(task, curves, settings[task])
+
+
+def published() -> dict[str, list[dict[str, str]]]:
+    """What others have published for each task, the rows of ``published.csv``; the first is the one to compare with."""
+    found: dict[str, list[dict[str, str]]] = {}
+    with (HERE / "published.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["task"], []).append(row)
+    return found
+
+
+def _cited(row: Mapping[str, str]) -> str:
+    spread = f" ± {row['spread']}" if row["spread"] else ""
+    of = ", ".join(row[key] for key in ("algorithm", "version", "frames", "seeds", "kind") if row[key])
+    return f"{shown(float(row['score']))}{spread} ({of}) [{row['source']}]({row['url']})"
+
+
+def shown(value: float) -> str:
+    """A return with as many digits as mean something."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.1f}"
+
+
+def table(results: Results, tasks: Sequence[str], seeds: Sequence[int]) -> str:
+    """Markdown: a row a task, seeds without a finished run named as missing.
+
+    Mean and interquartile mean are over the seeds' last evaluations, each with its 95% interval, a percentile bootstrap
+    over seeds (`rlexp.report.statistics`). Seconds of collection and update are the median over seeds.
+    """
+    others = published()
+    rows = ["| task | mean | IQM | every seed | frames | seconds | published |", "|" + " --- |" * 7]
+    for task in tasks:
+        curves = {seed: curve for seed, curve in results.read(task).items() if seed in seeds}
+        missing = [str(seed) for seed in seeds if seed not in curves]
+        cells = [task, *[""] * 5, "<br>".join(map(_cited, others.get(task, [])))]
+        if curves:
+            scores = np.array([curve.returns[-1] for curve in curves.values()])
+            cells[1:3] = [_interval(scores, which) for which in (statistics.mean, statistics.interquartile_mean)]
+            cells[3] = ", ".join(map(shown, scores))
+            cells[4] = ", ".join(f"{frames:,.0f}" for frames in sorted({c.frames[-1] for c in curves.values()}))
+            cells[5] = f"{np.median([curve.seconds[-1] for curve in curves.values()]):,.0f}"
+        if missing:
+            cells[3] += f"{'; ' if curves else ''}missing: {', '.join(missing)}"
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _interval(scores: Floats, which: statistics.Statistic) -> str:
+    found = statistics.estimate([scores], which)
+    if found.low is None or found.high is None:
+        return shown(found.value)
+    return f"{shown(found.value)} [{shown(found.low)}, {shown(found.high)}]"
+
+
+def figure(results: Results, tasks: Sequence[str], seeds: Sequence[int]) -> bytes:
+    """PNG: for each task every seed's curve, their interquartile mean, and dashed the first published number."""
+    columns, others = 4, published()
+    drawing = new_figure(3.4 * columns, 2.6 * -(-len(tasks) // columns), dpi=110)
+    for number, task in enumerate(tasks, start=1):
+        axes = drawing.add_subplot(-(-len(tasks) // columns), columns, number)
+        curves = [curve for seed, curve in results.read(task).items() if seed in seeds]
+        for curve in curves:
+            axes.plot(curve.frames, curve.returns, color="C0", linewidth=0.8, alpha=0.4)
+        if curves:
+            frames, returns = statistics.on_common_frames([c.frames for c in curves], [c.returns for c in curves])
+            axes.plot(frames, statistics.interquartile_mean(returns), color="C0", linewidth=2)
+        if task in others:
+            axes.axhline(float(others[task][0]["score"]), color="0.4", linewidth=1, linestyle="--")
+        style_axes(axes, f"{task}, {len(curves)} seeds", "", "")
+        frames_on_x(axes)
+    return to_png(drawing)
+
+
+def insert(page: Path, text: str) -> None:
+    """Put the table where the page's marks are."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(f"{BEGIN}\n")
+    _, mark, after = rest.partition(END)
+    if not mark:
+        raise ValueError(f"{page} has no lines '{BEGIN}' and '{END}'.")
+    write_text(page, f"{before}{BEGIN}\n{text}{END}{after}")
+
+
+def numbers(text: str) -> Iterator[int]:
+    """``3`` or ``0-9``."""
+    first, _, last = text.partition("-")
+    yield from range(int(first), int(last or first) + 1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run, and write results, table and figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, metavar="TASK", help="; ".join(TASKS))
+    parser.add_argument("--seeds", nargs="+", default=["0-9"], help="as 0-9, or 0 1 2")
+    parser.add_argument("--workers", type=int, default=1, help="runs at once")
+    parser.add_argument("--runs", type=Path, default=Path("outputs/learning"), help="folder of the sweeps")
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the CSV files")
+    parser.add_argument("--page", type=Path, help="page that the table is written into; without it, it is printed")
+    parser.add_argument("--figure", type=Path, help="PNG to write")
+    parser.add_argument("--no-run", action="store_true", help="only table and figure, of the results there are")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every run")
+    given = parser.parse_args(arguments)
+    seeds = sorted({seed for text in given.seeds for seed in numbers(text)})
+    results = Results(given.results)
+    if given.set and given.results == HERE / "results":
+        parser.error("--set needs --results: its runs are not the presets'")
+    settings = {task: load_config([*preset(task), *given.set]).to_dict() for task in given.tasks}
+    try:
+        results.check(settings)
+    except ValueError as error:
+        parser.error(str(error))
+    wanted = [(task, seed) for seed in seeds for task in given.tasks]
+    asked = json.dumps([wanted, settings], sort_keys=True)
+    sweep = SweepDir(given.runs / hashlib.sha256(asked.encode()).hexdigest()[:12])
+    jobs = [[*preset(t), *given.set, f"seed={seed}"] for t, seed in wanted if seed not in results.read(t)]
+    try:
+        whole = given.no_run or train(sweep, jobs, given.workers)
+    except Stopped as stopped:
+        print(f"{stopped}; the same command goes on.", file=sys.stderr)
+        return stopped.exit_code
+    finally:
+        collect(sweep, results, settings)
+    text = table(results, given.tasks, seeds)
+    if given.page is None:
+        print(text, end="")
+    else:
+        insert(given.page, text)
+    if given.figure is not None:
+        given.figure.write_bytes(figure(results, given.tasks, seeds))
+    return 0 if whole else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
