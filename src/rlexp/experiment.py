@@ -14,7 +14,7 @@ from rlexp.config.reader import BUILTIN, named_packages
 from rlexp.config.redaction import with_secrets
 from rlexp.envs import EnvConfig
 from rlexp.loggers import LoggerConfig
-from rlexp.losses import AnyLossConfig, LossConfig
+from rlexp.losses import AnyLossConfig, LossConfig, NPGConfig, PolicyLossConfig
 from rlexp.optim import OptimConfig
 from rlexp.policies import PolicyConfig, RecurrentConfig
 
@@ -82,7 +82,12 @@ class ExperimentConfig(Config):
     Attributes:
         total_frames: budget in simulator frames; training ends with the first batch that reaches it.
         num_epochs: passes over each batch.
+        critic_num_epochs: passes of the critic alone over each batch, after those of the policy, which then leave it as
+            it is; None is ``num_epochs``, and where ``critic_minibatch_size`` is None as well, one loss trains both.
+        critic_minibatch_size: agent steps of one gradient step in those passes; None is ``minibatch_size``.
         target_kl: KL from the policy that acted, in nats, beyond which no further pass begins; None makes all of them.
+        target_kl_check: whether that is asked after each pass alone, or after each minibatch as well, which then ends
+            the pass.
         recompute_advantage: with each pass, instead of once a batch.
         minibatch_size: agent steps of one gradient step.
         max_grad_norm: bound on the norm of each gradient.
@@ -110,7 +115,10 @@ class ExperimentConfig(Config):
     checkpoint: CheckpointConfig
     total_frames: Count
     num_epochs: Count
+    critic_num_epochs: Count | None
+    critic_minibatch_size: Count | None
     target_kl: Positive | None
+    target_kl_check: Literal["epoch", "minibatch"]
     recompute_advantage: bool
     minibatch_size: Count
     max_grad_norm: Positive
@@ -133,6 +141,11 @@ class ExperimentConfig(Config):
     def num_batches(self) -> int:
         """Batches of the whole run: as many as it takes to reach ``total_frames``."""
         return -(-self.total_frames // self.collector.frames_per_batch)
+
+    @property
+    def critic_apart(self) -> bool:
+        """Whether the critic is trained in passes of its own."""
+        return self.critic_num_epochs is not None or self.critic_minibatch_size is not None
 
     @property
     def minibatches_per_epoch(self) -> int:
@@ -166,9 +179,10 @@ class ExperimentConfig(Config):
                 f"environment makes as many steps: {fits}."
             )
             yield Problem("collector.frames_per_batch", message, str(frames))
-        elif self.minibatch_size > self.steps_per_batch:
+        elif larger := [k for k in ("minibatch_size", "critic_minibatch_size")
+                        if (getattr(self, k) or 0) > self.steps_per_batch]:  # fmt: skip
             message = f"is larger than a batch: collector.frames_per_batch gives {self.steps_per_batch} agent steps."
-            yield Problem("minibatch_size", message, str(self.minibatch_size))
+            yield from (Problem(key, message, str(getattr(self, key))) for key in larger)
         elif isinstance(self.policy, RecurrentConfig):
             length = self.policy.sequence_length
             for key, steps, of in (
@@ -179,10 +193,29 @@ class ExperimentConfig(Config):
                     message = f"must let {of}, now {steps}, be a multiple of policy.sequence_length = {length}."
                     yield Problem(key, message, str(frames if key.startswith("collector") else steps))
         yield from self._normalization_problems()
+        if self.critic_apart:
+            yield from self._critic_apart_problems()
+        if self.target_kl is None and self.target_kl_check != "epoch":
+            yield Problem("target_kl_check", "has nothing to check: give target_kl.", self.target_kl_check)
         if self.total_frames < frames:
             message = f"is less than one batch: collector.frames_per_batch is {frames}."
             yield Problem("total_frames", message, str(self.total_frames))
         yield from self.collector.problems_with(self.env)
+
+    def _critic_apart_problems(self) -> Iterator[Problem]:
+        """What passes of the critic's own ask of the other settings."""
+        setting = "critic_num_epochs" if self.critic_num_epochs is not None else "critic_minibatch_size"
+        own = f"the critic has passes of its own ({setting})"
+        if isinstance(self.loss, NPGConfig):
+            yield Problem(setting, "has no meaning with this loss: num_epochs and minibatch_size are the critic's.")
+        elif not isinstance(self.loss, PolicyLossConfig):
+            yield Problem(setting, "needs a loss with a weight of the critic's part, such as loss=clip_ppo.")
+        elif self.loss.clip_value is not None:
+            yield Problem("loss.clip_value", f"must be null where {own}.", f"{self.loss.clip_value:g}")
+        if isinstance(self.policy, RecurrentConfig):
+            yield Problem(setting, "needs a feed-forward policy.")
+        if self.cuda_graph:
+            yield Problem("cuda_graph", f"must be false where {own}.", "true")
 
     def _normalization_problems(self) -> Iterator[Problem]:
         """A standard deviation needs two numbers."""

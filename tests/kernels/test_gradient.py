@@ -23,10 +23,16 @@ from rlexp.optim.weights import flatten
         (["policy.scale_mapping=softplus"], ["loss.loss_critic_type=l1", "loss.critic_coeff=0.3"]),
         (["policy.state_independent_scale=false", "policy.num_cells=[32]", "policy.activation_class=ReLU"], []),
         (["policy.scale_lb=0.99"], ["loss.clip_epsilon=0.05"]),
+        (["policy.scale_ub=0.99"], []),
+        (["policy.scale_ub=0.7", "policy.scale_mapping=softplus"], []),
+        (["policy.scale_ub=0.6", "policy.state_independent_scale=false"], []),
         (["policy=normal"], []),
         (["policy=normal", "policy.state_independent_scale=false"], ["loss.loss_critic_type=l2"]),
     ],
-    ids=["default", "softplus", "state_dependent_relu", "scale_at_its_bound", "normal", "normal_state_dependent"],
+    ids=[
+        *("default", "softplus", "state_dependent_relu", "scale_at_its_bound", "scale_at_its_upper_bound"),
+        *("softplus_at_its_upper_bound", "state_dependent_at_its_upper_bound", "normal", "normal_state_dependent"),
+    ],
 )
 @pytest.mark.parametrize("bonus", [False, True])
 def test_written_out_gradient_is_autograds(policy: list[str], loss: list[str], bonus: bool) -> None:
@@ -64,6 +70,7 @@ def test_written_out_gradient_is_autograds(policy: list[str], loss: list[str], b
         (["policy.shared=true"], [], "share layers"),
         (["policy=beta"], [], "followed by a known distribution"),
         (["policy.activation_class=ELU"], [], "not an MLP"),
+        (["policy.layer_norm=true"], [], "not an MLP"),
         (["policy=gru"], [], "recurrent"),
         ([], ["loss.clip_value=0.2"], r"loss\.clip_value"),
         ([], ["loss=a2c"], "not PPO's clipped surrogate"),

@@ -176,3 +176,24 @@ def test_the_critic_may_have_another_form_which_the_kernels_train_too(tmp_path: 
 def test_a_form_that_no_critic_has_is_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(overrides)
+
+
+def test_layer_norm_is_before_each_nonlinearity() -> None:
+    """Ba et al. 2016, eq. 4, of an actor and a critic whose weights are no longer those of the start."""
+    built = networks("policy.layer_norm=true", "policy.num_cells=[6,5]", "policy.critic_num_cells=[4]")
+    observation = torch.randn(7, 11)
+    for network in (built.actor.module[0].module[0], built.critic.module):
+        x = observation.double()
+        weights = [parameter.detach().double() for parameter in network.parameters()]
+        for weight, bias, gain, offset in zip(*[iter(weights[:-2])] * 4, strict=True):
+            x = x @ weight.T + bias
+            x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+            x = (gain * x + offset).tanh()
+        expected = x @ weights[-2].T + weights[-1]
+        torch.testing.assert_close(network(observation).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_layer_norm_between_networks_of_ones_own_is_refused() -> None:
+    own = [f"policy.{which}_network={{_target_: torchrl.modules.MLP}}" for which in ("actor", "critic")]
+    with pytest.raises(ConfigError, match=r"policy\.layer_norm"):
+        load_config(["policy.layer_norm=true", "policy.orthogonal=false", *own])

@@ -9,6 +9,7 @@ from tensordict import TensorDict
 from rlexp import load_config
 from rlexp.config import ConfigError
 from rlexp.policies import ActorCritic
+from rlexp.policies.heads import at_most
 
 CPU = torch.device("cpu")
 
@@ -47,3 +48,29 @@ def test_a_network_of_ones_own_needs_a_layer_to_start_from() -> None:
             "policy=normal", "policy.state_independent_scale=false", "policy.scale_init=0.3", "policy.orthogonal=false",
             "policy.actor_network={_target_: torchrl.modules.MLP, bias_last_layer: false}",
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("independent", ["true", "false"])
+def test_it_stays_below_its_bound(independent: str) -> None:
+    settings = ["policy=normal", f"policy.state_independent_scale={independent}"]
+    built, free = networks(*settings, "policy.scale_ub=0.5"), networks(*settings)
+    with torch.no_grad():
+        for ours, theirs in zip(built.actor.parameters(), free.actor.parameters(), strict=True):
+            theirs.copy_(ours.add_(torch.randn_like(ours)))
+    steps = TensorDict({"observation": 3 * torch.randn(40, 3)}, [40])
+    bounded = built.actor.get_dist_params(steps)["scale"]
+    torch.testing.assert_close(bounded, free.actor.get_dist_params(steps)["scale"].clamp(max=0.5))
+
+
+def test_beyond_its_bound_only_gradients_that_lead_back_pass() -> None:
+    scale = torch.tensor([0.2, 0.2, 0.9, 0.9], requires_grad=True)
+    at_most(scale, 0.5).backward(torch.tensor([2.0, -2.0, 3.0, -3.0]))
+    assert scale.grad is not None
+    assert scale.grad.tolist() == [2, -2, 3, 0]
+
+
+@pytest.mark.parametrize(("setting", "key"), [("scale_lb=0.7", "scale_ub"), ("scale_init=0.7", "scale_init")])
+def test_bounds_that_exclude_each_other_or_the_start_are_refused(setting: str, key: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        networks("policy=normal", "policy.scale_ub=0.5", f"policy.{setting}")
+    assert [problem.key for problem in error.value.problems] == [f"policy.{key}"]

@@ -64,7 +64,16 @@ _OPTIONS = {
 
 # Settings that parts have gained, with the values that mean what earlier versions did.
 _ADDED: dict[str, dict[str, Any]] = {
-    "policy": {"scale_init": None, "critic_num_cells": None, "critic_activation_class": None},
+    "policy": {
+        **{"scale_init": None, "scale_ub": None, "critic_num_cells": None, "critic_activation_class": None},
+        "layer_norm": False,
+    },
+    "loss": {"normalize_value": False},
+}
+_ADDED_AT_THE_TOP: dict[str, Any] = {
+    "critic_num_epochs": None,
+    "critic_minibatch_size": None,
+    "target_kl_check": "epoch",
 }
 
 
@@ -95,6 +104,9 @@ def current_config(values: Mapping[str, Any]) -> dict[str, Any]:
             for name, value in settings.items():
                 if name in fields:
                     part.setdefault(name, value)
+    if "num_epochs" in config:
+        for name, value in _ADDED_AT_THE_TOP.items():
+            config.setdefault(name, value)
     return config
 
 

@@ -5,6 +5,7 @@ Reference: `rlexp.losses.module.AutogradGradient` of `rlexp.losses.module.Loss` 
 
 from __future__ import annotations
 
+from math import inf
 from typing import cast
 
 import torch
@@ -53,6 +54,7 @@ class WrittenOutGradient:
         self._exponential: nn.Parameter | None = None
         if isinstance(head, AddStateIndependentNormalScale) and head.scale_mapping == "exp":
             self._exponential, self._lower_bound = head.state_independent_scale, float(head.scale_lb)
+            self._upper_bound = float(getattr(head, "scale_ub", inf))
 
     @classmethod
     def of(cls, loss: MinibatchLoss, networks: ActorCritic) -> WrittenOutGradient:
@@ -83,7 +85,7 @@ class WrittenOutGradient:
         return cls(loss, parts.family, actor, parts.network[-1], value)
 
     def __call__(self, minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Write the gradient, and return what the loss gave."""
+        """Write the gradient, and return what the loss gave; a critic that the loss leaves out keeps its gradient."""
         loss, observation = self._loss, minibatch["observation"]
         with torch.no_grad():
             raw, hidden = self._actor.forward(observation)
@@ -106,6 +108,8 @@ class WrittenOutGradient:
                 terms |= {"loss_entropy": -loss.module.entropy_coeff * entropy, "entropy": entropy}
             self._actor.backward(hidden, self._by_raw(raw, distribution, by_loc, by_scale))
 
+            if not loss.trains_critic:
+                return terms
             value, hidden = self._critic.forward(observation)
             error = value - minibatch["value_target"]
             terms["loss_critic"] = loss.distance.of(error).mean() * loss.module.critic_coeff
@@ -116,7 +120,8 @@ class WrittenOutGradient:
     def _distribution(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         """Loc and scale ``[n, actions]``, with the graph of what lies between them and the perceptron's output."""
         if self._exponential is not None:
-            return raw, self._exponential.exp().clamp_min(self._lower_bound)
+            self._unbounded = self._exponential.exp()
+            return raw, self._unbounded.clamp(self._lower_bound, self._upper_bound)
         with torch.enable_grad():
             if self._like is None:
                 return cast("tuple[Tensor, Tensor]", self._head(raw.requires_grad_()))
@@ -127,8 +132,11 @@ class WrittenOutGradient:
         if self._like is None:
             return torch.autograd.grad(distribution, raw, (by_loc, by_scale))[0]
         if self._exponential is not None:
-            scale = distribution[1]
-            by_parameter = by_scale.sum(0) * scale * (scale > self._lower_bound)
+            by_scale = by_scale.sum(0)
+            moves = self._unbounded > self._lower_bound
+            if self._upper_bound < inf:
+                moves &= (self._unbounded < self._upper_bound) | (by_scale > 0)
+            by_parameter = by_scale * self._unbounded * moves
             cast("Tensor", self._exponential.grad).copy_(by_parameter)
             return by_loc
         for parameter in self._head.parameters():

@@ -71,7 +71,7 @@ def fast_loss(loss: Loss, networks: ActorCritic) -> FastLoss:
     for setting, value in expected.items():
         if (found := getattr(module, setting, value)) != value:
             raise UnsupportedError(f"{name} has {setting}={found}")
-    if module.critic_coeff is None or module.loss_critic_type not in DISTANCES:
+    if module.loss_critic_type not in DISTANCES:
         raise UnsupportedError(f"{name} has another critic loss")
     if "clip_epsilon_low" in loss.coefficients:
         raise UnsupportedError(f"{name} clips the ratio by two bounds")
@@ -97,6 +97,7 @@ class FastLoss:
         # 0 and None are no bound, as in torchrl.
         self.clip_value: float | None = None if not module.clip_value else float(module.clip_value)
         self.distance = DISTANCES[module.loss_critic_type]
+        self.trains_critic: bool = module.critic_coeff is not None and module.critic_coeff.item() > 0
         self.policy = policy_terms(networks.actor, kl=kl)
         self._value_of = value_function(networks.critic)
         self._critic_keys = list(networks.critic.in_keys)
@@ -104,8 +105,10 @@ class FastLoss:
     @property
     def keys(self) -> list[str]:
         """The entries of a prepared batch that `losses` reads."""
-        keys = [*self.policy.keys, *self._critic_keys, "advantage", "value_target"]
-        if self.clip_value is not None:
+        keys = [*self.policy.keys, "advantage"]
+        if self.trains_critic:
+            keys += [*self._critic_keys, "value_target"]
+        if self.trains_critic and self.clip_value is not None:
             keys.append("state_value")
         return list(dict.fromkeys(keys))
 
@@ -118,7 +121,9 @@ class FastLoss:
         """Scalars ``loss_*``, diagnostics, and the log importance ratios ``log_weight`` ``[n]``."""
         advantage = self.advantage(minibatch)
         terms = self.policy(minibatch, entropy=self.entropy_bonus)
-        losses = self.objective(terms, advantage, minibatch) | self._critic(minibatch)
+        losses = self.objective(terms, advantage, minibatch)
+        if self.trains_critic:
+            losses |= self._critic(minibatch)
         if terms.entropy is not None:
             losses |= {"loss_entropy": -self.module.entropy_coeff * terms.entropy, "entropy": terms.entropy.detach()}
         return losses

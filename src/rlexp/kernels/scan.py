@@ -37,13 +37,19 @@ class FastAdvantage(nn.Module):
     def __init__(self, reference: AdvantageEstimator) -> None:
         super().__init__()
         self.critic, self.gamma = reference.critic, float(reference.estimator.gamma)
+        self.value_norm = reference.value_norm
         self._value_of, self._value_after = value_function(self.critic), value_function(self.critic, alone=True)
 
     @torch.no_grad()
     def forward(self, batch: TensorDictBase) -> TensorDictBase:
         """Write ``advantage``, ``value_target`` and, the first time, ``state_value``; ``[num_envs, steps, 1]``."""
         value, next_value = self.values(batch)
-        advantage, target = self.estimate(batch, value, next_value)
+        if self.value_norm is None:
+            advantage, target = self.estimate(batch, value, next_value)
+        else:
+            scale = self.value_norm.scale.to(value)
+            advantage, target = self.estimate(batch, value * scale, next_value * scale)
+            target = self.value_norm(target, new=batch.get("state_value", None) is None)
         if self.average:
             advantage = (advantage - advantage.mean()) / advantage.std().clamp_min(1e-4)
         batch.set("advantage", advantage[..., None])

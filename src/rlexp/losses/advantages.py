@@ -9,6 +9,7 @@ from torchrl.modules import ValueOperator
 from torchrl.objectives.value import ValueEstimatorBase, VTrace
 from torchrl.objectives.value.functional import vtrace_advantage_estimate
 
+from rlexp.losses.value_norm import ValueNorm
 from rlexp.policies.recurrent import state_values
 
 
@@ -20,24 +21,30 @@ class AdvantageEstimator(nn.Module):
         estimator: ``torchrl.objectives.value.GAE`` or `VTraceEstimator`, built without a value network: it reads the
             values that are written here, so that a recurrent critic sees its sequences and every estimator the same
             values.
+        value_norm: the unit of the critic's values; None where it is that of the rewards.
     """
 
-    def __init__(self, critic: ValueOperator, estimator: ValueEstimatorBase) -> None:
+    def __init__(
+        self, critic: ValueOperator, estimator: ValueEstimatorBase, value_norm: ValueNorm | None = None
+    ) -> None:
         super().__init__()
-        self.critic, self.estimator = critic, estimator
+        self.critic, self.estimator, self.value_norm = critic, estimator, value_norm
 
     @torch.no_grad()
     def forward(self, batch: TensorDictBase) -> TensorDictBase:
         """Write ``advantage``, ``value_target`` and ``state_value``, each ``[num_envs, steps, 1]``.
 
-        ``state_value`` keeps the values of the first call on a batch, those before the update, which value clipping
-        refers to.
+        ``state_value`` keeps the critic's output of the first call on a batch, before the update, which value clipping
+        refers to; with a ``value_norm`` it and ``value_target`` are in its units.
         """
         before = batch.get("state_value", None)
-        batch["state_value"], batch["next", "state_value"] = state_values(self.critic, batch)
+        value, next_value = state_values(self.critic, batch)
+        scale = 1.0 if self.value_norm is None else self.value_norm.scale.to(value)
+        batch["state_value"], batch["next", "state_value"] = value * scale, next_value * scale
         self.estimator(batch)
-        if before is not None:
-            batch["state_value"] = before
+        if self.value_norm is not None:
+            batch["value_target"] = self.value_norm(batch["value_target"], new=before is None)
+        batch["state_value"] = value if before is None else before
         return batch
 
 

@@ -53,6 +53,8 @@ class LossConfig(Config):
         lmbda: lambda of ``gae`` and ``td_lambda``; the other estimators do not use it.
         average_gae: normalise the advantage over each batch.
         normalize_reward: divide rewards by the running standard deviation of the discounted return.
+        normalize_value: the critic learns value targets divided by their running standard deviation
+            (`rlexp.losses.value_norm`).
     """
 
     estimator: Literal["gae", "td_lambda", "td1", "td0", "vtrace"]
@@ -60,12 +62,14 @@ class LossConfig(Config):
     lmbda: Fraction
     average_gae: bool
     normalize_reward: bool
+    normalize_value: bool
 
     def build_advantage(self, networks: ActorCritic) -> AdvantageEstimator:
         """The advantage estimator, over the critic's values: torchrl's ``GAE``, or its ``VTrace`` mended."""
         from torchrl.objectives.value import GAE
 
         from rlexp.losses.advantages import AdvantageEstimator, VTraceEstimator
+        from rlexp.losses.value_norm import ValueNorm
 
         if self.estimator == "vtrace":
             estimator = VTraceEstimator(
@@ -77,7 +81,7 @@ class LossConfig(Config):
             estimator = GAE(
                 gamma=self.gamma, lmbda=lmbda, value_network=None, average_gae=self.average_gae, vectorized=False
             )
-        return AdvantageEstimator(networks.critic, estimator)
+        return AdvantageEstimator(networks.critic, estimator, ValueNorm() if self.normalize_value else None)
 
 
 class MinibatchLossConfig(LossConfig):

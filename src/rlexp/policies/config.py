@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from math import prod, sqrt
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -46,6 +46,7 @@ class NetworkConfig(PolicyConfig):
     Attributes:
         num_cells: width of each fully connected hidden layer.
         activation_class: name of the nonlinearity after each hidden layer, one of torch.nn's.
+        layer_norm: normalise what each nonlinearity of the fully connected layers reads (Ba et al. 2016).
         shared: one trunk for actor and critic, instead of one each.
         orthogonal: orthogonal weights of gain sqrt(2) and zero biases, instead of torch's default.
         last_layer_gain: with ``orthogonal``, gain of the actor's last layer; small makes all first actions alike.
@@ -55,6 +56,7 @@ class NetworkConfig(PolicyConfig):
 
     num_cells: list[Count]
     activation_class: str
+    layer_norm: bool
     shared: bool
     orthogonal: bool
     last_layer_gain: NonNegative
@@ -105,12 +107,16 @@ class NetworkConfig(PolicyConfig):
         from torchrl.modules import MLP
 
         *hidden, last = (int(width) for width in self.num_cells)
+        norm: dict[str, Any] = {}
+        if self.layer_norm:
+            norm = {"norm_class": nn.LayerNorm, "norm_kwargs": [{"normalized_shape": n} for n in (*hidden, last)]}
         mlp: nn.Module = MLP(
             in_features=in_features,
             out_features=last,
             num_cells=hidden,
             activation_class=getattr(nn, self.activation_class),
             activate_last_layer=True,
+            **norm,
         )
         return mlp
 
@@ -182,6 +188,8 @@ class MLPConfig(NetworkConfig):
         for name in ("actor_network", "critic_network"):
             if self.shared and getattr(self, name) is not None:
                 yield Problem("shared", f"must be false with a network of your own ({name}).", "true")
+        if self.layer_norm and self.actor_network is not None and self.critic_network is not None:
+            yield Problem("layer_norm", "has no layers to normalise between: both networks are your own.", "true")
         for name in ("critic_num_cells", "critic_activation_class"):
             value = getattr(self, name)
             if value is not None and (self.shared or self.critic_network is not None):
@@ -229,18 +237,28 @@ class GaussianConfig(Config):
         scale_mapping: torchrl's name of the map from a parameter to a standard deviation.
         scale_init: standard deviation that training starts with; None is what the mapping makes of 0 (``exp``: 1).
         scale_lb: smallest standard deviation.
+        scale_ub: largest standard deviation; None is any.
     """
 
     state_independent_scale: bool
     scale_mapping: str
     scale_init: Positive | None
     scale_lb: Positive
+    scale_ub: Positive | None
+
+    def problems(self) -> Iterator[Problem]:
+        """The bounds of the standard deviation enclose that of the start."""
+        yield from super().problems()
+        if self.scale_ub is not None and self.scale_ub <= self.scale_lb:
+            yield Problem("scale_ub", f"must be above policy.scale_lb, {self.scale_lb:g}.", f"{self.scale_ub:g}")
+        elif self.scale_ub is not None and self.scale_init is not None and self.scale_init > self.scale_ub:
+            yield Problem("scale_init", f"is above policy.scale_ub, {self.scale_ub:g}.", f"{self.scale_init:g}")
 
     def scale(self) -> Scale | None:
         """How the standard deviation comes about."""
         from rlexp.policies.heads import Scale
 
-        return Scale(self.state_independent_scale, self.scale_mapping, self.scale_lb, self.scale_init)
+        return Scale(self.state_independent_scale, self.scale_mapping, self.scale_lb, self.scale_ub, self.scale_init)
 
 
 class TanhNormalConfig(GaussianConfig, MLPConfig):

@@ -44,6 +44,7 @@ class Scale:
     state_independent: bool
     mapping: str
     lower_bound: float
+    upper_bound: float | None
     initial: float | None
 
 
@@ -63,15 +64,23 @@ def head(kind: str, spec: TensorSpec, scale: Scale | None) -> Head:
             return Head(2 * spec.shape[0], BetaParameters(), ["alpha", "beta"], BoundedBeta, bounds)
         case _:
             assert scale is not None
-            options = {"scale_mapping": scale.mapping, "scale_lb": scale.lower_bound}
+            options: dict[str, Any] = {"scale_mapping": scale.mapping, "scale_lb": scale.lower_bound}
             actions = spec.shape[0]
             start = 0.0 if scale.initial is None else parameter_of(scale.initial, scale.mapping)
             family = TanhNormal if kind == "tanh_normal" else IndependentNormal
+            module: nn.Module
             if scale.state_independent:
-                module = AddStateIndependentNormalScale(actions, device=spec.device, init_value=start, **options)
+                options |= {"device": spec.device, "init_value": start}
+                if scale.upper_bound is None:
+                    module = AddStateIndependentNormalScale(actions, **options)
+                else:
+                    module = BoundedNormalScale(actions, scale_ub=scale.upper_bound, **options)
                 return Head(actions, module, ["loc", "scale"], family, bounds)
+            module = NormalParamExtractor(**options)
+            if scale.upper_bound is not None:
+                module = nn.Sequential(module, ScaleBound(scale.upper_bound))
             bias = None if scale.initial is None else torch.tensor([0.0] * actions + [start] * actions)
-            return Head(2 * actions, NormalParamExtractor(**options), ["loc", "scale"], family, bounds, bias)
+            return Head(2 * actions, module, ["loc", "scale"], family, bounds, bias)
 
 
 def parameter_of(scale: float, mapping: str) -> float:
@@ -93,6 +102,62 @@ def parameter_of(scale: float, mapping: str) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if reached(middle) < scale else (low, middle)
     return (low + high) / 2
+
+
+def at_most(scale: Tensor, bound: float) -> Tensor:
+    """The smaller of a standard deviation and a bound, with a gradient that can lead back below it.
+
+    The derivative of a minimum is 0 beyond the bound, where a deviation would then stay for ever. Here a gradient
+    passes there if a step against it makes the deviation smaller.
+    """
+    return cast("Tensor", _AtMost.apply(scale, bound)) if torch.is_grad_enabled() else scale.clamp_max(bound)  # type: ignore[no-untyped-call]
+
+
+class _AtMost(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scale: Tensor, bound: float) -> Tensor:
+        ctx.save_for_backward(scale < bound)
+        return scale.clamp_max(bound)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (below,) = ctx.saved_tensors
+        return grad_outputs[0] * (below | (grad_outputs[0] > 0)), None
+
+
+class BoundedNormalScale(AddStateIndependentNormalScale):
+    """``tensordict.nn.AddStateIndependentNormalScale`` whose standard deviation has an upper bound as well.
+
+    Args:
+        args, kwargs: as for tensordict's class.
+        scale_ub: largest standard deviation.
+    """
+
+    def __init__(self, *args: Any, scale_ub: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.scale_ub = scale_ub
+
+    def forward(self, loc: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        """Loc ``[..., actions]`` and the standard deviation, which is bounded before it is repeated for each step."""
+        scale = mappings(self.scale_mapping)(self.state_independent_scale).clamp_min(self.scale_lb)
+        return (loc, at_most(scale, self.scale_ub).expand_as(loc), *others)
+
+
+class ScaleBound(nn.Module):
+    """Bounds the standard deviation that a ``tensordict.nn.NormalParamExtractor`` gives.
+
+    Args:
+        scale_ub: largest standard deviation.
+    """
+
+    def __init__(self, scale_ub: float) -> None:
+        super().__init__()
+        self.scale_ub = scale_ub
+
+    def forward(self, parameters: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Loc and scale, both ``[..., actions]``."""
+        loc, scale = parameters
+        return loc, at_most(scale, self.scale_ub)
 
 
 class BetaParameters(nn.Module):

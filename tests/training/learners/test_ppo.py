@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from rlexp import Trainer
+from rlexp.config import ConfigError
 from rlexp.policies import ActorCritic
 from rlexp.policies.recurrent import STATE
 from rlexp.runs import checkpoint
-from rlexp.training.learners.ppo import clip_grad_norm
+from rlexp.training.learners.batches import clip_grad_norm
 
 SMALL = [
     *("env=inverted_pendulum", "env.num_envs=2", "collector.frames_per_batch=64", "minibatch_size=32"),
@@ -209,6 +210,110 @@ def test_epochs_end_by_target_kl(kernels: str, tmp_path: Path) -> None:
     _, one = updated(tmp_path / "one", "optim.lr=1e-2", "num_epochs=1", kernel)
     assert stopped == one
     assert stopped["loss/kl"] > 1e-6
+
+
+@KERNELS
+def test_epochs_end_by_the_kl_of_a_minibatch_where_that_is_asked(kernels: str, tmp_path: Path) -> None:
+    fast = ["optim.lr=1e-2", "minibatch_size=8", "target_kl=1e-6", f"kernels={kernels}"]
+    steps = {}
+    for check in ("epoch", "minibatch"):
+        trainer, metrics = updated(tmp_path / check, *fast, f"target_kl_check={check}")
+        (state,) = ppo_learner(trainer).optimizer.state.values()
+        steps[check] = int(state["step"])
+        assert metrics["optim/epochs"] == 1
+    # The first minibatch is of the policy that acted; after its step the second is beyond.
+    assert steps == {"epoch": 8, "minibatch": 2}
+
+
+@KERNELS
+def test_a_critic_with_passes_of_its_own_is_trained_after_the_policy(kernels: str, tmp_path: Path) -> None:
+    own = ["critic_num_epochs=2", "critic_minibatch_size=16", "optim.critic_lr=5e-3", "loss.loss_critic_type=l2"]
+    trainer = built(tmp_path, *own, f"kernels={kernels}", "loss.normalize_reward=false")
+    learner = ppo_learner(trainer)
+    actor, critic = copy.deepcopy((trainer.networks.actor, trainer.networks.critic))
+    batch = trainer.collect()
+    learner.advantage(given := batch.clone())
+    torch.manual_seed(5)
+    metrics = trainer.update(batch)
+    trainer.close()
+
+    torch.manual_seed(5)
+    steps, losses = given.reshape(-1), []
+    optimizer = torch.optim.Adam(actor.parameters(), lr=7e-4, eps=1e-5)
+    for _ in range(3):
+        for chosen in torch.randperm(64).split(32):
+            part = steps[chosen]
+            log_ratio = actor.get_dist(part.select("observation")).log_prob(part["action"]) - part["action_log_prob"]
+            ratio, weight = log_ratio.exp(), part["advantage"][:, 0]
+            weight = (weight - weight.mean()) / weight.std()
+            optimizer.zero_grad()
+            (-torch.minimum(ratio * weight, ratio.clamp(0.8, 1.2) * weight).mean()).backward()
+            nn.utils.clip_grad_norm_(actor.parameters(), 0.5)
+            optimizer.step()
+    optimizer = torch.optim.Adam(critic.parameters(), lr=5e-3, eps=1e-5)
+    for _ in range(2):
+        for chosen in torch.randperm(64).split(16):
+            part = steps[chosen]
+            optimizer.zero_grad()
+            loss = (critic.module(part["observation"]) - part["value_target"]).square().mean()
+            loss.backward()
+            losses.append(loss.item())
+            nn.utils.clip_grad_norm_(critic.parameters(), 0.5)
+            optimizer.step()
+    for ours, theirs in ((trainer.networks.actor, actor), (trainer.networks.critic, critic)):
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert metrics["loss/critic"] == pytest.approx(np.mean(losses), rel=1e-4)
+
+
+def test_value_scale_and_a_critic_of_its_own_resume_to_the_bit(tmp_path: Path) -> None:
+    settings = ["critic_num_epochs=2", "loss.normalize_value=true", "loss.normalize_reward=false", "total_frames=256"]
+    whole = built(tmp_path / "whole", *settings)
+    rows = list(whole)
+    whole.close()
+    part = built(tmp_path / "part", *settings)
+    for _ in range(2):
+        part.iterate()
+    part.save()
+    part.close()
+    resumed = Trainer.resume(tmp_path / "part")
+    assert list(resumed) == rows[2:]
+    resumed.close()
+
+
+def test_a_warm_start_takes_the_scale_of_the_values(tmp_path: Path) -> None:
+    normalized = "loss.normalize_value=true"
+    first, _ = updated(tmp_path / "first", normalized)
+    first.save()
+    saved = ppo_learner(first).state_dict()["value_norm"]
+    warm = f"warm_start={tmp_path / 'first'}"
+    begun = built(tmp_path / "warm", warm, normalized)
+    taken = ppo_learner(begun).state_dict()["value_norm"]
+    begun.close()
+    assert saved.keys() == taken.keys()
+    assert all(torch.equal(saved[key], taken[key]) for key in saved)
+    with pytest.raises(ConfigError, match=r"loss\.normalize_value"):
+        built(tmp_path / "other", warm)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["loss.clip_value=0.2"], "loss.clip_value"),
+        (["policy=gru"], "critic_num_epochs"),
+        (["policy.shared=true"], "policy.shared"),
+        (["optim.schedule=kl_adaptive"], "optim.schedule"),
+        (["cuda_graph=true"], "cuda_graph"),
+        (["loss=any", "loss.loss_module._target_=torchrl.objectives.A2CLoss"], "critic_num_epochs"),
+        (["critic_minibatch_size=65"], "critic_minibatch_size"),
+        (["target_kl_check=minibatch"], "target_kl_check"),
+    ],
+)
+def test_what_does_not_go_with_a_critic_of_its_own_is_refused(tmp_path: Path, overrides: list[str], key: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        built(tmp_path / "run", "critic_num_epochs=2", *overrides)
+    assert [problem.key for problem in error.value.problems] == [key]
+    assert not (tmp_path / "run").exists()
 
 
 def test_advantage_is_recomputed_or_not(tmp_path: Path) -> None:

@@ -9,22 +9,20 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
-from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import parameters_to_vector
 
 from rlexp.config import ConfigError, Problem
 from rlexp.experiment import ExperimentConfig
 from rlexp.kernels.select import Kernels
 from rlexp.losses import NPGConfig, TRPOConfig
-from rlexp.optim.schedules import KLAdaptive, load_schedule
+from rlexp.losses.value_norm import take_value_norm
 from rlexp.optim.weights import flatten
 from rlexp.policies import ActorCritic
-from rlexp.training.learners.batches import explained_variance, minibatches, stacked
-from rlexp.training.learners.ppo import clip_grad_norm
+from rlexp.training.learners.batches import explained_variance
+from rlexp.training.learners.critic import CriticFit
 from rlexp.training.learners.reward_norm import RewardNorm
 
 Product = Callable[[Tensor], Tensor]
-_DISTANCES = {"l1": F.l1_loss, "l2": F.mse_loss, "smooth_l1": F.smooth_l1_loss}
 
 
 class NaturalGradientLearner:
@@ -46,19 +44,13 @@ class NaturalGradientLearner:
     def __init__(self, config: ExperimentConfig, networks: ActorCritic, device: torch.device) -> None:
         assert isinstance(config.loss, NPGConfig)
         self.config, self.loss, self.networks = config, config.loss, networks
-        actor, critic = networks.split_parameters()
-        self._check(actor, critic)
-        self.weights = flatten([*actor, *critic])
-        self._actor = actor
-        size = sum(parameter.numel() for parameter in critic)
-        self._critic = torch.nn.Parameter(self.weights.detach()[-size:])
-        assert self.weights.grad is not None
-        self._critic.grad = self.weights.grad[-size:]
-        self.optimizer, self.scheduler = config.optim.build(self._critic, critic, [], config.num_batches)
-        if isinstance(self.scheduler, KLAdaptive):
-            message = "follows the KL of an update, which loss.max_kl sets with this loss: linear, cosine or constant."
-            raise ConfigError([Problem("optim.schedule", message, "kl_adaptive")])
-        self.advantage = Kernels(config.use_kernels).advantage(config.loss.build_advantage(networks).to(device))
+        self._check()
+        self._actor, critic = networks.split_parameters()
+        self.weights = flatten([*self._actor, *critic])
+        self.critic = CriticFit(config, networks, self.weights, config.loss.loss_critic_type)
+        estimator = config.loss.build_advantage(networks).to(device)
+        self.value_norm = estimator.value_norm
+        self.advantage = Kernels(config.use_kernels).advantage(estimator)
         self.reward_norm: RewardNorm | None = None
         if config.loss.normalize_reward:
             self.reward_norm = RewardNorm(config.env.num_envs, config.loss.gamma).to(device)
@@ -72,18 +64,17 @@ class NaturalGradientLearner:
             Metrics: ``loss/objective`` (the negative surrogate before the step), ``loss/kl`` (of the step),
             ``loss/step_fraction`` (of the full step; 0 where none was taken), and the critic's as for PPO.
         """
-        lr = float(self.scheduler.get_last_lr()[0])
+        lr = self.critic.lr
         if self.reward_norm is not None:
             batch["next", "reward"] = self.reward_norm(batch["next", "reward"], batch["next", "done"])
         self.advantage(batch)
         explained = explained_variance(batch["state_value"], batch["value_target"])
         metrics = self._improve_policy(batch.reshape(-1))
-        critic = stacked([self._fit_critic(m) for _ in range(self.config.num_epochs) for m in self._minibatches(batch)])
-        self.scheduler.step()
+        critic = self.critic.fit(batch)
         return metrics | {
-            "loss/critic": critic["loss_critic"].mean().item(),
+            "loss/critic": critic["loss_critic"].item(),
             "loss/explained_variance": explained,
-            "optim/grad_norm": critic["grad_norm"].mean().item(),
+            "optim/grad_norm": critic["grad_norm"].item(),
             "train/lr": lr,
         }
 
@@ -152,56 +143,42 @@ class NaturalGradientLearner:
         policy: Distribution = self.networks.actor.get_dist(steps.select(*self.networks.actor.in_keys))
         return policy
 
-    def _minibatches(self, batch: TensorDictBase) -> Any:
-        keys = list(dict.fromkeys([*self.networks.critic.in_keys, "value_target"]))
-        return minibatches(batch, keys, self.config.minibatch_size)
-
-    def _fit_critic(self, minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """One step of the optimizer on the critic's loss."""
-        assert self._critic.grad is not None
-        self._critic.grad.zero_()
-        value = self.networks.critic(*(minibatch[key] for key in self.networks.critic.in_keys))
-        loss = _DISTANCES[self.loss.loss_critic_type](value, minibatch["value_target"])
-        loss.backward()
-        norm = clip_grad_norm(self._critic, self.config.max_grad_norm)
-        self.optimizer.step()
-        return {"loss_critic": loss.detach(), "grad_norm": norm}
-
-    def _check(self, actor: list[torch.nn.Parameter], critic: list[torch.nn.Parameter]) -> None:
+    def _check(self) -> None:
         """What this update rule asks of the other settings."""
-        for key, value in (("optim.critic_lr", self.config.optim.critic_lr), ("target_kl", self.config.target_kl)):
+        config = self.config
+        for key, value, use in (
+            ("optim.critic_lr", config.optim.critic_lr, "use optim.lr, which is the critic's"),
+            ("target_kl", config.target_kl, "use loss.max_kl"),
+            ("policy.scale_ub", getattr(config.policy, "scale_ub", None), "a step by its KL would not see the bound"),
+        ):
             if value is not None:
-                use = {"optim.critic_lr": "optim.lr, which is the critic's", "target_kl": "loss.max_kl"}[key]
-                raise ConfigError([Problem(key, f"has no meaning with this loss: use {use}.", str(value))])
+                raise ConfigError([Problem(key, f"has no meaning with this loss: {use}.", str(value))])
         if self.config.cuda_graph:
             raise ConfigError([Problem("cuda_graph", "is for losses that minibatches minimise.", "true")])
         if self.networks.sequence_length > 1:
             message = "needs a feed-forward policy; recurrent ones train with loss=clip_ppo."
             raise ConfigError([Problem("loss", message, type(self.loss).__name__)])
-        shared = set(actor) & set(self.networks.critic.parameters())
-        if shared or not critic:
-            message = "must be false with this loss: the critic's passes would change the policy."
-            raise ConfigError([Problem("policy.shared", message, "true")])
 
     def state_dict(self) -> dict[str, Any]:
-        """The critic's optimizer and schedule, and reward statistics; the networks are not included."""
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
+        """The critic's optimizer and schedule, and running statistics; the networks are not included."""
+        return self.critic.state_dict() | {
             "reward_norm": {} if self.reward_norm is None else self.reward_norm.state_dict(),
+            "value_norm": {} if self.value_norm is None else self.value_norm.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict`, perhaps over more or fewer batches than it was taken in."""
-        self.optimizer.load_state_dict(state["optimizer"])
-        load_schedule(self.scheduler, state["scheduler"])
+        self.critic.load_state_dict(state)
         if self.reward_norm is not None:
             self.reward_norm.load_state_dict(state["reward_norm"])
+        if self.value_norm is not None:
+            self.value_norm.load_state_dict(state["value_norm"])
 
     def warm_start(self, state: Mapping[str, Any]) -> None:
-        """Take the reward statistics of another run's `state_dict`."""
+        """Take the running statistics of another run's `state_dict`."""
         if self.reward_norm is not None:
             self.reward_norm.load_state_dict(state["reward_norm"] | {"discounted": self.reward_norm.discounted})
+        take_value_norm(self.value_norm, state)
 
     def begin_episodes(self) -> None:
         """Forget the discounted returns of the current episodes."""

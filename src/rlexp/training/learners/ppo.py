@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlexp.config import ConfigError, Problem
 from rlexp.experiment import ExperimentConfig
 from rlexp.kernels.select import Kernels
 from rlexp.kernels.unsupported import UnsupportedError
-from rlexp.losses import MinibatchLossConfig
+from rlexp.losses import MinibatchLossConfig, PolicyLossConfig
 from rlexp.losses.module import Gradient
+from rlexp.losses.value_norm import take_value_norm
 from rlexp.machine import use_compiler
 from rlexp.optim.schedules import KLAdaptive, load_schedule
 from rlexp.optim.weights import flatten
 from rlexp.policies import ActorCritic
-from rlexp.training.learners.batches import explained_variance, minibatches, stacked
+from rlexp.training.learners.batches import clip_grad_norm, explained_variance, minibatches, stacked
+from rlexp.training.learners.critic import CriticFit, part
 from rlexp.training.learners.reward_norm import RewardNorm
 
 log = logging.getLogger(__name__)
@@ -40,6 +42,8 @@ class PPOLearner:
         gradient: writes the gradient of a minibatch's loss into ``weights.grad``.
         advantage: writes advantages and value targets into a batch.
         reward_norm: scales the rewards; None leaves them as they are.
+        value_norm: scales the value targets; None leaves them as they are.
+        critic: trains the critic after the policy, in passes of its own; None trains both by one loss.
         weights: all that is trained, ``[weights]``.
         optimizer: steps along the gradient.
         scheduler: of the learning rate, one step per batch.
@@ -52,9 +56,12 @@ class PPOLearner:
         assert isinstance(config.loss, MinibatchLossConfig)
         self.config, self.networks = config, networks
         kernels = Kernels(config.use_kernels)
-        self.loss = config.loss.build(networks).to(device)
+        loss = config.loss.model_copy(update={"critic_coeff": 0.0}) if config.critic_apart else config.loss
+        self.loss = loss.build(networks).to(device)
         self.minibatch_loss = kernels.loss(self.loss, networks)
-        self.advantage = kernels.advantage(config.loss.build_advantage(networks).to(device))
+        estimator = config.loss.build_advantage(networks).to(device)
+        self.value_norm = estimator.value_norm
+        self.advantage = kernels.advantage(estimator)
         self.reward_norm: RewardNorm | None = None
         if config.loss.normalize_reward:
             self.reward_norm = RewardNorm(config.env.num_envs, config.loss.gamma).to(device)
@@ -63,7 +70,15 @@ class PPOLearner:
         self.gradient = kernels.gradient(
             self.minibatch_loss, networks, lambda: use_compiler(config.compile, device, config.num_minibatches)
         )
-        self.optimizer, self.scheduler = config.optim.build(self.weights, actor, critic, config.num_batches)
+        self.critic: CriticFit | None = None
+        self._trained = self.weights
+        optim = config.optim
+        if config.critic_apart:
+            assert isinstance(config.loss, PolicyLossConfig)
+            self.critic = CriticFit(config, networks, self.weights, config.loss.loss_critic_type)
+            self._trained = part(self.weights, None, sum(parameter.numel() for parameter in actor))
+            optim, critic = optim.model_copy(update={"critic_lr": None}), []
+        self.optimizer, self.scheduler = optim.build(self._trained, actor, critic, config.num_batches)
         self._annealed = config.loss.annealed()
         self._graph = None
         if config.cuda_graph:
@@ -96,22 +111,29 @@ class PPOLearner:
         loss.prepare(batch)
         self.advantage(batch)
         explained = explained_variance(batch["state_value"], batch["value_target"])
-        step = self._step_fn()
+        step, beyond = self._step_fn(), False
         records: list[dict[str, Tensor]] = []
         for epoch in range(config.num_epochs):
             if epoch > 0 and config.recompute_advantage:
                 self.advantage(batch)
-            records += (last := [step(minibatch) for minibatch in self.minibatches(batch)])
+            last: list[dict[str, Tensor]] = []
+            for minibatch in self.minibatches(batch):
+                last.append(step(minibatch))
+                if config.target_kl_check == "minibatch" and (beyond := self._beyond(loss.kl(stacked(last[-1:])))):
+                    break
+            records += last
             if self._kl_decides:
-                kl = loss.kl(stacked(last)).item()
-                self._adapt_lr(kl)
-                if config.target_kl is not None and kl > config.target_kl:
+                kl = loss.kl(stacked(last))
+                self._adapt_lr(kl.item())
+                if beyond or self._beyond(kl):
                     break
         means, of_last = stacked(records), stacked(last)
         grad_norm = means.pop("grad_norm").mean()
         metrics = loss.metrics(means) | {"loss/kl": loss.kl(of_last)}
         loss.end_update(of_last)
         self.scheduler.step()
+        if self.critic is not None:
+            metrics["loss/critic"] = self.critic.fit(batch)["loss_critic"]
         # A loss without a bonus does not compute the entropy: the batch's own actions estimate it.
         metrics.setdefault("loss/entropy", -batch["action_log_prob"].mean())
         row: dict[str, float] = {name: value.item() for name, value in metrics.items()}
@@ -127,17 +149,19 @@ class PPOLearner:
     def step(self, minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
         """One step of the optimizer; returns the losses and the gradient's norm before clipping, detached."""
         record = self.gradient(minibatch)
-        record["grad_norm"] = clip_grad_norm(self.weights, self.config.max_grad_norm)
+        record["grad_norm"] = clip_grad_norm(self._trained, self.config.max_grad_norm)
         self.optimizer.step()
         return record
 
     def state_dict(self) -> dict[str, Any]:
-        """Coefficients of the loss, optimizer, schedule and reward statistics; the networks are not included."""
+        """Coefficients of the loss, optimizers, schedules and running statistics; the networks are not included."""
         return {
             "loss": self.loss.coefficients,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "reward_norm": {} if self.reward_norm is None else self.reward_norm.state_dict(),
+            "value_norm": {} if self.value_norm is None else self.value_norm.state_dict(),
+            "critic": {} if self.critic is None else self.critic.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -148,16 +172,25 @@ class PPOLearner:
         load_schedule(self.scheduler, state["scheduler"])
         if self.reward_norm is not None:
             self.reward_norm.load_state_dict(state["reward_norm"])
+        if self.value_norm is not None:
+            self.value_norm.load_state_dict(state["value_norm"])
+        if self.critic is not None:
+            self.critic.load_state_dict(state["critic"])
 
     def warm_start(self, state: Mapping[str, Any]) -> None:
-        """Take the reward statistics of another run's `state_dict`."""
+        """Take the running statistics of another run's `state_dict`."""
         if self.reward_norm is not None:
             self.reward_norm.load_state_dict(state["reward_norm"] | {"discounted": self.reward_norm.discounted})
+        take_value_norm(self.value_norm, state)
 
     def begin_episodes(self) -> None:
         """Forget the discounted returns of the current episodes."""
         if self.reward_norm is not None:
             self.reward_norm.discounted.zero_()
+
+    def _beyond(self, kl: Tensor) -> bool:
+        target = self.config.target_kl
+        return target is not None and kl.item() > target
 
     @property
     def _kl_decides(self) -> bool:
@@ -178,14 +211,3 @@ class PPOLearner:
             return self.step
         self._graph.invalidate()
         return self._graph
-
-
-def clip_grad_norm(weights: nn.Parameter, max_norm: float) -> Tensor:
-    """Scale the gradient down to norm ``max_norm`` where it is longer, and return the norm that it had.
-
-    ``torch.nn.utils.clip_grad_norm_`` for one tensor, at a third of its cost.
-    """
-    grad = cast("Tensor", weights.grad)
-    norm: Tensor = torch.linalg.vector_norm(grad)
-    grad.mul_((max_norm / (norm + 1e-6)).clamp_max(1))
-    return norm

@@ -31,6 +31,8 @@ class LinearPolicy(PolicyConfig):
             scale_mapping="exp",
             scale_init=None,
             scale_lb=self.scale_lb,
+            scale_ub=None,
+            layer_norm=False,
             shared=False,
             orthogonal=False,
             last_layer_gain=1.0,
