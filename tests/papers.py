@@ -93,10 +93,12 @@ def objective(
         steps: a minibatch.
         kind: of loss.
         settings: under torchrl's names.
-        noise: standard normal, of the entropy's sample.
+        noise: standard normal, of the entropy's sample; for ``rpo``, ``settings["disturbance"]`` is that of the means.
     """
     layers = (len(weights) - 1) // 2
     loc = perceptron(weights[:layers], steps["observation"])
+    if kind == "rpo":  # Rahman and Xue 2022, algorithm 1
+        loc = loc + settings["disturbance"]
     scale = np.maximum(np.exp(weights[layers]), 1e-4)
     value = perceptron(weights[layers + 1 :], steps["observation"])[:, 0]
     log_prob = tanh_normal_log_density(steps["action"], loc, scale)
@@ -105,9 +107,11 @@ def objective(
     if settings.get("normalize_advantage"):
         advantage = (advantage - advantage.mean()) / advantage.std(ddof=1)
     match kind:
-        case "clip_ppo":  # Schulman et al. 2017, eq. 7
+        case "clip_ppo" | "rpo":  # Schulman et al. 2017, eq. 7
             epsilon = settings["clip_epsilon"]
             gain = np.minimum(ratio * advantage, np.clip(ratio, 1 - epsilon, 1 + epsilon) * advantage)
+        case "spo":  # Xie et al. 2024
+            gain = ratio * advantage - abs(advantage) * (ratio - 1) ** 2 / (2 * settings["epsilon"])
         case "kl_ppo":  # eq. 8
             gain = ratio * advantage - settings["beta"] * gaussian_kl(steps["loc"], steps["scale"], loc, scale)
         case "a2c" | "reinforce":  # Mnih et al. 2016, section 4; Williams 1992, with a baseline

@@ -27,11 +27,18 @@ from rlexp.optim.weights import flatten
         (["policy.scale_ub=0.7", "policy.scale_mapping=softplus"], []),
         (["policy.scale_ub=0.6", "policy.state_independent_scale=false"], []),
         (["policy=normal"], []),
+        (["policy=normal"], ["loss=spo", "loss.epsilon=0.1"]),
         (["policy=normal", "policy.state_independent_scale=false"], ["loss.loss_critic_type=l2"]),
     ],
     ids=[
         *("default", "softplus", "state_dependent_relu", "scale_at_its_bound", "scale_at_its_upper_bound"),
-        *("softplus_at_its_upper_bound", "state_dependent_at_its_upper_bound", "normal", "normal_state_dependent"),
+        *(
+            "softplus_at_its_upper_bound",
+            "state_dependent_at_its_upper_bound",
+            "normal",
+            "spo",
+            "normal_state_dependent",
+        ),
     ],
 )
 @pytest.mark.parametrize("bonus", [False, True])

@@ -40,7 +40,7 @@ POLICIES: dict[str, list[str]] = {
     "lstm, shared": ["policy=lstm", "policy.hidden_size=8", "policy.sequence_length=8", "policy.shared=true"],
 }
 DISCRETE: dict[str, list[str]] = {"categorical": ["policy=categorical"], "gru, discrete": GRU}
-KINDS = ["clip_ppo", "kl_ppo", "a2c", "reinforce"]
+KINDS = ["clip_ppo", "spo", "kl_ppo", "a2c", "reinforce"]
 
 
 class StudentT(distributions.Independent):  # type: ignore[type-arg, unused-ignore]

@@ -1,6 +1,7 @@
-"""The gradient of PPO's clipped loss, written out for Gaussian actors and critics that are plain MLPs.
+"""The gradient of PPO's clipped loss and of SPO's, written out for Gaussian actors and critics that are plain MLPs.
 
-Reference: `rlexp.losses.module.AutogradGradient` of `rlexp.losses.module.Loss` over ``torchrl.objectives.ClipPPOLoss``.
+Reference: `rlexp.losses.module.AutogradGradient` of `rlexp.losses.module.Loss` over ``torchrl.objectives.ClipPPOLoss``
+or `rlexp.losses.surrogates.SPOLoss`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torchrl.modules import ValueOperator
 
 from rlexp.kernels.distributions import Gaussian, Parts, SquashedGaussian, gaussian_log_prob
-from rlexp.kernels.losses import FastClipPPO, clipped_surrogate
+from rlexp.kernels.losses import FastClipPPO, FastSPO
 from rlexp.kernels.mlp import MLPGradient, MLPLayers
 from rlexp.kernels.unsupported import UnsupportedError
 from rlexp.losses.module import MinibatchLoss
@@ -22,7 +23,7 @@ from rlexp.policies import ActorCritic
 
 
 class WrittenOutGradient:
-    r"""The gradient of `FastClipPPO`, for a Gaussian actor, squashed or not, and a critic, both plain MLPs.
+    r"""The gradient of `FastClipPPO` or `FastSPO` for a Gaussian actor, squashed or not, and a critic: plain MLPs.
 
     At minibatches of some hundred steps autograd's bookkeeping takes longer than the arithmetic. What the loss has to
     differentiate is short: with $z = (u - \mathrm{loc}) / \mathrm{scale}$ for the latent action $u$,
@@ -39,7 +40,7 @@ class WrittenOutGradient:
 
     def __init__(
         self,
-        loss: FastClipPPO,
+        loss: FastClipPPO | FastSPO,
         gaussian: SquashedGaussian | Gaussian,
         actor: MLPLayers,
         head: nn.Module,
@@ -63,8 +64,8 @@ class WrittenOutGradient:
         Raises:
             UnsupportedError: it or a network is of another kind.
         """
-        if type(loss) is not FastClipPPO:
-            raise UnsupportedError("the loss is not PPO's clipped surrogate")
+        if not isinstance(loss, FastClipPPO | FastSPO):
+            raise UnsupportedError("the loss is not PPO's clipped surrogate or SPO's")
         if loss.clip_value is not None:
             raise UnsupportedError("loss.clip_value is set")
         parts = Parts.of(networks.actor)
@@ -93,8 +94,8 @@ class WrittenOutGradient:
             loc, scale = (parameter.detach() for parameter in distribution)
             z = (minibatch["latent"] - loc) / scale
             log_prob = gaussian_log_prob(z, scale)
-            objective, log_weight, by_log_prob = clipped_surrogate(
-                log_prob, minibatch["latent_log_prob"], loss.advantage(minibatch), *loss.bounds
+            objective, log_weight, by_log_prob = loss.surrogate(
+                log_prob, minibatch["latent_log_prob"], loss.advantage(minibatch)
             )
             terms = {"loss_objective": objective, "log_weight": log_weight}
             weighted = by_log_prob[:, None] / scale

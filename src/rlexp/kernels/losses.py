@@ -20,6 +20,7 @@ from rlexp.kernels.terms import Terms, policy_terms, value_function
 from rlexp.kernels.unsupported import UnsupportedError
 from rlexp.losses.kl_penalty import KLPenaltyLoss
 from rlexp.losses.module import Loss, Minibatch, named
+from rlexp.losses.surrogates import SPOLoss
 from rlexp.policies import ActorCritic
 
 
@@ -55,6 +56,7 @@ def fast_loss(loss: Loss, networks: ActorCritic) -> FastLoss:
     kinds: dict[type[LossModule], type[FastLoss]] = {
         ClipPPOLoss: FastClipPPO,
         KLPenaltyLoss: FastKLPenalty,
+        SPOLoss: FastSPO,
         A2CLoss: FastA2C,
     }
     name = type(module).__name__
@@ -192,6 +194,10 @@ class FastClipPPO(FastLoss):
         """The negative of eq. 7."""
         return _surrogate(terms, advantage, *self.bounds)
 
+    def surrogate(self, log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The objective, the log ratios and its derivative by ``log_prob``, both ``[n]``."""
+        return clipped_surrogate(log_prob, old_log_prob, advantage, *self.bounds)
+
     @torch.no_grad()
     def diagnostics(self, log_weights: Tensor) -> dict[str, Tensor]:
         """As `FastLoss`, and mean, largest and share of clipped ratios."""
@@ -199,6 +205,25 @@ class FastClipPPO(FastLoss):
         clipped = ((ratio < low) | (ratio > high)).to(ratio.dtype).mean()
         ratios = {"clip_fraction": clipped, "mean_ratio": ratio.mean(), "max_ratio": ratio.amax(-1).mean()}
         return super().diagnostics(log_weights) | ratios
+
+
+class FastSPO(FastLoss):
+    """The surrogate with a squared penalty on the ratio. Reference: `rlexp.losses.surrogates.SPOLoss`."""
+
+    def objective(self, terms: Terms, advantage: Tensor, minibatch: Minibatch) -> dict[str, Tensor]:
+        """The negative of the penalised surrogate's mean."""
+        log_weight = terms.log_prob - terms.old_log_prob
+        excess = log_weight.expm1()
+        gain = (excess + 1) * advantage - advantage.abs() * excess.square() / (2 * self.module.epsilon)
+        return {"loss_objective": -gain.mean(), "log_weight": log_weight.detach()}
+
+    def surrogate(self, log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `FastClipPPO.surrogate`."""
+        log_weight = log_prob - old_log_prob
+        excess, weight = log_weight.expm1(), advantage.abs() / self.module.epsilon
+        gain = (excess + 1) * advantage - 0.5 * weight * excess.square()
+        slope = (excess + 1) * (advantage - weight * excess)
+        return -gain.mean(), log_weight, slope.div_(-len(gain))
 
 
 class FastKLPenalty(FastLoss):

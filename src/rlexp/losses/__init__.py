@@ -10,6 +10,8 @@ from rlexp.losses.config import (
     NPGConfig,
     PolicyLossConfig,
     ReinforceConfig,
+    RPOConfig,
+    SPOConfig,
     TRPOConfig,
 )
 
@@ -22,6 +24,8 @@ __all__ = [
     "MinibatchLossConfig",
     "NPGConfig",
     "PolicyLossConfig",
+    "RPOConfig",
     "ReinforceConfig",
+    "SPOConfig",
     "TRPOConfig",
 ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from rlexp.config import Config, Count, Fraction, Node, NonNegative, Positive, build_at
+from rlexp.config import Config, ConfigError, Count, Fraction, Node, NonNegative, Positive, Problem, build_at
 
 if TYPE_CHECKING:
     from rlexp.losses.advantages import AdvantageEstimator
@@ -168,6 +168,62 @@ class ClipPPOConfig(PolicyLossConfig):
             clip_epsilon=self.clip_epsilon,
             normalize_advantage=self.normalize_advantage,
             log_explained_variance=False,  # the learner logs it once per batch
+            **self.arguments(networks),
+        )
+        return Loss(module, networks)
+
+
+class RPOConfig(ClipPPOConfig):
+    """Robust policy optimisation: `rlexp.losses.surrogates.RPOLoss`.
+
+    Attributes:
+        alpha: in the update, the Gaussian's mean is moved by a uniform number between -alpha and alpha.
+    """
+
+    alpha: Positive
+
+    def build(self, networks: ActorCritic) -> Loss:
+        """`RPOLoss` over a Gaussian actor.
+
+        Raises:
+            ConfigError: the policy is no Gaussian.
+        """
+        from rlexp.losses.module import Loss
+        from rlexp.losses.surrogates import RPOLoss
+
+        if "loc" not in networks.actor.dist_params_keys:
+            message = "disturbs the mean of a Gaussian: policy=normal or tanh_normal."
+            raise ConfigError([Problem("loss", message, "rpo")])
+        module = RPOLoss(
+            alpha=self.alpha,
+            clip_epsilon=self.clip_epsilon,
+            normalize_advantage=self.normalize_advantage,
+            log_explained_variance=False,
+            **self.arguments(networks),
+        )
+        return Loss(module, networks)
+
+
+class SPOConfig(PolicyLossConfig):
+    """Simple policy optimisation: `rlexp.losses.surrogates.SPOLoss`.
+
+    Attributes:
+        epsilon: distance from 1 of the ratio that an update leads to.
+    """
+
+    builds = ("torchrl.objectives.PPOLoss", "torchrl.objectives.value.GAE")
+
+    epsilon: Positive
+
+    def build(self, networks: ActorCritic) -> Loss:
+        """`SPOLoss`."""
+        from rlexp.losses.module import Loss
+        from rlexp.losses.surrogates import SPOLoss
+
+        module = SPOLoss(
+            epsilon=self.epsilon,
+            normalize_advantage=self.normalize_advantage,
+            log_explained_variance=False,
             **self.arguments(networks),
         )
         return Loss(module, networks)
