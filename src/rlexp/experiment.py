@@ -44,12 +44,15 @@ class EvaluationConfig(Config):
     Attributes:
         interval: simulator frames between evaluations; there is always one at the end.
         episodes: whole episodes of each evaluation.
+        average: decay, per batch, of a running average of the actor's weights (`rlexp.training.average`), which is
+            evaluated, and is the policy of a checkpoint, in their place; None takes the weights themselves.
         video_interval: simulator frames between videos of an evaluation's first episode, with one at the end; None
             records none.
     """
 
     interval: Count
     episodes: Count
+    average: Annotated[float, Field(gt=0, lt=1)] | None
     video_interval: Count | None
 
     def missing_requirements(self) -> Iterator[Problem]:

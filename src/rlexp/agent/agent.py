@@ -31,6 +31,8 @@ ROUNDING = 1e-5  # share of an action's range: float32 sums in another order
 class Agent:
     """The networks of a checkpoint and an environment with its normalisation statistics, frozen.
 
+    With ``evaluation.average`` the actor is the average, as in the run's evaluations.
+
     Args:
         source: a checkpoint; its path, that of ``checkpoints/best``, or a run's folder for its latest one.
         device: where the networks go.
@@ -74,12 +76,13 @@ class Agent:
             differences += self._restore(f"env.transforms.{name}", transform, state)
         self._refuse(differences)
         self.networks: ActorCritic = self.experiment.policy.build(self.env, device)
-        for name in ("actor", "critic"):
-            network, state = getattr(self.networks, name), getattr(saved.state, name)
-            differences += _differences(name, network.state_dict(), state)
+        average = saved.state.evaluator.get("average")
+        actor = average["actor"] if average is not None and average["count"] else saved.state.actor
+        for name, state in (("actor", actor), ("critic", saved.state.critic)):
+            differences += _differences(name, getattr(self.networks, name).state_dict(), state)
         self._refuse(differences)
         carry_state(self.env, self.networks.actor)
-        self.networks.actor.load_state_dict(saved.state.actor)
+        self.networks.actor.load_state_dict(actor)
         self.networks.critic.load_state_dict(saved.state.critic)
 
     @property

@@ -69,6 +69,7 @@ _ADDED: dict[str, dict[str, Any]] = {
         "layer_norm": False,
     },
     "loss": {"normalize_value": False},
+    "evaluation": {"average": None},
 }
 _ADDED_AT_THE_TOP: dict[str, Any] = {
     "critic_num_epochs": None,
@@ -102,7 +103,7 @@ def current_config(values: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(part, dict):
             fields = _fields(str(part.get("_target_", "")))
             for name, value in settings.items():
-                if name in fields:
+                if name in fields or "_target_" not in part:
                     part.setdefault(name, value)
     if "num_epochs" in config:
         for name, value in _ADDED_AT_THE_TOP.items():

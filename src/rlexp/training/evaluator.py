@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torchrl.envs import TransformedEnv
+from torchrl.modules import ProbabilisticActor
 
 from rlexp.agent.evaluation import Evaluation, evaluate, evaluation_seeds
 from rlexp.agent.video import recorded
@@ -19,6 +20,7 @@ from rlexp.envs.transforms import episodes_state, load_episodes_state
 from rlexp.experiment import ExperimentConfig
 from rlexp.policies import ActorCritic
 from rlexp.policies.recurrent import carry_state
+from rlexp.training.average import WeightAverage
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ class Evaluator:
         networks: whose actor is evaluated.
 
     Attributes:
+        average: the running average that is evaluated in the actor's place; None evaluates the actor.
         final: the newest evaluation; None before the first.
         best: the evaluation of the highest mean return.
         best_frames: when that was.
@@ -39,13 +42,15 @@ class Evaluator:
     """
 
     def __init__(self, config: ExperimentConfig, env: EnvConfig, networks: ActorCritic) -> None:
-        self._config, self._actor = config, networks.actor
+        self._config, self._networks = config, networks
+        decay = config.evaluation.average
+        self.average = None if decay is None else WeightAverage(networks.actor, decay)
         self._interval, self._video_interval = config.evaluation.interval, config.evaluation.video_interval
         self._seeds = evaluation_seeds(config.seed, config.evaluation.episodes)
         self.env: TransformedEnv = env.build(config.evaluation.episodes)
         try:
             self.env.base_env.timeout = config.collector.timeout
-            carry_state(self.env, self._actor)
+            carry_state(self.env, networks.actor)
         except BaseException:
             self.close()
             raise
@@ -53,6 +58,15 @@ class Evaluator:
         self.best: Evaluation | None = None
         self.best_frames: int | None = None
         self.inexact: list[str] = []
+
+    @property
+    def _actor(self) -> ProbabilisticActor:
+        return self.average.actor if self.average is not None and self.average.count else self._networks.actor
+
+    def follow(self) -> None:
+        """Let the average take in the actor, once after each batch."""
+        if self.average is not None:
+            self.average.update()
 
     def due(self, before: int, frames: int) -> bool:
         """Whether there is an evaluation after the batch that ended at ``frames`` and began at ``before``."""
@@ -104,7 +118,7 @@ class Evaluator:
         return path
 
     def state_dict(self) -> dict[str, Any]:
-        """The newest and the best evaluation, field by field.
+        """The newest and the best evaluation, field by field, and the average.
 
         Seeds decide an evaluation of Gymnasium's simulators; those of the user's own may keep something from episode to
         episode, and are saved.
@@ -117,6 +131,7 @@ class Evaluator:
                 self.inexact = [f"in evaluation, {error}"]
         return {
             "simulators": simulators,
+            "average": None if self.average is None else self.average.state_dict(),
             "final": None if self.final is None else dataclasses.asdict(self.final),
             "best": None if self.best is None else dataclasses.asdict(self.best),
             "best_frames": self.best_frames,
@@ -127,6 +142,8 @@ class Evaluator:
         self.final = None if state["final"] is None else Evaluation(**state["final"])
         self.best = None if state["best"] is None else Evaluation(**state["best"])
         self.best_frames = state["best_frames"]
+        if self.average is not None and state.get("average") is not None:
+            self.average.load_state_dict(state["average"])
         if state["simulators"] is not None:
             try:
                 load_episodes_state(self.env, state["simulators"])

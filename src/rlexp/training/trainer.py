@@ -252,6 +252,7 @@ class Trainer:
         check_metrics(metrics, self.frames)
         commit_normalization(self.env)
         check_statistics(self.env, self.frames)
+        self.evaluator.follow()
         self._call("after_update", metrics)
         return metrics | {"train/parameters_hash": parameters_hash(self.learner.weights)}
 
@@ -329,6 +330,7 @@ class Trainer:
             "seconds": sum(self.seconds.values()),
             "final": None if final is None else final.metrics(),
             "best": None if best is None else best.metrics(),
+            "average": self.config.evaluation.average,
             "checkpoint": None if self.saved is None else str(self.saved),
         }
 
