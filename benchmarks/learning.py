@@ -62,7 +62,7 @@ Curves = dict[int, Curve]
 
 def preset(task: str) -> list[str]:
     """What a task is trained with, as after ``rlexp-train``."""
-    return ["experiment=mujoco", f"env={task}", "evaluation.episodes=20", "logger=none"]
+    return [f"experiment={task}", "logger=none"]
 
 
 class Results:

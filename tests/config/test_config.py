@@ -50,7 +50,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("optim=adan", "optim=adan", "Did you mean adam?"),
     ("collector=sink", "collector=sink", "Available: multi_async, multi_sync, ray, sync"),
     ("experiment=tutoral", "experiment=tutoral", "Did you mean tutorial?"),
-    ("experiment=hopper", "experiment=hopper", "Did you mean experiment=mujoco env=hopper?"),
+    ("experiment=hoper", "experiment=hoper", "Did you mean hopper?"),
     ("loss=base_loss", "loss=base_loss", "there is no such option"),
     ("logger=wandbb", "logger=wandbb", "Did you mean wandb?"),
     ("env/transforms=runing", "env/transforms=runing", "Did you mean running?"),

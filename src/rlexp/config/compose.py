@@ -30,7 +30,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlexp.config.legacy import current_option, current_override
+from rlexp.config.legacy import current_override
 from rlexp.config.paths import alternatives as path_alternatives
 from rlexp.config.paths import literal
 from rlexp.config.problems import ConfigError, Problem, did_you_mean
@@ -367,9 +367,7 @@ def _wrong_options(override: Override, sources: Sources) -> Iterator[Problem]:
             choices = [str(choice) for choice in override.sweep_string_iterator()]
         for choice in choices:
             if choice is not None and str(choice) not in options:
-                current = current_option(group, str(choice))
-                known = f"Did you mean {current}?" if current else did_you_mean(str(choice), options)
-                hint = _other_suffix(f"{group}/{choice}", sources) or known
+                hint = _other_suffix(f"{group}/{choice}", sources) or did_you_mean(str(choice), options)
                 yield Problem(group, f"there is no such option. {hint}", str(choice))
 
 

@@ -54,14 +54,6 @@ _TARGETS = {f"{room}.{old}": f"{room}.{new}" for room, names in _CLASSES.items()
 _TARGETS["rlexp.normalization.RunningObservationNorm"] = "rlexp.envs.normalization.RunningObservationNorm"
 
 
-# Presets of earlier versions that only chose an environment.
-_OPTIONS = {
-    **{f"experiment={task}": f"experiment=mujoco env={task}"
-       for task in ("ant", "half_cheetah", "hopper", "pusher", "reacher", "walker2d")},
-    **{f"experiment={task}": f"env={task}" for task in ("inverted_pendulum", "inverted_double_pendulum")},
-}  # fmt: skip
-
-
 # Settings that parts have gained, with the values that mean what earlier versions did.
 _ADDED: dict[str, dict[str, Any]] = {
     "policy": {
@@ -76,11 +68,6 @@ _ADDED_AT_THE_TOP: dict[str, Any] = {
     "critic_minibatch_size": None,
     "target_kl_check": "epoch",
 }
-
-
-def current_option(group: str, name: str) -> str | None:
-    """What replaces an option that earlier versions had; None where there was no such option."""
-    return _OPTIONS.get(f"{group}={name}")
 
 
 def current_target(target: str) -> str:
