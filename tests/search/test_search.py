@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from rlexp import load_config
 from rlexp.cli.search import search
-from rlexp.config import ConfigError
+from rlexp.config import ConfigError, option_text
 from rlexp.report import load_runs
 from rlexp.search.folder import SearchDir
 
@@ -225,3 +225,10 @@ def test_a_wrong_search_imports_no_torch(tmp_path: Path) -> None:
         "except Exception: assert not {'torch', 'optuna', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+def test_the_shipped_search_cuts_no_trial_unless_asked() -> None:
+    """Its trials anneal the learning rate: what is low half way may end high."""
+    shipped = yaml.safe_load(option_text("search/ppo"))
+    assert shipped["prune"] is False
+    assert load_config([]).optim.schedule == "linear"
