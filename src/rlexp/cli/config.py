@@ -1,4 +1,4 @@
-"""``rlexp-config``: list options, show the composed config, copy an option to edit, check a command line."""
+"""``rlexp-config``: list options, show the composed config, copy an option to edit, check a command line, diff runs."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from rlexp.config import (
 )
 from rlexp.config.redaction import redact
 from rlexp.experiment import check_config
+from rlexp.text import printable
 
 
 def main() -> None:
@@ -31,13 +32,15 @@ def config(arguments: list[str]) -> int:
     """Run the subcommand that the first argument names.
 
     Returns:
-        The exit code.
+        The exit code; of ``diff``, as of diff(1), 1 where the runs differ.
 
     Raises:
-        ConfigError: the config or the command line is wrong.
+        ConfigError: the config or the command line is wrong, or a run to compare cannot be read.
     """
-    import_from_here()
     flags = _parse(arguments)
+    if flags.command == "diff":
+        return _diff(Path(flags.run_a), Path(flags.run_b))
+    import_from_here()
     sources = Sources(config_dir=flags.config_dir)
     match flags.command:
         case "list":
@@ -64,7 +67,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rlexp-config", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="list|show|copy|check")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="list|show|copy|check|diff")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--config-dir", "-cd", metavar="DIR", help="a folder of your own options")
     listing = commands.add_parser("list", parents=[common], help="groups and their options")
@@ -81,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     copy.add_argument(
         "destination", nargs="?", metavar="DEST", help="a file or folder; default: conf/GROUP/OPTION.yaml"
     )
+    diff = commands.add_parser("diff", help="what two runs differ in; exit code 0: in nothing, 1: they differ")
+    diff.add_argument("run_a", metavar="RUN_A", help="a run's folder")
+    diff.add_argument("run_b", metavar="RUN_B", help="another's")
     return parser
 
 
@@ -171,3 +177,16 @@ def _check(overrides: list[str], sources: Sources) -> None:
     )
     if unused := experiment.steps_per_batch % experiment.minibatch_size:
         print(f"{unused} of a batch's {experiment.steps_per_batch:,} steps are left out of each epoch, at random.")
+
+
+def _diff(a: Path, b: Path) -> int:
+    """Print what two runs differ in."""
+    from rlexp.report.difference import difference, to_lines
+    from rlexp.report.runs import ReportError
+
+    try:
+        found = difference(a, b)
+    except ReportError as error:
+        raise ConfigError([Problem("diff", str(error))]) from error
+    print("\n".join([printable(f"A: {a}"), printable(f"B: {b}"), "", *to_lines(found)]))
+    return 1 if found else Exit.DONE

@@ -56,7 +56,7 @@ def group_runs(runs: Iterable[Run], ignore: Sequence[str] = ()) -> list[Group]:
     members: dict[str, list[Run]] = defaultdict(list)
     configs: dict[str, dict[str, str]] = {}
     for run in sorted((run for run in runs if run.settings), key=lambda run: (run.started, run.path)):
-        config = {k: _text(v) for k, v in _with_order(run.settings).items() if not is_under(k, ignored)}
+        config = {k: _text(v) for k, v in with_order(run.settings).items() if not is_under(k, ignored)}
         identity = json.dumps(config, sort_keys=True)
         members[identity].append(run)
         configs[identity] = config
@@ -77,7 +77,7 @@ def group_runs(runs: Iterable[Run], ignore: Sequence[str] = ()) -> list[Group]:
                 environment=environment,
                 variant=variant,
                 differing={_short(key): _shown(key, config) for key in differing},
-                settings={_short(key): _with_order(members[identity][0].settings).get(key) for key in naming},
+                settings={_short(key): with_order(members[identity][0].settings).get(key) for key in naming},
                 runs=runs_of,
                 left_out=left_out,
             )
@@ -85,7 +85,7 @@ def group_runs(runs: Iterable[Run], ignore: Sequence[str] = ()) -> list[Group]:
     return sorted(groups, key=lambda g: (g.environment, [_order(v) for v in g.settings.values()], g.name))
 
 
-def _with_order(settings: Mapping[str, Any]) -> dict[str, Any]:
+def with_order(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings, with the names of the transforms in their order, since the order changes their effect."""
     names = dict.fromkeys(key.split(".")[2] for key in settings if key.startswith(f"{_TRANSFORMS}."))
     return dict(settings) | ({_TRANSFORMS: list(names)} if names else {})

@@ -40,7 +40,7 @@ class ReportError(Exception):
     """Nothing can be reported; the message names the path and the remedy."""
 
 
-class _UnreadableError(Exception):
+class UnreadableError(Exception):
     """A file of a run does not hold what a run writes."""
 
 
@@ -137,9 +137,9 @@ def read_run(path: Path) -> Run:
     layout = RunDir(path)
     settings: dict[str, Any] = {}
     try:
-        settings = _settings(layout.config)
+        settings = read_settings(layout.config)
         return _read(layout, settings)
-    except _UnreadableError as error:
+    except UnreadableError as error:
         return Run(path, UNREADABLE, str(error), settings=settings)
     except Exception as error:  # whatever a file holds, it must not keep other runs from being reported
         return Run(path, UNREADABLE, f"{type(error).__name__}: {error}", settings=settings)
@@ -151,21 +151,21 @@ def _read(layout: RunDir, settings: Mapping[str, Any]) -> Run:
     begun = layout.metadata.exists()
     if begun:
         try:
-            metadata = _json(layout.metadata)
-        except _UnreadableError as error:  # only the time of its start is lost
+            metadata = read_json(layout.metadata)
+        except UnreadableError as error:  # only the time of its start is lost
             damage.append(str(error))
-    summary = _json(layout.summary) if layout.summary.exists() else {"status": UNFINISHED if begun else NOT_STARTED}
+    summary = read_json(layout.summary) if layout.summary.exists() else {"status": UNFINISHED if begun else NOT_STARTED}
     status, problem = str(summary.get("status", UNFINISHED)), str(summary.get("error", ""))
     if status == RUNNING:
         status = UNFINISHED
-    rows = _rows(layout.metrics, torn=status != COMPLETED) if layout.metrics.exists() else []
+    rows = read_rows(layout.metrics, torn=status != COMPLETED) if layout.metrics.exists() else []
     trained = int(rows[-1]["frames"]) if rows else 0
     if missing := _missing(rows, settings.get("collector.frames_per_batch")):
         damage.append(f"{layout.metrics}: {missing} of {missing + len(rows)} rows are missing")
     evaluations = [row for row in rows if METRIC in row]
     if status == COMPLETED and _number(end := summary.get("frames")) and end != trained:
         message = f"{layout.metrics} ends at {trained:,} frames and the run at {end:,}: its last rows are missing"
-        raise _UnreadableError(message)
+        raise UnreadableError(message)
     if status == COMPLETED and not evaluations:
         status, problem = NOT_EVALUATED, f"no row of metrics.jsonl has {METRIC}"
     return Run(
@@ -230,54 +230,72 @@ def run_folders(top: Path) -> Iterator[Path]:
             below.clear()
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings of a ``config.yaml``, as in `Run.settings`.
+
+    Raises:
+        UnreadableError: it holds none.
+    """
     try:
-        values = _mapping(yaml.load(_text(path), _Loader), str(path))
+        values = _mapping(yaml.load(read_text(path), _Loader), str(path))
         found = dict(islice(flatten(values), _MOST_SETTINGS + 1))
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise _UnreadableError(f"{path}: {error}") from error
+        raise UnreadableError(f"{path}: {error}") from error
     if len(found) > _MOST_SETTINGS:
-        raise _UnreadableError(f"{path}: has more than {_MOST_SETTINGS:,} settings")
+        raise UnreadableError(f"{path}: has more than {_MOST_SETTINGS:,} settings")
     seed = found.get("seed")
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
-        raise _UnreadableError(f"{path}: seed is no whole number: {seed}")
+        raise UnreadableError(f"{path}: seed is no whole number: {seed}")
     return found
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A text file.
+
+    Raises:
+        UnreadableError: it is none.
+    """
     if path.exists() and not path.is_file():
-        raise _UnreadableError(f"{path}: is not a file")
+        raise UnreadableError(f"{path}: is not a file")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise _UnreadableError(f"{path}: {error}") from error
+        raise UnreadableError(f"{path}: {error}") from error
 
 
-def _json(path: Path) -> Mapping[str, Any]:
-    text = _text(path)
+def read_json(path: Path) -> Mapping[str, Any]:
+    """A JSON file that holds a mapping.
+
+    Raises:
+        UnreadableError: it does not.
+    """
+    text = read_text(path)
     if not text.strip():
-        raise _UnreadableError(f"{path}: is empty")
+        raise UnreadableError(f"{path}: is empty")
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _UnreadableError(f"{path}: {error}") from error
+        raise UnreadableError(f"{path}: {error}") from error
     return _mapping(values, str(path))
 
 
 def _mapping(values: object, where: str) -> Mapping[str, Any]:
     if not isinstance(values, Mapping):
-        raise _UnreadableError(f"{where}: holds no keys and values")
+        raise UnreadableError(f"{where}: holds no keys and values")
     return values
 
 
-def _rows(path: Path, *, torn: bool) -> list[Mapping[str, Any]]:
+def read_rows(path: Path, *, torn: bool) -> list[Mapping[str, Any]]:
     """The rows of ``metrics.jsonl``, empty lines left out.
 
     Args:
         path: the file.
         torn: whether the last line may be half a row, as a killed run leaves it; it is then skipped.
+
+    Raises:
+        UnreadableError: a line is no row, or does not follow the one before.
     """
-    lines = [(number, line) for number, line in enumerate(_text(path).splitlines(), start=1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(read_text(path).splitlines(), start=1) if line.strip()]
     rows: list[Mapping[str, Any]] = []
     frames = -math.inf
     for number, line in lines:
@@ -288,14 +306,14 @@ def _rows(path: Path, *, torn: bool) -> list[Mapping[str, Any]]:
         except ValueError as error:
             if torn and number == lines[-1][0]:
                 break
-            raise _UnreadableError(f"{where}: {error}") from error
+            raise UnreadableError(f"{where}: {error}") from error
         if not isinstance(row, dict) or not _number(row.get("frames")) or not _number(row.get(METRIC, 0)):
-            raise _UnreadableError(f"{where}: is no row of numbers with frames and {METRIC}")
+            raise UnreadableError(f"{where}: is no row of numbers with frames and {METRIC}")
         for key in ("time/fps", "time/collect", "time/update"):
             if not _number(row.get(key)):
-                raise _UnreadableError(f"{where}: {key} is no number")
+                raise UnreadableError(f"{where}: {key} is no number")
         if row["frames"] <= frames:
-            raise _UnreadableError(f"{where}: its frames are not more than those of the row before")
+            raise UnreadableError(f"{where}: its frames are not more than those of the row before")
         frames = row["frames"]
         rows.append(row)
     return rows
