@@ -1,4 +1,4 @@
-"""What every run can write without another package: metrics file, CSV table, progress bar."""
+"""What every run can write without another package: metrics file and CSV table."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from rlexp.files import write_text
 from rlexp.loggers.sink import Row, Sink
@@ -92,31 +90,6 @@ class CsvFile(Sink):
             writer.writeheader()
         writer.writerows(rows)
         return text.getvalue()
-
-
-class ProgressBar:
-    """Frames, frames/s, training reward and step count, evaluation return and learning rate, on a terminal only."""
-
-    _SHOWN = (
-        ("train/reward", "reward", "{:.2f}"),
-        ("train/step_count", "steps", "{:.0f}"),
-        ("eval/return", "eval return", "{:.1f}"),
-        ("train/lr", "lr", "{:.1e}"),
-    )
-
-    def __init__(self, total_frames: int, frames: int) -> None:
-        self._bar = tqdm(total=total_frames, initial=frames, unit=" frames", disable=None, dynamic_ncols=True)
-        self._latest: dict[str, str] = {}
-
-    def log(self, row: Row) -> None:
-        """Show the newest values."""
-        self._latest |= {label: form.format(row[key]) for key, label, form in self._SHOWN if key in row}
-        self._bar.set_postfix(self._latest, refresh=False)
-        self._bar.update(row["frames"] - self._bar.n)
-
-    def close(self, summary: Mapping[str, Any]) -> None:
-        """Leave the finished bar on the screen."""
-        self._bar.close()
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:

@@ -16,7 +16,8 @@ from rlexp.config.redaction import RedactingFormatter, redact
 from rlexp.experiment import ExperimentConfig
 from rlexp.files import write_json
 from rlexp.loggers import Row, Sink
-from rlexp.loggers.local import MetricsFile, ProgressBar, read_metrics
+from rlexp.loggers.local import MetricsFile, read_metrics
+from rlexp.loggers.progress import ProgressBar
 from rlexp.plots import plot_training
 from rlexp.runs.rundir import RunDir
 from rlexp.runs.stops import STOPS
@@ -94,7 +95,8 @@ class Session:
         if self._missing > 0:
             message = "%d rows before the checkpoint are missing from metrics.jsonl; they cannot be restored."
             log.warning(message, self._missing)
-        self._bar = ProgressBar(self._config.total_frames, self._frames)
+        last = self._config.num_batches * self._config.collector.frames_per_batch
+        self._bar = ProgressBar(last, self._frames, read_metrics(self._run.path))
         self._copies = self._config.logger.open(self._run.path, config, self._run_id, self._frames)
         self._previous = {number: signal.signal(number, self._on_signal) for number in STOPS}
         return self
@@ -133,7 +135,7 @@ class Session:
         self.summary = redact(self.summary)
         self._attempt(lambda: write_json(self._run.summary, self.summary))
         self._attempt(lambda: self._metrics.close(self.summary))
-        self._attempt(lambda: self._bar.close(self.summary))
+        self._attempt(self._bar.close)
         self._copy(lambda sink: sink.close(self.summary))
         self._attempt(self._plot)
         logging.getLogger("rlexp").removeHandler(self._log_file)
