@@ -46,7 +46,7 @@ def test_names_are_only_text(
 
     page = (strangers / "report" / "index.html").read_text()
     assert "&lt;script&gt;alert(1)" in page
-    assert "<script" not in page
+    assert page.count("<script") == 1, "the page's own"
     assert set(page) & set("\x1b\x07\x9b\u202e") == set()
 
     tex = (strangers / "report" / "table.tex").read_text()

@@ -1,10 +1,11 @@
-"""``rlexp-report``: tables with confidence intervals, plots and one page from many runs."""
+"""``rlexp-report``: tables with confidence intervals, plots and one page from many runs, or the page of one."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from pydantic import Field
 
@@ -16,12 +17,13 @@ if TYPE_CHECKING:
     from rlexp.report import Report
 
 _HELP = """\
-rlexp-report: summarise many runs in tables, plots and one page.
+rlexp-report: summarise many runs in tables, plots and one page, or show one run.
 
 usage: rlexp-report DIR... [out=report] [threshold=RETURN] [ignore=[SETTING,...]] [--wandb-workspace[=online]]
        rlexp-report DIR... --watch [interval=2]
 
-  DIR         a run's folder, or a folder with runs anywhere below it, such as outputs/ or a multirun's
+  DIR         a run's folder, or a folder with runs anywhere below it, such as outputs/ or a multirun's; the page of
+              one run's folder has all its plots, its video, its settings and the commands to go on, finished or not
   out         folder for the page (index.html), the tables (Markdown, LaTeX, CSV) and the plots
   threshold   return to reach, for the frames and seconds it takes: one for all environments, or
               threshold.hopper=3000; default: Gymnasium's registered reward threshold
@@ -35,6 +37,8 @@ usage: rlexp-report DIR... [out=report] [threshold=RETURN] [ignore=[SETTING,...]
 
 Prints the table as Markdown, and the paths of the files.
 """
+
+T = TypeVar("T")
 
 # Values of flags that are given without one, where that is not true.
 _ALONE = {"wandb_workspace": "offline"}
@@ -73,9 +77,17 @@ def report(arguments: list[str]) -> int:
         return watch([Path(path) for path in settings.dirs], settings.interval)
 
     from rlexp.report import ReportError, load_runs, make_report, markdown, write_report
+    from rlexp.report.output import write_page
+    from rlexp.report.run_page import run_page
 
+    page = None
     try:
         runs = load_runs(settings.dirs)
+        if len(runs) == 1 and runs[0].path == Path(settings.dirs[0]).resolve():
+            page = run_page(runs[0])
+            if not runs[0].counted and settings.wandb_workspace is None:
+                print(printable(_written(lambda out: write_page(page, out), settings.out)))
+                return Exit.DONE
         made = make_report(runs, settings.threshold, settings.ignore)
     except ReportError as error:
         return report_error("rlexp-report", error)
@@ -88,10 +100,7 @@ def report(arguments: list[str]) -> int:
             print(printable(f"rlexp-report: left out, repair or remove it: {run.problem}"), file=sys.stderr)
     for run in (run for group in made.groups for run in group.runs if run.damage):
         print(printable(f"rlexp-report: averaged, although damaged: {run.damage}"), file=sys.stderr)
-    try:
-        files = write_report(made, Path(settings.out))
-    except OSError as error:
-        raise ConfigError([Problem("out", f"cannot be written to: {error}.", settings.out)]) from error
+    files = _written(lambda out: write_report(made, out, page), settings.out)
     if settings.wandb_workspace is not None:
         try:
             files.append(_workspace(made, Path(settings.out), online=settings.wandb_workspace == "online"))
@@ -100,6 +109,13 @@ def report(arguments: list[str]) -> int:
     print(markdown(made))
     print("\n".join(printable(file) for file in files))
     return Exit.DONE
+
+
+def _written(write: Callable[[Path], T], out: str) -> T:
+    try:
+        return write(Path(out))
+    except OSError as error:
+        raise ConfigError([Problem("out", f"cannot be written to: {error}.", out)]) from error
 
 
 def _workspace(made: Report, out: Path, *, online: bool) -> Path:

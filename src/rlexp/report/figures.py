@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from rlexp.plots import frames_on_x, label, new_axes, score_colour, smooth_curve, to_png
 from rlexp.report import statistics
-from rlexp.report.results import Comparison, Result
+from rlexp.report.results import Comparison, Curve, Result
 
 SHOWN = 6
 """Lines in one plot; more could not be distinguished."""
@@ -34,23 +34,28 @@ def styles(variants: Iterable[str]) -> dict[str, Style]:
     }
 
 
-def learning_curves(environment: str, results: Sequence[Result], look: Mapping[str, Style]) -> bytes:
+def learning_curves(environment: str, curves: Sequence[Curve], look: Mapping[str, Style]) -> bytes:
     """Interquartile mean of ``eval/return`` over frames with its pointwise 95% interval, one line per group."""
     figure, axes = new_axes(f"Learning curves: {environment}", "simulator frames", "evaluation return")
-    for result in best_first(results)[:SHOWN]:
-        runs = result.group.runs
-        frames, values = statistics.on_common_frames([run.frames for run in runs], [run.returns for run in runs])
-        middle, low, high = statistics.band([values], statistics.interquartile_mean)
-        style = look[result.group.variant]
-        seeds = "1 seed" if len(runs) == 1 else f"{len(runs)} seeds"
-        name = f"{result.group.variant} ({seeds})" if result.group.variant else seeds
-        marker = "o" if len(frames) <= 30 else None
-        axes.plot(frames, middle, **style, linewidth=1.8, marker=marker, markersize=3, label=label(name, _WIDTH))
-        axes.fill_between(frames, low, high, color=style["color"], alpha=0.15, linewidth=0)
-    for threshold in sorted({result.threshold for result in results if result.threshold is not None}):
+    for curve in curves[:SHOWN]:
+        group = curve.result.group
+        style = look[group.variant]
+        seeds = "1 seed" if len(group.runs) == 1 else f"{len(group.runs)} seeds"
+        name = f"{group.variant} ({seeds})" if group.variant else seeds
+        marker = "o" if len(curve.frames) <= 30 else None
+        axes.plot(
+            curve.frames, curve.middle, **style, linewidth=1.8, marker=marker, markersize=3, label=label(name, _WIDTH)
+        )
+        axes.fill_between(curve.frames, curve.low, curve.high, color=style["color"], alpha=0.15, linewidth=0)
+    for threshold in thresholds(curves):
         axes.axhline(threshold, color="0.45", linewidth=1, linestyle=(0, (4, 3)), label=f"threshold {threshold:,.10g}")
     frames_on_x(axes)
     return to_png(figure)
+
+
+def thresholds(curves: Iterable[Curve]) -> list[float]:
+    """The returns to reach in one environment."""
+    return sorted({curve.result.threshold for curve in curves if curve.result.threshold is not None})
 
 
 def performance_profile(comparison: Comparison, look: Mapping[str, Style]) -> bytes:

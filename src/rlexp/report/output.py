@@ -7,6 +7,8 @@ from pathlib import Path
 from rlexp.report import tables
 from rlexp.report.report import Report
 
+_TABLES = ("table.md", "table.tex", "table.csv", "runs.csv", "improvement.csv")
+
 
 def markdown(report: Report) -> str:
     """The tables, and below them the runs that they leave out."""
@@ -33,22 +35,24 @@ def latex(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write_report(report: Report, folder: Path) -> list[Path]:
+def write_report(report: Report, folder: Path, page: str | None = None) -> list[Path]:
     """Write the page, the tables and the figures; files of an earlier report in the folder are replaced.
 
     Args:
         report: what to write.
         folder: made if it is not there.
+        page: in place of the report's own; None writes that.
 
     Returns:
         The files, the page first.
     """
     # matplotlib and jinja2 take a second to import, which `rlexp-report --watch` should not wait for.
-    from rlexp.report.page import draw, render
+    from rlexp.report.page import draw, learning_curves, render
 
-    figures = draw(report)
+    curves = learning_curves(report)
+    figures = draw(report, curves)
     files: dict[str, str | bytes] = {
-        "index.html": render(report, figures),
+        "index.html": render(report, figures, curves) if page is None else page,
         "table.md": markdown(report),
         "table.tex": latex(report),
         "table.csv": tables.results_csv(report.results, report.groups),
@@ -57,10 +61,22 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     if report.comparisons:
         files["improvement.csv"] = tables.comparisons_csv(report.comparisons)
     files |= {f"plots/{figure.file}.png": figure.png for figure in figures}
+    _clear(folder)
     (folder / "plots").mkdir(parents=True, exist_ok=True)
-    # Figures of an earlier report may be of runs that are not in this one.
-    for stale in [*(folder / "plots").glob("*.png"), folder / "improvement.csv"]:
-        stale.unlink(missing_ok=True)
     for name, content in files.items():
         (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
     return [folder / name for name in files]
+
+
+def write_page(page: str, folder: Path) -> Path:
+    """Write a page alone; an earlier report in the folder is removed."""
+    _clear(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "index.html").write_text(page, encoding="utf-8")
+    return folder / "index.html"
+
+
+def _clear(folder: Path) -> None:
+    """Remove an earlier report: its figures and tables may be of runs that are not in the next."""
+    for stale in [*(folder / "plots").glob("*.png"), *(folder / name for name in _TABLES)]:
+        stale.unlink(missing_ok=True)

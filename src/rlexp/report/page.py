@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from rlexp.report import figures, tables
+from rlexp.report import charts, figures, tables
 from rlexp.report.report import Report
-from rlexp.report.results import FEW_SEEDS
+from rlexp.report.results import FEW_SEEDS, Curve, learning_curve
 from rlexp.text import printable
 
 # With fewer settings, the table says more than a plot of parallel coordinates.
@@ -44,21 +46,29 @@ class ReportFigure:
         return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
 
-def draw(report: Report) -> list[ReportFigure]:
+Curves = Mapping[str, Sequence[Curve]]
+
+
+def learning_curves(report: Report) -> Curves:
+    """The learning curves of each environment, best first."""
+    found: dict[str, list[Curve]] = {}
+    for result in figures.best_first(report.results):
+        found.setdefault(result.group.environment, []).append(learning_curve(result))
+    return {environment: found[environment] for environment in sorted(found)}
+
+
+def draw(report: Report, curves: Curves) -> list[ReportFigure]:
     """Draw every figure that the runs allow, in the order of the page."""
     look = figures.styles(dict.fromkeys(result.group.variant for result in report.results))
-    by_environment = {
-        environment: [result for result in report.results if result.group.environment == environment]
-        for environment in dict.fromkeys(result.group.environment for result in report.results)
-    }
+    by_environment = {environment: [curve.result for curve in of] for environment, of in curves.items()}
     names = _file_names([*by_environment, *(comparison.name for comparison in report.comparisons)])
     drawn: list[ReportFigure] = []
 
     def add(section: str, prefix: str, kind: str, name: str, png: bytes) -> None:
         drawn.append(ReportFigure(section, f"{prefix}_{names[name]}", f"{kind}, {name}", png))
 
-    for environment, results in by_environment.items():
-        png = figures.learning_curves(environment, results, look)
+    for environment, of_environment in curves.items():
+        png = figures.learning_curves(environment, of_environment, look)
         add("Learning curves", "curves", "Learning curves", environment, png)
     for comparison in report.comparisons:
         png = figures.performance_profile(comparison, look)
@@ -73,22 +83,39 @@ def draw(report: Report) -> list[ReportFigure]:
     return drawn
 
 
-def render(report: Report, drawn: Sequence[ReportFigure]) -> str:
-    """The page: one HTML file with its styles and figures inside, which loads nothing."""
-    environment = Environment(
-        loader=PackageLoader("rlexp.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_without_controls,
+def _chart(environment: str, curves: Sequence[Curve], variants: Sequence[str]) -> charts.Drawn:
+    """The learning curves of one environment, with a thin line for each run behind that of its configuration."""
+    runs, means, groups = [], [], {}
+    for curve in curves:
+        group = curve.result.group
+        place = variants.index(group.variant)
+        groups[place] = group.variant or environment
+        for run in group.runs if len(group.runs) > 1 else ():
+            name = ", ".join(filter(None, (group.variant, f"seed {run.seed}", run.path.name)))
+            runs.append(charts.Line(name, run.frames, run.returns, place, thin=True))
+        means.append(charts.Line(group.variant, curve.frames, curve.middle, place, low=curve.low, high=curve.high))
+    return charts.drawn(
+        charts.Chart(
+            environment,
+            "evaluation return",
+            [*runs, *reversed(means)],
+            groups,
+            frozenset(list(groups)[figures.SHOWN :]),
+            figures.thresholds(curves),
+        )
     )
-    template = environment.get_template("page.html.j2")
+
+
+def render(report: Report, drawn: Sequence[ReportFigure], curves: Curves) -> str:
+    """The page: one HTML file with its styles and figures inside, which loads nothing."""
+    variants = list(dict.fromkeys(result.group.variant for result in report.results))
     few = [result for result in report.results if result.seeds < FEW_SEEDS]
     sections: dict[str, list[ReportFigure]] = {}
     for figure in drawn:
         sections.setdefault(figure.section, []).append(figure)
-    return template.render(
+    return html(
+        "page.html.j2",
+        curves=[_chart(environment, of, variants) for environment, of in curves.items()],
         counts={
             "environment": len({group.environment for group in report.groups}),
             "configuration": len(report.groups),
@@ -110,6 +137,26 @@ def render(report: Report, drawn: Sequence[ReportFigure]) -> str:
         damaged=tables.damaged_table(report.groups),
         settings=tables.settings_table(report.groups) if len(report.groups) > 1 else None,
         counted=tables.counted_table(report.groups),
+    )
+
+
+def html(template: str, **values: object) -> str:
+    """A page from its template: every text in it is escaped, and only its own script may run."""
+    environment = Environment(
+        loader=PackageLoader("rlexp.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_without_controls,
+    )
+    script = (files("rlexp.report") / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template(template).render(
+        **values,
+        style=charts.style,
+        script_text=Markup(script),
+        script_hash=f"sha256-{digest}",
         version=version("rlexp"),
     )
 

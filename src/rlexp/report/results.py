@@ -54,6 +54,25 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """The learning curve of one group: the interquartile mean of ``eval/return`` and its pointwise 95% interval.
+
+    Attributes:
+        result: of the group.
+        frames: ``[points]``.
+        middle: ``[points]``.
+        low: ``[points]``.
+        high: ``[points]``.
+    """
+
+    result: Result
+    frames: Floats
+    middle: Floats
+    low: Floats
+    high: Floats
+
+
+@dataclass(frozen=True)
 class Improvement:
     """The probability that a run of X scores higher than one of Y."""
 
@@ -109,6 +128,13 @@ def result_of(group: Group, threshold: float | None) -> Result:
         seconds_to_threshold=seconds,
         fps=float(np.mean([run.fps for run in runs])),
     )
+
+
+def learning_curve(result: Result) -> Curve:
+    """The learning curve over the runs of one group."""
+    runs = result.group.runs
+    frames, values = statistics.on_common_frames([run.frames for run in runs], [run.returns for run in runs])
+    return Curve(result, frames, *statistics.band([values], statistics.interquartile_mean))
 
 
 def registered_threshold(group: Group) -> float | None:

@@ -163,7 +163,7 @@ def _read(layout: RunDir, settings: Mapping[str, Any]) -> Run:
     if missing := _missing(rows, settings.get("collector.frames_per_batch")):
         damage.append(f"{layout.metrics}: {missing} of {missing + len(rows)} rows are missing")
     evaluations = [row for row in rows if METRIC in row]
-    if status == COMPLETED and _number(end := summary.get("frames")) and end != trained:
+    if status == COMPLETED and is_number(end := summary.get("frames")) and end != trained:
         message = f"{layout.metrics} ends at {trained:,} frames and the run at {end:,}: its last rows are missing"
         raise UnreadableError(message)
     if status == COMPLETED and not evaluations:
@@ -307,10 +307,10 @@ def read_rows(path: Path, *, torn: bool) -> list[Mapping[str, Any]]:
             if torn and number == lines[-1][0]:
                 break
             raise UnreadableError(f"{where}: {error}") from error
-        if not isinstance(row, dict) or not _number(row.get("frames")) or not _number(row.get(METRIC, 0)):
+        if not isinstance(row, dict) or not is_number(row.get("frames")) or not is_number(row.get(METRIC, 0)):
             raise UnreadableError(f"{where}: is no row of numbers with frames and {METRIC}")
         for key in ("time/fps", "time/collect", "time/update"):
-            if not _number(row.get(key)):
+            if not is_number(row.get(key)):
                 raise UnreadableError(f"{where}: {key} is no number")
         if row["frames"] <= frames:
             raise UnreadableError(f"{where}: its frames are not more than those of the row before")
@@ -326,5 +326,6 @@ def _missing(rows: Sequence[Mapping[str, Any]], frames_per_batch: object) -> int
     return max(0, int(rows[-1]["frames"]) // frames_per_batch - len(rows))
 
 
-def _number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether it is a number that sums and squares of many stay finite with."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
