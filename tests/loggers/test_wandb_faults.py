@@ -11,110 +11,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from commands import TINY, clean_environment, complete, rows_of, run_command
+from wandb_server import KEY, Server, environment, serving
 
 from rlexp import load_config
 from rlexp.loggers.wandb import group_of
 
-KEY = "0123456789" * 4
 ONLINE = [*TINY, "hydra.run.dir=run", "logger.mode=online", "logger.init_timeout=4", "logger.finish_timeout=4"]
-
-
-class Server(ThreadingHTTPServer):
-    """As much of W&B's server as its client needs; records what it is sent."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.runs: list[dict[str, Any]] = []
-        self.streams: list[dict[str, Any]] = []
-        self.sweep = ""
-        self.commands: list[dict[str, Any]] = []
-        self.views: list[dict[str, Any]] = []
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that go away are what is tested."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-    def do_POST(self) -> None:
-        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if "graphql" in self.path:
-            self._answer(self._graphql(json.loads(content)))
-        else:
-            if "file_stream" in self.path:
-                self.server.streams.append({"files": {}} | json.loads(content))
-            self._answer({})
-
-    def do_PUT(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self._answer({})
-
-    do_GET = do_PUT  # noqa: N815 - http.server's name
-
-    def _graphql(self, request: dict[str, Any]) -> dict[str, Any]:
-        query, variables = request["query"], request.get("variables", {})
-        if "UpsertBucket" in query or "upsertBucket" in query:
-            self.server.runs.append(variables)
-            project = {"id": "p", "name": "rlexp", "entity": {"id": "e", "name": "me"}}
-            bucket = {"id": "r", "name": variables.get("name"), "displayName": "run", "project": project}
-            return {"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}}
-        if "CreateRunFiles" in query:
-            url = f"http://127.0.0.1:{self.server.server_port}/upload"
-            files = [{"name": name, "uploadUrl": url} for name in variables["files"]]
-            return {"data": {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}}
-        if "viewer" in query or "Viewer" in query:
-            return {"data": {"viewer": {"id": "v", "entity": "me", "flags": "{}", "teams": {"edges": []}}}}
-        if "SweepWithRuns" in query:
-            sweep = {"id": "s", "name": "s", "config": self.server.sweep, "runs": {"edges": []}}
-            return {"data": {"project": {"sweep": sweep}}}
-        if "upsertView" in query:
-            self.server.views.append(variables)
-            return {"data": {"upsertView": {"view": {"id": "v", "name": variables["name"]}, "inserted": True}}}
-        if "CreateAgent" in query:
-            return {"data": {"createAgent": {"agent": {"id": "a"}}}}
-        if "Heartbeat" in query:
-            commands, self.server.commands = self.server.commands, []
-            return {"data": {"agentHeartbeat": {"agent": {"id": "a"}, "commands": json.dumps(commands)}}}
-        return {"data": {}}
-
-    def _answer(self, values: dict[str, Any]) -> None:
-        content = json.dumps(values).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-
-@contextmanager
-def serving() -> Iterator[Server]:
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def environment(port: int, home: Path) -> dict[str, str]:
-    return {"WANDB_BASE_URL": f"http://127.0.0.1:{port}", "WANDB_API_KEY": KEY, "HOME": str(home)}
 
 
 def check(tmp_path: Path, said: str) -> None:

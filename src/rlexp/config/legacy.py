@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ _ADDED: dict[str, dict[str, Any]] = {
     },
     "loss": {"normalize_value": False},
     "evaluation": {"average": None},
+    "logger": {"artifacts": "none", "alerts": False},
 }
 _ADDED_AT_THE_TOP: dict[str, Any] = {
     "critic_num_epochs": None,
@@ -86,8 +87,7 @@ def current_config(values: Mapping[str, Any]) -> dict[str, Any]:
         collector.pop("inner", None)
         config.setdefault("cuda_graph", False)
     for group, settings in _ADDED.items():
-        part = config.get(group)
-        if isinstance(part, dict):
+        for part in _parts(config.get(group)):
             fields = _fields(str(part.get("_target_", "")))
             for name, value in settings.items():
                 if name in fields or "_target_" not in part:
@@ -96,6 +96,15 @@ def current_config(values: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in _ADDED_AT_THE_TOP.items():
             config.setdefault(name, value)
     return config
+
+
+def _parts(node: object) -> Iterator[dict[str, Any]]:
+    """A group's node, and the loggers in one of several."""
+    if isinstance(node, dict):
+        yield node
+        sinks = node.get("sinks")
+        for sink in sinks.values() if isinstance(sinks, dict) else ():
+            yield from _parts(sink)
 
 
 def current_override(text: str) -> str | None:

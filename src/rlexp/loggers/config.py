@@ -105,6 +105,8 @@ class WandbConfig(LoggerConfig):
         tags: W&B tags; those of ``WANDB_TAGS`` are added. Longer ones than W&B takes are shortened.
         init_timeout: seconds to wait for the server before logging offline.
         finish_timeout: seconds to wait at the end for the last rows to be uploaded.
+        artifacts: checkpoints that become versions of an artifact: ``none``, each ``best`` one, or ``all``.
+        alerts: whether W&B sends an alert when the run fails.
     """
 
     mode: Literal["auto", "online", "offline", "disabled"]
@@ -115,6 +117,8 @@ class WandbConfig(LoggerConfig):
     tags: Sequence[str]
     init_timeout: Positive
     finish_timeout: Positive
+    artifacts: Literal["none", "best", "all"]
+    alerts: bool
 
     def missing_requirements(self) -> Iterator[Problem]:
         """Names and modes that W&B takes."""
@@ -155,4 +159,6 @@ class WandbConfig(LoggerConfig):
             "name": os.environ.get("WANDB_NAME") or run_dir.name,
             "id": run_id,
         }
-        return open_wandb(mode, folder, config, arguments, self.init_timeout, self.finish_timeout)
+        return open_wandb(
+            mode, folder, config, arguments, self.init_timeout, self.finish_timeout, self.artifacts, alerts=self.alerts
+        )

@@ -19,5 +19,8 @@ class Sink:
     def log_video(self, path: Path, frames: int) -> None:
         """Take an MP4 of the evaluation at these frames; the row of the same frames comes next."""
 
+    def log_checkpoint(self, path: Path, *, best: bool) -> None:
+        """Take a checkpoint of the run; ``best`` if no evaluation was better."""
+
     def close(self, summary: Mapping[str, Any]) -> None:
         """Flush and close; ``summary`` is the run's ``summary.json``, however it ended."""

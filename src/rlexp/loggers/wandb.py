@@ -14,6 +14,7 @@ import wandb
 from rlexp.config import NO_RESULTS, flat, is_under
 from rlexp.config.redaction import redact
 from rlexp.loggers.sink import Row, Sink
+from rlexp.loggers.wandb_artifact import checkpoint_artifact
 from rlexp.loggers.wandb_log import logged_rows
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,9 @@ def open_wandb(
     arguments: Mapping[str, Any],
     init_timeout: float,
     finish_timeout: float,
+    artifacts: Literal["none", "best", "all"],
+    *,
+    alerts: bool,
 ) -> list[Sink]:
     """Start a W&B run; where W&B cannot, warn and train without it.
 
@@ -41,6 +45,8 @@ def open_wandb(
         arguments: of ``wandb.init``: project, entity, group, job_type, tags, name, id.
         init_timeout: seconds to wait for the server.
         finish_timeout: seconds to wait at the end for the last rows to be uploaded.
+        artifacts: checkpoints that become versions of an artifact.
+        alerts: whether a run that fails sends an alert.
     """
     settings = wandb.Settings(
         init_timeout=init_timeout,
@@ -60,8 +66,10 @@ def open_wandb(
         try:
             earlier = _earlier(folder, arguments["id"])
             run = _start(each, folder, config, arguments, settings)
+            elsewhere = 0.0
             if each == "online":  # what an earlier process logged on this machine may not have reached the server
                 received = run.summary.get("frames") or 0
+                elsewhere = min([received, *(frames - 1 for frames, _ in earlier)])
                 earlier = {key for key in earlier if key[0] <= received}
         except Exception as error:  # whatever W&B raises, training goes on
             if each == "online":
@@ -69,7 +77,7 @@ def open_wandb(
             else:
                 log.warning("W&B could not start, logging to metrics.jsonl alone: %s", error)
         else:
-            return [WandbSink(run, earlier)]
+            return [WandbSink(run, earlier, elsewhere, artifacts, alerts=alerts)]
     return []
 
 
@@ -140,16 +148,31 @@ class WandbSink(Sink):
     Args:
         run: the W&B run.
         earlier: the rows that it has from earlier processes of this run; they are not sent again.
+        elsewhere: frames up to which it has the rows of a process on another machine, whose log is not here; these
+            are not sent again either.
+        artifacts: checkpoints that become versions of the run's artifact.
+        alerts: whether a run that fails sends an alert.
     """
 
-    def __init__(self, run: wandb.Run, earlier: Set[Key] = frozenset()) -> None:
+    def __init__(
+        self,
+        run: wandb.Run,
+        earlier: Set[Key],
+        elsewhere: float,
+        artifacts: Literal["none", "best", "all"],
+        *,
+        alerts: bool,
+    ) -> None:
         self._run: wandb.Run | None = run
         self._earlier = earlier
+        self._elsewhere = elsewhere
+        self._artifacts = artifacts
+        self._alerts = alerts
         self._frames = {frames for frames, _ in earlier}
 
     def log(self, row: Row) -> None:
         """Copy one row; ``frames`` is data like the rest, since W&B drops rows whose step it has passed."""
-        if self._run is None or _key(row) in self._earlier:
+        if self._run is None or _key(row) in self._earlier or row["frames"] <= self._elsewhere:
             return
         if row["frames"] in self._frames:
             message = "W&B keeps the rows from %s frames on that were logged before, and gets the new ones as well."
@@ -162,12 +185,22 @@ class WandbSink(Sink):
 
     def log_video(self, path: Path, frames: int) -> None:
         """Add a video to the row that comes next."""
-        if self._run is None or frames in {frames for frames, _ in self._earlier}:
+        if self._run is None or frames <= self._elsewhere or frames in {frames for frames, _ in self._earlier}:
             return
         try:
             self._run.log({"eval/video": wandb.Video(str(path), format="mp4")}, commit=False)
         except Exception as error:
             self._fail(error)
+
+    def log_checkpoint(self, path: Path, *, best: bool) -> None:
+        """Make a checkpoint a version of the run's artifact; where W&B does not take it, rows are logged on."""
+        if self._run is None or self._artifacts == "none" or (self._artifacts == "best" and not best):
+            return
+        try:
+            artifact = checkpoint_artifact(path, self._run.id)
+            self._run.log_artifact(artifact, aliases=["latest", *(["best"] if best else [])])
+        except Exception as error:
+            log.warning("W&B did not take the checkpoint %s: %s", path.name, error)
 
     def close(self, summary: Mapping[str, Any]) -> None:
         """Finish the W&B run and log where it is."""
@@ -175,6 +208,8 @@ class WandbSink(Sink):
             return
         run = self._run
         try:
+            if self._alerts and summary["status"] == "failed":
+                run.alert(title=f"{run.name} failed", text=str(summary.get("error", "")), level=wandb.AlertLevel.ERROR)
             run.summary.update({f"final/{key}": value for key, value in summary.items() if value is not None})
             run.finish(exit_code=0 if summary["status"] == "completed" else 1)
         except Exception as error:

@@ -34,6 +34,7 @@ _MAY_CHANGE = (
     "checkpoint",
 )
 
+_WANDB = "wandb:"
 
 _FILES = (
     ".lock",
@@ -120,8 +121,14 @@ def open_command(composed: Composed, overrides: Sequence[str]) -> Start:
     if resume == "auto" and not any(text.startswith("hydra.run.dir=") for text in overrides):
         message = "needs a folder that is the same each time: hydra.run.dir=..."
         raise ConfigError([Problem("resume", message, "auto")])
+    folder = Path(composed.run_dir)
+    if str(resume).startswith(_WANDB):
+        from rlexp.loggers.wandb_artifact import download_run
+
+        download_run(str(resume).removeprefix(_WANDB), folder)
+        return open_run(composed, overrides, folder, folder)
     found = resume if resume in (None, "auto") else Path(str(resume))
-    return open_run(composed, overrides, Path(composed.run_dir), found)
+    return open_run(composed, overrides, folder, found)
 
 
 def resume_run(path: Path, overrides: Sequence[str] = ()) -> Start:

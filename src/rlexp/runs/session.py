@@ -75,6 +75,7 @@ class Session:
         self._frames = frames
         self._run_id = run_id
         self._copies: list[Sink] = []
+        self._given: Path | None = None
         self._previous: dict[int, Any] = {}
         self._log_file = logging.FileHandler(run.log, encoding="utf-8")
         self._log_file.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -110,6 +111,13 @@ class Session:
     def log_video(self, path: Path, frames: int) -> None:
         """Give a video to every sink, before the row of the same frames."""
         self._copy(lambda sink: sink.log_video(path, frames))
+
+    def log_checkpoint(self, path: Path) -> None:
+        """Give a checkpoint to every sink, once."""
+        if path != self._given:
+            self._given, named = path, path.with_name("best")
+            best = named.is_file() and named.read_text(encoding="utf-8").strip() == path.name
+            self._copy(lambda sink: sink.log_checkpoint(path, best=best))
 
     def _copy(self, give: Callable[[Sink], None]) -> None:
         for sink in [*self._copies]:

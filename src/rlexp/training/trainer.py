@@ -198,10 +198,11 @@ class Trainer:
                 session.log({"frames": self.frames} | metrics | self.time_metrics())
                 if self.save_due() or self._failure is not None:
                     session.sync()
-                    self.save()
+                    session.log_checkpoint(self.save())
                 self._raise_failure()
             session.sync()
             path = self.save()
+            session.log_checkpoint(path)
             if self.config.checks and self.evaluator.final is not None and self.finished:
                 check_checkpoint(path, self.evaluator.final, self.device, self.config)
             session.summary = self.summary("completed" if self.finished else _status(session.stop))
