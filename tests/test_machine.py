@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from commands import TINY
 from rlexp import Trainer, load_config
 from rlexp.config import ConfigError
 from rlexp.envs.worker_count import best_workers
-from rlexp.machine import set_threads, usable_cpus, use_compiler
+from rlexp.machine import resource_use, set_threads, usable_cpus, use_compiler
 from rlexp.seeding import seed_everything
 from rlexp.training.trainer import _with_workers
 
@@ -179,3 +182,25 @@ def test_without_a_compiler_auto_does_without_and_true_is_refused(monkeypatch: p
     assert not use_compiler("auto", CPU, 10**6)
     with pytest.raises(ConfigError, match=r"install g\+\+ or clang\+\+"):
         use_compiler(True, CPU, 10**6)
+
+
+def test_a_runs_metadata_has_what_each_session_used(tiny_run: Path) -> None:
+    (session,) = json.loads((tiny_run / "metadata.json").read_text())["sessions"]
+    assert 100 < session["resources"]["peak_memory_mib"] < 10_000
+    assert session["resources"]["cpu_seconds"] > 0
+
+
+def test_memory_and_time_of_children_count() -> None:
+    before = resource_use()
+    code = "b = bytearray(200 * 2**20)\nwhile __import__('time').process_time() < 1: pass\nprint(flush=True); input()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        during = resource_use()
+        child.communicate("\n")
+    after = resource_use()
+    if sys.platform == "linux":
+        assert during["children_peak_memory_mib"] - before.get("children_peak_memory_mib", 0) >= 200
+        assert during["cpu_seconds"] - before["cpu_seconds"] >= 0.9
+    assert after["cpu_seconds"] - before["cpu_seconds"] >= 0.9

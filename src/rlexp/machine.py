@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import resource
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -79,6 +82,33 @@ def set_threads(threads: int | Literal["auto"], weights: int, minibatch_size: in
         count = int(threads)
     torch.set_num_threads(count)
     return count
+
+
+def resource_use() -> dict[str, float]:
+    """What this process has used of the machine since it began, and the processes that it started.
+
+    Returns:
+        ``peak_memory_mib`` of this process, and ``cpu_seconds`` of it and of its child processes; outside Linux, of
+        those that have ended alone. On Linux, where a child is alive, also ``children_peak_memory_mib``, the sum over
+        them, in which memory that several share is counted for each.
+    """
+    own, ended = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # of ru_maxrss
+    found = {"peak_memory_mib": own.ru_maxrss / unit}
+    cpu = own.ru_utime + own.ru_stime + ended.ru_utime + ended.ru_stime
+    alive = [pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
+    if alive:
+        found["children_peak_memory_mib"] = 0.0
+    for pid in alive:
+        try:
+            status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+            ticks = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[11:13]
+        except OSError:  # it has just ended
+            continue
+        cpu += sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+        if peak := re.search(r"VmHWM:\s+(\d+) kB", status):
+            found["children_peak_memory_mib"] += int(peak[1]) / 2**10
+    return {key: round(value, 1) for key, value in (found | {"cpu_seconds": cpu}).items()}
 
 
 def use_compiler(setting: bool | Literal["auto"], device: torch.device, minibatches: int) -> bool:

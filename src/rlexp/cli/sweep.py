@@ -1,4 +1,4 @@
-"""``rlexp-train --multirun``: one run for each combination of what the command line lists."""
+"""``rlexp-train --multirun``: one run for each combination of what the command line lists; ``rlexp-sweep status``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rlexp.cli.common import Exit, import_from_here, report_error
+from rlexp.cli.common import Exit, import_from_here, report_error, run_command
 from rlexp.config import ConfigError, Problem, Sources, expand_sweeps, groups, load, load_hydra
 from rlexp.config.redaction import redact
 from rlexp.experiment import SweepConfig, check_config, sweep_settings
@@ -18,7 +18,43 @@ from rlexp.sweeps.folder import COMPLETED, FAILED, SweepPlan
 from rlexp.text import printable
 
 _NAME = "rlexp-train"
+_HELP = """\
+rlexp-sweep: show the status of a sweep.
+
+usage: rlexp-sweep status DIR
+
+  DIR   the folder of a sweep, as rlexp-train --multirun prints it
+
+Prints how many jobs have which status, how far those are that have begun, why jobs failed, and how long it would take
+to finish at the speed of the jobs that are complete. Reads files alone. To finish: rlexp-train -m sweep.resume=DIR
+"""
 _GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+
+
+def main() -> None:
+    """Console entry of ``rlexp-sweep``."""
+    run_command("rlexp-sweep", status, _HELP)
+
+
+def status(arguments: list[str]) -> int:
+    """Print the status of a sweep.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigError: the command line is wrong, or the folder is no sweep's.
+    """
+    from rlexp.sweeps.status import sweep_status, to_lines
+
+    if len(arguments) != 2 or arguments[0] != "status":
+        raise ConfigError(
+            [Problem(" ".join(arguments) or "status", "is not how it is called: rlexp-sweep status DIR.")]
+        )
+    folder = SweepDir(arguments[1])
+    _plan("DIR", folder)
+    print("\n".join(to_lines(sweep_status(folder))))
+    return Exit.DONE
 
 
 def is_sweep_setting(text: str) -> bool:
@@ -53,16 +89,7 @@ def sweep(overrides: Sequence[str], sources: Sources) -> int:
         jobs = list(expand_sweeps([*params, *task], sources))
     else:
         folder = Path(settings.resume)
-        if not SweepDir(folder).planned:
-            raise ConfigError(
-                [Problem("sweep.resume", "has no sweep.json, so it is not a sweep's folder.", settings.resume)]
-            )
-        try:
-            plan = SweepDir(folder).plan()
-        except (Exception, RecursionError) as error:  # whatever a damaged or hostile file leads to
-            raise ConfigError(
-                [Problem("sweep.resume", f"sweep.json is damaged: {error!r:.200}", str(folder))]
-            ) from error
+        plan = _plan("sweep.resume", SweepDir(folder))
         if task:
             import_from_here()
             jobs = list(expand_sweeps(task, sources))
@@ -82,6 +109,16 @@ def sweep(overrides: Sequence[str], sources: Sources) -> int:
     except (RunBusyError, LauncherError, OSError) as error:
         return report_error(_NAME, error)
     return _conclude(ended, folder, again)
+
+
+def _plan(key: str, sweep: SweepDir) -> SweepPlan:
+    """The plan in a folder that a setting names."""
+    if not sweep.planned:
+        raise ConfigError([Problem(key, "has no sweep.json, so it is not a sweep's folder.", str(sweep.path))])
+    try:
+        return sweep.plan()
+    except (Exception, RecursionError) as error:  # whatever a damaged or hostile file leads to
+        raise ConfigError([Problem(key, f"sweep.json is damaged: {error!r:.200}", str(sweep.path))]) from error
 
 
 def check_plan(plan: SweepPlan, hydra: Sequence[str], given: Sources, trust: Sequence[str]) -> None:

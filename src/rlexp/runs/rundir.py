@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 
 from rlexp.config.redaction import redact
 from rlexp.files import write_json, write_text
-from rlexp.machine import usable_cpus
+from rlexp.machine import resource_use, usable_cpus
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +144,20 @@ class RunDir:
             "hardware": {"machine": platform.platform(), "cpus": usable_cpus()},
         }
         write_json(self.metadata, values | dict(info))
+
+
+def add_resources(metadata: Path, before: Mapping[str, float]) -> None:
+    """Write into the last of a run's ``sessions`` what it used of the machine.
+
+    Args:
+        metadata: the run's ``metadata.json``.
+        before: `resource_use` when the session began: a process may train several runs.
+    """
+    values = json.loads(metadata.read_text(encoding="utf-8"))
+    now = resource_use()
+    now["cpu_seconds"] = round(now["cpu_seconds"] - before["cpu_seconds"], 1)
+    values["sessions"][-1]["resources"] = now
+    write_json(metadata, values)
 
 
 def _sessions(metadata: Path) -> list[dict[str, Any]]:

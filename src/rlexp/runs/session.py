@@ -18,8 +18,9 @@ from rlexp.files import write_json
 from rlexp.loggers import Row, Sink
 from rlexp.loggers.local import MetricsFile, read_metrics
 from rlexp.loggers.progress import ProgressBar
+from rlexp.machine import resource_use
 from rlexp.plots import plot_training
-from rlexp.runs.rundir import RunDir
+from rlexp.runs.rundir import RunDir, add_resources
 from rlexp.runs.stops import STOPS
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ class Session:
         self._run.write_config(config)
         info = {**self._info, "run_id": self._run_id}
         self._run.write_metadata(config, info, self._frames, self._config.total_frames)
+        self._used = resource_use()
         write_json(self._run.summary, {"status": "running"})
         self._metrics = MetricsFile(self._run.metrics, self._frames)
         self._missing = self._frames // self._config.collector.frames_per_batch - self._metrics.rows
@@ -142,6 +144,7 @@ class Session:
             self.summary |= {"missing_rows": self._missing}
         self.summary = redact(self.summary)
         self._attempt(lambda: write_json(self._run.summary, self.summary))
+        self._attempt(lambda: add_resources(self._run.metadata, self._used))
         self._attempt(lambda: self._metrics.close(self.summary))
         self._attempt(self._bar.close)
         self._copy(lambda sink: sink.close(self.summary))
@@ -159,7 +162,7 @@ class Session:
         """One step of the end; on a full disk the others must still be made, and the run's own error be seen."""
         try:
             ending()
-        except OSError as error:
+        except (OSError, ValueError, LookupError) as error:  # or a file that was damaged meanwhile
             log.error("The run's folder could not be finished: %s", error)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
