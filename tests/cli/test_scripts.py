@@ -21,5 +21,6 @@ def test_help(name: str, tmp_path: Path) -> None:
 
 def test_all_commands_are_there() -> None:
     assert sorted(SCRIPTS) == [
-        f"rlexp-{name}" for name in ("config", "eval", "export", "report", "search", "sweep", "train", "verify")
+        f"rlexp-{name}"
+        for name in ("config", "doctor", "eval", "export", "report", "search", "sweep", "train", "verify")
     ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -19,7 +17,7 @@ from torchrl.envs import TransformedEnv
 from rlexp.config import ConfigError, Problem
 from rlexp.envs import EnvConfig, GymConfig, SimulatorConfig
 from rlexp.envs.errors import SimulatorError
-from rlexp.envs.making import HEADLESS
+from rlexp.envs.making import HEADLESS, default_to_egl
 from rlexp.seeding import unmoved_generators
 
 
@@ -106,8 +104,7 @@ def rendering(spec: EnvConfig) -> EnvConfig:
     """
     if not isinstance(spec, SimulatorConfig):
         raise VideoError(f"{type(spec).__name__} cannot render; env=gym and env=dm_control can.")
-    if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
-        os.environ.setdefault("MUJOCO_GL", "egl")  # read at the first rendering
+    default_to_egl()
     rendered = {"kwargs": spec.kwargs | {"render_mode": "rgb_array"}}
     return spec.model_copy(update=rendered | ({"backend": "gymnasium"} if isinstance(spec, GymConfig) else {}))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from copy import copy
 from functools import cache
@@ -33,6 +35,12 @@ HEADLESS = (
 )
 
 log = logging.getLogger(__name__)
+
+
+def default_to_egl() -> None:
+    """Let MuJoCo render with EGL where there is no display, unless ``MUJOCO_GL`` says otherwise."""
+    if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+        os.environ.setdefault("MUJOCO_GL", "egl")  # read at the first rendering
 
 
 class RepeatAction(gymnasium.Wrapper[Any, Any, Any, Any]):  # type: ignore[misc, unused-ignore]
