@@ -2,13 +2,14 @@
 # make test                                 runs every check
 # make quick                                runs those that take no more than a moment, and one training
 # make bench [ARGS="--workloads B C"]       measures speed beside other systems
+# make docs                                 builds the documentation site into build/site, warnings as errors
 # They install what they need first.
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: train test quick lint format bench clean
+.PHONY: train test quick lint format bench docs clean
 .DEFAULT_GOAL := test
 
 train: $(STAMP)
@@ -28,6 +29,10 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(VENV)/bin/python -m pip install --quiet --editable '.[bench]'
 	$(VENV)/bin/python scripts/benchmark.py $(ARGS)
+
+docs: $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict $(ARGS)
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .

@@ -26,7 +26,8 @@ class ArrayEnv(EnvBase):
     Args:
         env_id: names the environment in errors.
         num_envs: number of simulators.
-        observation_space, action_space: Gymnasium's spaces of one simulator.
+        observation_space: Gymnasium's space of one simulator's observation.
+        action_space: Gymnasium's space of one simulator's action.
         first_action: what the environment itself calls the first of its discrete actions, 0 here.
 
     Attributes:
