@@ -30,8 +30,8 @@ from rlexp.envs.raw_values import checked
 Env: TypeAlias = "gymnasium.Env[Any, Any]"
 
 HEADLESS = (
-    "Without a display MuJoCo renders with EGL: set MUJOCO_GL=egl, and install libegl1 (Debian, Ubuntu) or the "
-    "graphics driver's own EGL."
+    "Without a display MuJoCo renders with EGL: set MUJOCO_GL=egl, and install libegl1 and libopengl0 (Debian, "
+    "Ubuntu), or the graphics driver's own EGL."
 )
 
 log = logging.getLogger(__name__)
