@@ -5,7 +5,7 @@
 FROM python:3.12-slim
 
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-ARG EXTRAS=box2d,dm_control,export,joblib,pixels,search,tensorboard,video
+ARG EXTRAS=box2d,dm-control,export,joblib,pixels,search,tensorboard,video
 # The version that the package calls itself: the build has no git.
 ARG VERSION=0.2.0.dev0
 

@@ -57,13 +57,13 @@ def test_an_episode_that_has_just_ended_goes_on_exactly() -> None:
     ("domain", "task"), [("cartpole", "swingup"), ("humanoid", "run"), ("cheetah", "run"), ("ball_in_cup", "catch")]
 )
 def test_dm_control_goes_on_exactly(domain: str, task: str) -> None:
-    pytest.importorskip("shimmy", reason="the extra rlexp[dm_control] is not installed")
+    pytest.importorskip("shimmy", reason="the extra rlexp[dm-control] is not installed")
     overrides = ["env=dm_control", f"env.domain={domain}", f"env.task={task}", "env.max_episode_steps=25"]
     assert_goes_on_exactly(load_config(overrides).env)
 
 
 def test_what_cannot_be_saved_is_named() -> None:
-    pytest.importorskip("shimmy", reason="the extra rlexp[dm_control] is not installed")
+    pytest.importorskip("shimmy", reason="the extra rlexp[dm-control] is not installed")
     for task, reason in {
         ("quadruped", "walk"): r"Physics\._sensor_types_to_names is a dict",
         ("reacher", "easy"): "changes its MuJoCo model as it runs",

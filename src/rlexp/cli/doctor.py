@@ -41,7 +41,7 @@ Exit code 0: the experiment can run here. 1: it cannot; lines that begin with FA
 EXTRAS: Mapping[str, str] = {
     "envpool": "env.backend=envpool",
     "box2d": "env=lunar_lander, and Gymnasium's other Box2D tasks",
-    "dm_control": "env=dm_control",
+    "dm-control": "env=dm_control",
     "pixels": "env.from_pixels=true, and videos of classic control",
     "video": "evaluation.video_interval, rlexp-eval video=true",
     "tensorboard": "logger=tensorboard, logger=several",

@@ -443,7 +443,7 @@ class DmControlConfig(SimulatorConfig):
         try:
             from rlexp.envs.dm_control import tasks
         except ImportError as error:
-            yield Problem("domain", f"needs more packages: pip install 'rlexp[dm_control]' ({error}).", self.domain)
+            yield Problem("domain", f"needs more packages: pip install 'rlexp[dm-control]' ({error}).", self.domain)
             return
         if self.domain not in (found := tasks()):
             yield Problem("domain", f"dm_control has no such domain. {did_you_mean(self.domain, found)}", self.domain)

@@ -1,4 +1,4 @@
-"""dm_control's suite under Gymnasium ids; importing this registers them. Needs the extra ``rlexp[dm_control]``."""
+"""dm_control's suite under Gymnasium ids; importing this registers them. Needs the extra ``rlexp[dm-control]``."""
 
 from __future__ import annotations
 
