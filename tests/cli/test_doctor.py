@@ -56,13 +56,19 @@ def test_what_the_experiment_lacks_is_a_failure(
     assert re.search(r"ray +missing .*nowhere is not installed: pip install 'rlexp\[ray\]'", extras)
 
 
-def test_an_environment_that_cannot_be_built_is_a_failure(
+def test_a_folder_or_an_environment_that_is_of_no_use_is_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def refuse(dir: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     monkeypatch.setattr(doctor, "_rendering", lambda experiment: iter(()))
     assert doctor.doctor(["env=hopper", "+env.kwargs.xml_file=nowhere.xml"]) == Exit.FAILED
-    assert "FAIL  env" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"FAIL  disk: {tmp_path} cannot be written to: Permission denied" in printed
+    assert "FAIL  env" in printed
 
 
 def test_an_extra_of_an_extra_is_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,8 @@ def doctor(arguments: list[str]) -> int:
     import_from_here()
     experiment = check_config(load(arguments))
     failed = False
-    for examine in (_versions, _device, _rendering, _wandb, _disk, _settings):
+    # Rendering last: it may set MUJOCO_GL, without which an environment from pixels has to do.
+    for examine in (_versions, _device, _wandb, _disk, _settings, _rendering):
         for finding in examine(experiment):
             print(f"{finding.state:5} {printable(finding.text)}", flush=True)
             failed |= finding.state == "FAIL"
@@ -146,7 +147,9 @@ def _wandb(experiment: ExperimentConfig) -> Iterator[Finding]:
 
     wandb.setup(settings=wandb.Settings(silent=True))
     mode = os.environ.get("WANDB_MODE")
-    if wandb.login(prompt=False, verify=False):
+    logged_in = wandb.login(prompt=False, verify=False)
+    wandb.teardown()
+    if logged_in:
         yield Finding("ok", "W&B: an API key is configured" + (f"; WANDB_MODE={mode}" if mode else ""))
     else:
         yield Finding("note", "W&B: no API key, so runs are kept offline; `wandb login` stores one")
