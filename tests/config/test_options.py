@@ -21,6 +21,7 @@ FILES = [path for path in sorted(CONF.glob("*/**/*.yaml")) if path.parent.name !
 # What an option cannot have a value of its own for.
 NEEDED = {
     **{f"collector/{name}": ["collector.num_workers=1"] for name in ("multi_sync", "multi_async", "ray")},
+    "collector/device": ["env=torch_cartpole"],
     "env/gym": ["env.id=Pendulum-v1"],
     "env/dm_control": ["env.domain=cartpole", "env.task=swingup", "env.max_episode_steps=20"],
     "env/mujoco": ["env.task._target_=rlexp.envs.mujoco.tasks.Swimmer"],

@@ -10,7 +10,7 @@ import torch
 from commands import TINY, rows_of, run_command
 from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Bounded, Composite, Unbounded
-from torchrl.envs import EnvBase
+from torchrl.envs import BraxWrapper, EnvBase
 from torchrl.envs.utils import check_env_specs
 
 from rlexp import Trainer, load_config
@@ -172,6 +172,21 @@ def test_evaluation_counts_the_environments_own_rewards() -> None:
 def test_torchrl_environments_that_do_not_fit_are_refused(make: Any, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         batched(make, 2, 2).reset()
+
+
+class Vmapped(BraxWrapper):  # type: ignore[misc]
+    """As far as torchrl makes it without Brax."""
+
+    def __init__(self, *batch: int) -> None:
+        EnvBase.__init__(self, batch_size=batch)
+        self.action_spec, self.reward_spec = Unbounded((*batch, 1)), Unbounded((*batch, 1))
+        self.observation_spec = Composite(observation=Unbounded((*batch, 1)), shape=batch)
+
+
+def test_a_batch_whose_rows_are_reset_together_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"resets all of its rows(.|\n)*Without env\.make\.batch_size"):
+        batched(lambda: Vmapped(4), 4, 4)
+    assert batched(Vmapped, 1, 1).num_workers == 1
 
 
 def test_a_torchrl_environment_is_collected_by_torchrls_collector(tmp_path: Path) -> None:

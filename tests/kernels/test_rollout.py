@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from replay import Replay
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModule, TensorDictModuleBase
+from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.collectors import Collector
 from torchrl.envs import (
@@ -34,21 +35,6 @@ from rlexp.kernels.rollout import ArrayTransforms, RolloutCollector, step_counts
 from rlexp.kernels.unsupported import UnsupportedError
 
 CPU = torch.device("cpu")
-
-
-class Replay(TensorDictModuleBase):  # type: ignore[misc]
-    """Plays a batch's actions again, with everything else that the actor writes."""
-
-    def __init__(self, actor: TensorDictModuleBase, batches: list[TensorDictBase]) -> None:
-        super().__init__()
-        self.in_keys, self.out_keys = actor.in_keys, actor.out_keys
-        self.written = torch.cat(batches, 1).select(*actor.out_keys)
-        self.t = 0
-
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        tensordict.update(self.written[:, self.t])
-        self.t += 1
-        return tensordict
 
 
 CLIPPED = "env.transforms.clip={_target_: torchrl.envs.RewardClipping, clamp_min: 0.9, clamp_max: 1.1}"

@@ -68,7 +68,7 @@ class Agent:
     def _bring_back(self, saved: Checkpoint, device: torch.device, *, render: bool) -> None:
         spec = rendering(self.experiment.env) if render else self.experiment.env
         # As many environments as in the run's evaluations: matrix products of another size round differently.
-        self.env: TransformedEnv = spec.build(self.experiment.evaluation.episodes)
+        self.env: TransformedEnv = spec.on(device).build(self.experiment.evaluation.episodes)
         differences: list[str] = []
         for index, (name, transform) in enumerate(zip(spec.transforms, self.env.transform, strict=True)):
             prefix = f"transforms.{index}."
@@ -109,7 +109,8 @@ class Agent:
             shape = transform.parent.observation_spec_unbatched[key].shape
             if state["loc"].shape != shape:
                 yield f"{name}.loc is {list(state['loc'].shape)}, and the environment's {key} is {list(shape)}"
-        transform.loc, transform.scale = state["loc"], state["scale"]
+        device = self.env.device or "cpu"
+        transform.loc, transform.scale = state["loc"].to(device), state["scale"].to(device)
         if isinstance(transform, RunningObservationNorm):
             transform.collecting = False
 

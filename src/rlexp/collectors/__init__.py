@@ -2,6 +2,7 @@
 
 from rlexp.collectors.config import (
     CollectorConfig,
+    DeviceCollectorConfig,
     MultiAsyncCollectorConfig,
     MultiSyncCollectorConfig,
     RayCollectorConfig,
@@ -12,6 +13,7 @@ from rlexp.collectors.config import (
 
 __all__ = [
     "CollectorConfig",
+    "DeviceCollectorConfig",
     "MultiAsyncCollectorConfig",
     "MultiSyncCollectorConfig",
     "RayCollectorConfig",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlexp.config import Config, Count, Positive, Problem
+from rlexp.config import Config, ConfigError, Count, Positive, Problem
 from rlexp.config.trust import of_ray
 from rlexp.envs import EnvConfig, GymConfig, SimulatorConfig
 from rlexp.policies import PolicyConfig
@@ -85,6 +85,25 @@ class SyncCollectorConfig(CollectorConfig):
         steps = self.frames_per_batch // source.env.frame_skip
         fast = Kernels(source.kernels).collector(env, actor, steps, device)
         return SyncCollector(env, actor, steps, device) if fast is None else fast
+
+
+class DeviceCollectorConfig(CollectorConfig):
+    """Steps simulators in tensors and the policy in turn, on the device: `rlexp.kernels.device_rollout`."""
+
+    def build(self, env: EnvBase, actor: TensorDictModuleBase, source: Source, device: torch.device) -> BaseCollector:
+        """The collector.
+
+        Raises:
+            ConfigError: the environment, a transform or the policy cannot be collected with in this way.
+        """
+        from rlexp.kernels.device_rollout import DeviceCollector
+        from rlexp.kernels.unsupported import UnsupportedError
+
+        try:
+            return DeviceCollector(env, actor, self.frames_per_batch // source.env.frame_skip, device)
+        except UnsupportedError as error:
+            message = f"cannot collect here: {error}. Use collector=sync."
+            raise ConfigError([Problem("collector", message, "device")]) from error
 
 
 class WorkersConfig(CollectorConfig):

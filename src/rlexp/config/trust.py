@@ -21,6 +21,7 @@ _SETS = {
         Ant HalfCheetah Hopper Humanoid HumanoidStandup InvertedDoublePendulum InvertedPendulum Pusher Reacher Swimmer
         Walker2d
     """,
+    ("rlexp.envs.cartpole",): "CartPole",
     ("rlexp.optim.schedules",): "KLAdaptive",
     # None of them takes a callable, reads a file, downloads weights or imports by name. R3M, VIP, VC1 and Tokenizer
     # do; so do BatchSize, Burn-in, ConditionalSkip, Hash, TensorDictPrimer, Terminate, Unary and EndOfLife, which

@@ -37,6 +37,7 @@ class Moments(nn.Module):
     @torch.no_grad()
     def merge(self, n: int, mean: Tensor, var: Tensor) -> None:
         """Take in ``n`` samples of this mean and variance (Chan, Golub and LeVeque 1979, eq. 2.1)."""
+        mean, var = mean.to(self.mean), var.to(self.var)  # of another process's simulators, perhaps
         total = self.count + n
         delta = mean - self.mean
         merged = (self.var * self.count + var * n) / total
@@ -78,8 +79,9 @@ class RunningObservationNorm(ObservationNorm):
         """Take the first statistics from random steps; they weigh like the agent's own."""
         super().init_stats(num_iter, *args, **kwargs)
         self._pending.clear()
-        self.loc, self.scale = self.loc.double(), self.scale.double()  # type: ignore[has-type]
-        self.moments = Moments(self.loc.shape)
+        to = {"device": self.parent.device, "dtype": torch.float64}
+        self.loc, self.scale = self.loc.to(**to), self.scale.to(**to)  # type: ignore[has-type]
+        self.moments = Moments(self.loc.shape).to(self.loc.device)
         self.moments.count.fill_(num_iter)
         self.moments.mean.copy_(self.loc)
         self.moments.var.copy_(self.scale.square().where(self.scale > self.eps, 0))

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torchrl.envs import CatTensors, Compose, EnvBase, RenameTransform, SerialEnv, TransformedEnv, UnsqueezeTransform
+from torchrl.envs import (
+    BraxWrapper,
+    CatTensors,
+    Compose,
+    EnvBase,
+    MujocoPlaygroundWrapper,
+    RenameTransform,
+    SerialEnv,
+    TransformedEnv,
+    UnsqueezeTransform,
+)
 
 from rlexp.config import ConfigError, Problem
 
@@ -29,6 +39,11 @@ def batched(make: Callable[[], EnvBase], copies: int, width: int) -> EnvBase:
     if not isinstance(env, EnvBase):
         raise _wrong(f"gives a {type(env).__name__}, which is no torchrl environment")
     shape = list(env.batch_size)
+    if isinstance(env, BraxWrapper | MujocoPlaygroundWrapper) and shape not in ([], [1]):
+        raise _wrong(
+            f"gives a batch of {type(env).__name__}, which resets all of its rows when the episode of one ends. "
+            "Without env.make.batch_size each of env.num_envs copies is reset by itself"
+        )
     if shape not in ([], [width]):
         raise ConfigError([Problem("env.num_envs", f"must be the environment's own batch size, {shape}.", str(width))])
     if env.action_key != "action" or env.reward_key != "reward":

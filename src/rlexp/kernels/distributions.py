@@ -37,6 +37,9 @@ class Family(Protocol):
     def act(self, parameters: tuple[Array, ...], noise: Array | None) -> Array:
         """Actions ``[num_envs, *action]``; without noise, torchrl's deterministic sample."""
 
+    def sample(self, *parameters: Tensor) -> Tensor:
+        """Actions ``[n, *action]`` as `act` gives them, in torch on the parameters' device, with noise drawn there."""
+
     def latent(self, action: Tensor) -> tuple[Tensor, Tensor | float]:
         """Latents of actions, and the log-density that they have in excess of the actions ``[...]``."""
 
@@ -100,6 +103,13 @@ class SquashedGaussian:
         squashed = np.tanh(loc if noise is None else loc + scale * noise).clip(-limit, limit)
         return cast("Array", middle + half_range * squashed)
 
+    def sample(self, *parameters: Tensor) -> Tensor:
+        """See `Family`."""
+        loc, scale = parameters
+        limit = 1 - torch.finfo(torch.float32).resolution
+        squashed = (loc + scale * torch.randn_like(loc)).tanh().clamp(-limit, limit)
+        return self.middle + self.half_range * squashed
+
     @cached_property
     def _arrays(self) -> tuple[Any, Array, Array]:
         limit = np.float32(1 - torch.finfo(torch.float32).resolution)
@@ -150,6 +160,11 @@ class Gaussian:
         loc, scale = parameters
         return loc if noise is None else loc + scale * noise
 
+    def sample(self, *parameters: Tensor) -> Tensor:
+        """See `Family`."""
+        loc, scale = parameters
+        return loc + scale * torch.randn_like(loc)
+
     def latent(self, action: Tensor) -> tuple[Tensor, float]:
         """See `Family`."""
         return action, 0.0
@@ -179,6 +194,11 @@ class CategoricalFamily:
         """The largest of the logits and their noise, which is a sample of their softmax (Maddison et al. 2017)."""
         (logits,) = parameters
         return cast("Array", np.argmax(logits if noise is None else logits + noise, -1))
+
+    def sample(self, *parameters: Tensor) -> Tensor:
+        """See `Family`."""
+        (logits,) = parameters
+        return (logits - torch.empty_like(logits).exponential_().log()).argmax(-1)
 
     def latent(self, action: Tensor) -> tuple[Tensor, float]:
         """See `Family`."""

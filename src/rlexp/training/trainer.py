@@ -108,7 +108,7 @@ class Trainer:
         torch.set_num_threads(1)  # the first weights must not depend on how many cores this machine has
         seed_everything(config.seed)
 
-        env_config = _with_workers(config)
+        env_config = _with_workers(config).on(self.device)
         self.env = env_config.build(env_config.num_envs)
         on_failure.callback(_close, "the environment", partial(self.env.close, raise_if_closed=False))
         self.env.base_env.timeout = config.collector.timeout

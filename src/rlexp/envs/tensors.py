@@ -1,0 +1,149 @@
+"""Simulators in tensors: a whole batch of them in a few torch operations, wherever the tensors live."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import Binary, Composite, TensorSpec, Unbounded
+from torchrl.envs import EnvBase
+
+from rlexp.envs.snapshot import State, StateUnavailableError
+
+
+class TensorEnv(EnvBase):
+    """``num_envs`` simulators with batch size ``[num_envs]``, whose states are the rows of one tensor.
+
+    A subclass says, for all simulators at once, how episodes begin (`initial`), what a step does (`dynamics`) and what
+    is observed (`observe`). Nothing here depends on a tensor's values, so that no call waits for the device, and a
+    reset of no simulator changes nothing. A time limit is ``env.transforms.step_counter.max_steps``.
+
+    The numbers from which an episode begins are a function of the seed, the simulator and how many episodes it has
+    begun: the same on every device, whatever other simulators do.
+
+    Args:
+        num_envs: number of simulators.
+        observation: spec of one simulator's observation.
+        action: spec of one simulator's action.
+        random_numbers: how many random numbers `initial` takes for an episode.
+        device: where the tensors live.
+
+    Shapes:
+        observation ``[num_envs, *observation]``; action ``[num_envs, *action]``; reward ``[num_envs, 1]`` in float32;
+        done, terminated ``[num_envs, 1]``.
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        observation: TensorSpec,
+        action: TensorSpec,
+        random_numbers: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(device=torch.device(device), batch_size=torch.Size([num_envs]))
+        batch = self.batch_size
+        self.observation_spec = Composite(observation=observation.expand(*batch, *observation.shape), shape=batch)
+        self.action_spec = action.expand(*batch, *action.shape)
+        self.reward_spec = Unbounded(shape=(*batch, 1))
+        flag = Binary(1, shape=(*batch, 1), dtype=torch.bool)
+        self.done_spec = Composite(done=flag, terminated=flag.clone(), shape=batch)
+        self._random_numbers = torch.arange(random_numbers, device=self.device)
+        self._rows: dict[str, Tensor] = {}  # a module takes longer to set an attribute
+        self._set_seed(0)
+        self._rows["state"] = self._fresh()
+
+    def initial(self, uniform: Tensor) -> Tensor:
+        """States ``[num_envs, *state]`` of new episodes, from numbers ``[num_envs, random_numbers]`` in [0, 1)."""
+        raise NotImplementedError
+
+    def dynamics(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One step.
+
+        Args:
+            state: ``[num_envs, *state]``, which stays as it is.
+            action: ``[num_envs, *action]``.
+
+        Returns:
+            The next states ``[num_envs, *state]``, rewards ``[num_envs]``, and whether each episode terminates
+            ``[num_envs]``.
+        """
+        raise NotImplementedError
+
+    def observe(self, state: Tensor) -> Tensor:
+        """Observations ``[num_envs, *observation]`` of states; unless overridden the states themselves, in float32."""
+        return state.float()
+
+    def simulator_state(self) -> State:
+        """The simulators in the middle of their episodes, their random streams, and the episodes begun."""
+        return {name: rows.clone() for name, rows in self._rows.items()}
+
+    def load_simulator_state(self, state: State) -> None:
+        """Go on exactly where `simulator_state` was called, perhaps on another device.
+
+        Raises:
+            StateUnavailableError: the state is that of other simulators.
+        """
+        for name, present in self._rows.items():
+            if name not in state or state[name].shape != present.shape:
+                raise StateUnavailableError(f"the state is not that of {self.batch_size[0]} {type(self).__name__}")
+        self._rows = {name: state[name].to(present, copy=True) for name, present in self._rows.items()}
+
+    def _fresh(self) -> Tensor:
+        first = self._rows["episodes"] * len(self._random_numbers)
+        return self.initial(uniform(self._rows["streams"], first + self._random_numbers))
+
+    def _reset(self, tensordict: TensorDictBase | None, **kwargs: object) -> TensorDictBase:
+        state, episodes = self._rows["state"], self._rows["episodes"]
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        chosen = torch.ones_like(episodes, dtype=torch.bool) if mask is None else mask.view_as(episodes)
+        self._rows["state"] = torch.where(chosen.view(-1, *[1] * (state.dim() - 1)), self._fresh(), state)
+        self._rows["episodes"] = episodes + chosen
+        going_on = torch.zeros_like(chosen)
+        return self._entries(done=going_on, terminated=going_on.clone())
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        self._rows["state"], reward, terminated = self.dynamics(self._rows["state"], tensordict.get("action"))
+        terminated = terminated[:, None]
+        return self._entries(reward=reward.float()[:, None], done=terminated.clone(), terminated=terminated)
+
+    def _entries(self, **entries: Tensor) -> TensorDict:
+        entries["observation"] = self.observe(self._rows["state"])
+        return TensorDict._new_unsafe(entries, batch_size=self.batch_size, device=self.device)
+
+    def _set_seed(self, seed: int | None) -> None:
+        if seed is None:
+            return
+        streams = np.random.SeedSequence(seed).generate_state(self.batch_size[0], np.uint64).astype(np.int64)
+        self._rows["streams"] = torch.from_numpy(streams)[:, None].to(self.device)
+        self._rows["episodes"] = torch.zeros_like(self._rows["streams"])
+
+
+def _signed(number: int) -> int:
+    return number - 2**64
+
+
+def uniform(stream: Tensor, index: Tensor) -> Tensor:
+    """Number ``index`` of each random stream: SplitMix64 (Steele, Lea and Flood 2014, figure 18).
+
+    No generator keeps a state, so that any device gives any number of any stream, and the same one.
+
+    Args:
+        stream: seeds in int64.
+        index: from 0 on, in int64; broadcasts with ``stream``.
+
+    Returns:
+        Numbers in [0, 1), in float64.
+    """
+    z = stream + (index + 1) * _signed(0x9E3779B97F4A7C15)
+    z = (z ^ _shifted(z, 30)) * _signed(0xBF58476D1CE4E5B9)
+    z = (z ^ _shifted(z, 27)) * _signed(0x94D049BB133111EB)
+    numbers: Tensor = _shifted(z ^ _shifted(z, 31), 11).double() * 2.0**-53
+    return numbers
+
+
+def _shifted(z: Tensor, bits: int) -> Tensor:
+    """The bits of ``z`` shifted to the right, zeros in front; torch's own shift repeats the sign."""
+    shifted: Tensor = (z >> bits) & (2 ** (64 - bits) - 1)
+    return shifted
