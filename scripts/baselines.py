@@ -35,7 +35,7 @@ class Workload:
     """One setting that every system is given alike.
 
     Attributes:
-        env_id: Gymnasium's id.
+        env_id: Gymnasium's id; empty where the preset has the environment.
         num_envs: simulators stepped together.
         steps: of each simulator in a batch.
         minibatch: steps of a gradient step.
@@ -55,7 +55,8 @@ class Workload:
         batch = self.num_envs * self.steps
         return [
             *self.preset,
-            *(f"env.id={self.env_id}", f"env.num_envs={self.num_envs}", f"collector.frames_per_batch={batch}"),
+            *([f"env.id={self.env_id}"] if self.env_id else []),
+            *(f"env.num_envs={self.num_envs}", f"collector.frames_per_batch={batch}"),
             *(f"minibatch_size={self.minibatch}", f"policy.num_cells=[{','.join(map(str, self.cells))}]"),
         ]
 
@@ -72,6 +73,7 @@ WORKLOADS = {
     "G-stable-baselines3": Workload(PENDULUM, 16, 64, 256, (64, 64)),
     "F64": Workload(PENDULUM, 16, 128, 64, (64, 64)),
     "F512": Workload(PENDULUM, 16, 128, 512, (64, 64)),
+    "K": Workload("", 512, 32, 2048, (64, 64), ["env=torch_cartpole"]),
 }
 
 
@@ -130,15 +132,16 @@ def mean_return(env_id: str, act: Callable[[Array], Array], episodes: int = 10) 
 def rlexp(work: Workload, frames: int, seed: int, clock: Clock, *settings: str) -> None:
     """The trainer's own loop without its surroundings: collect and update."""
     from rlexp import Trainer, load_config
+    from rlexp.envs import SimulatorConfig
     from rlexp.machine import cores as usable_cores
 
     batch = work.num_envs * work.steps
     budget = [f"total_frames={frames}", f"seed={seed}", "logger=none", "evaluation.episodes=1"]
     # As many workers as a run of a million frames takes by itself.
     env = load_config([*work.overrides(), *settings]).env.with_workers(1_024_000, usable_cores())
-    workers = f"env.num_workers={env.to_dict()['num_workers']}"
+    workers = [f"env.num_workers={env.num_workers}"] if isinstance(env, SimulatorConfig) else []
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer.from_config(load_config([*work.overrides(), *budget, *settings, workers]), folder)
+        trainer = Trainer.from_config(load_config([*work.overrides(), *budget, *settings, *workers]), folder)
         for _ in range(frames // batch):
             with clock("collect"):
                 data = trainer.collect()
@@ -164,6 +167,11 @@ def rlexp_envpool(work: Workload, frames: int, seed: int, clock: Clock) -> None:
 def rlexp_alone(work: Workload, frames: int, seed: int, clock: Clock) -> None:
     """The same in one process."""
     rlexp(work, frames, seed, clock, "env.num_workers=1")
+
+
+def rlexp_sync(work: Workload, frames: int, seed: int, clock: Clock) -> None:
+    """rlexp with torchrl's collector."""
+    rlexp(work, frames, seed, clock, "collector=sync")
 
 
 def tutorial(work: Workload, frames: int, seed: int, clock: Clock) -> None:
@@ -400,6 +408,7 @@ SYSTEMS: dict[str, Callable[[Workload, int, int, Clock], None]] = {
     "rlexp": rlexp,
     "rlexp-alone": rlexp_alone,
     "rlexp-envpool": rlexp_envpool,
+    "rlexp-sync": rlexp_sync,
     "tutorial": tutorial,
     "stable-baselines3": stable_baselines3,
     "stable-baselines3-normalized": stable_baselines3_normalized,

@@ -9,8 +9,9 @@ A  torchrl's tutorial           B  one env x 2,048, minibatch 64        C  16 en
 D  Humanoid, as C               E  collection alone, 1 to 256 envs      F  the update alone
 G  time from the command to the first evaluation of at least 9,300      H  time to the first batch, and to --help
 I  peak memory, of C            J  two runs at once against two in a row
+K  collection alone of 512 simulators in tensors
 
-rlexp-alone is rlexp in one process, env.num_workers=1.
+rlexp-alone is rlexp in one process, env.num_workers=1; rlexp-sync collects with torchrl's Collector.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ COMPARISONS = {
         }.items()
     ],
     "F": [Comparison(f"F{n}", ("rlexp", "bare-update"), 8_192, "update") for n in (64, 512)],
+    "K": [Comparison("K", ("rlexp", "rlexp-sync"), 163_840, "collect")],
     "I": [Comparison("C", ("rlexp", "rlexp-alone", "stable-baselines3"), 8_192)],
 }
 
@@ -248,7 +250,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workloads", nargs="+", choices=names, default=names)
     parser.add_argument("--repeats", type=int, default=3, help="runs of each system; G takes at least 5")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the frames of A to F, I and J, in whole batches")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the frames of A to F and I to K, in whole batches")
     parser.add_argument("--output", type=Path, default=Path("docs/benchmark"))
     arguments = parser.parse_args()
 

@@ -108,6 +108,7 @@ def test_saved_simulators_go_on_as_they_would_have() -> None:
         return torch.stack(steps)
 
     assert torch.equal(replayed(env), replayed(other))
+    wrong: dict[str, Any]
     for wrong in (CartPole(4).simulator_state(), {"qpos": torch.zeros(3)}):
         with pytest.raises(StateUnavailableError, match="not that of 3 CartPole"):
             env.load_simulator_state(wrong)

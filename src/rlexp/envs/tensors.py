@@ -52,7 +52,6 @@ class TensorEnv(EnvBase):
         self._random_numbers = torch.arange(random_numbers, device=self.device)
         self._rows: dict[str, Tensor] = {}  # a module takes longer to set an attribute
         self._set_seed(0)
-        self._rows["state"] = self._fresh()
 
     def initial(self, uniform: Tensor) -> Tensor:
         """States ``[num_envs, *state]`` of new episodes, from numbers ``[num_envs, random_numbers]`` in [0, 1)."""
@@ -85,20 +84,20 @@ class TensorEnv(EnvBase):
         Raises:
             StateUnavailableError: the state is that of other simulators.
         """
-        for name, present in self._rows.items():
-            if name not in state or state[name].shape != present.shape:
-                raise StateUnavailableError(f"the state is not that of {self.batch_size[0]} {type(self).__name__}")
-        self._rows = {name: state[name].to(present, copy=True) for name, present in self._rows.items()}
+        if any(name not in state or state[name].shape != rows.shape for name, rows in self._rows.items()):
+            raise StateUnavailableError(f"the state is not that of {self.batch_size[0]} {type(self).__name__}")
+        self._rows = {name: rows.to(self.device, copy=True) for name, rows in state.items()}
 
     def _fresh(self) -> Tensor:
         first = self._rows["episodes"] * len(self._random_numbers)
         return self.initial(uniform(self._rows["streams"], first + self._random_numbers))
 
     def _reset(self, tensordict: TensorDictBase | None, **kwargs: object) -> TensorDictBase:
-        state, episodes = self._rows["state"], self._rows["episodes"]
+        fresh, episodes = self._fresh(), self._rows["episodes"]
+        state = self._rows.get("state", fresh)
         mask = None if tensordict is None else tensordict.get("_reset", None)
         chosen = torch.ones_like(episodes, dtype=torch.bool) if mask is None else mask.view_as(episodes)
-        self._rows["state"] = torch.where(chosen.view(-1, *[1] * (state.dim() - 1)), self._fresh(), state)
+        self._rows["state"] = torch.where(chosen.view(-1, *[1] * (state.dim() - 1)), fresh, state)
         self._rows["episodes"] = episodes + chosen
         going_on = torch.zeros_like(chosen)
         return self._entries(done=going_on, terminated=going_on.clone())
