@@ -170,7 +170,7 @@ def rlexp_alone(work: Workload, frames: int, seed: int, clock: Clock) -> None:
 
 
 def rlexp_sync(work: Workload, frames: int, seed: int, clock: Clock) -> None:
-    """rlexp with torchrl's collector."""
+    """The same with torchrl's collector."""
     rlexp(work, frames, seed, clock, "collector=sync")
 
 

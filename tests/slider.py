@@ -60,3 +60,14 @@ class Stateless(Slider):
     def __init__(self, num_envs: int, device: str = "cpu") -> None:
         super().__init__(num_envs, device)
         self.state_spec = Composite(place=Unbounded((num_envs, 2)), shape=[num_envs])
+
+
+class Nested(Slider):
+    """One whose second entry is within another."""
+
+    def __init__(self, num_envs: int, device: str = "cpu") -> None:
+        super().__init__(num_envs, device)
+        inner = Composite(side=self.observation_spec["side"], shape=[num_envs])
+        self.observation_spec = Composite(
+            observation=self.observation_spec["observation"], more=inner, shape=[num_envs]
+        )

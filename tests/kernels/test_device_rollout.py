@@ -10,18 +10,20 @@ import pytest
 import torch
 from agents import networks
 from replay import Replay
+from slider import Nested
 from tensordict import TensorDictBase
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchrl.collectors import Collector
-from torchrl.envs import TransformedEnv
+from torchrl.envs import Compose, RewardSum, TransformedEnv
 
 from rlexp import load_config
 from rlexp.config import ConfigError
 from rlexp.envs.normalization import commit_normalization, init_normalization, observation_norms
 from rlexp.experiment import ExperimentConfig
 from rlexp.kernels import device_rollout, rollout
-from rlexp.kernels.device_rollout import DeviceCollector
+from rlexp.kernels.device_rollout import DeviceCollector, DeviceTransforms
 from rlexp.kernels.distributions import Parts
+from rlexp.kernels.unsupported import UnsupportedError
 from rlexp.policies.recurrent import carry_state
 
 CPU = torch.device("cpu")
@@ -190,6 +192,11 @@ def test_returns_and_ids_are_those_of_the_array_rollout() -> None:
 
 PENDULUM = "env.make={_target_: torchrl.envs.GymEnv, env_name: Pendulum-v1}"
 STATELESS = "env.make={_target_: slider.Stateless, num_envs: 4}"
+SLIDES = "env.make={_target_: slider.Slider, num_envs: 4}"
+RESCALED = (
+    "env.transforms.observation_norm={_target_: torchrl.envs.ObservationNorm, in_keys: [observation], "
+    "out_keys_inv: [action], in_keys_inv: [action], standard_normal: true}"
+)
 BINARY = "env.transforms.binary={_target_: torchrl.envs.BinarizeReward}"
 
 
@@ -200,12 +207,19 @@ BINARY = "env.transforms.binary={_target_: torchrl.envs.BinarizeReward}"
         (["env=torchrl", PENDULUM], "SerialEnv steps its simulators one by one"),
         (["env=torchrl", STATELESS], "keeps its state in the tensordict"),
         (["env=torch_cartpole", BINARY], "it has no BinarizeReward with these settings"),
+        (["env=torchrl", SLIDES, "env/transforms=frozen", RESCALED], "it has no ObservationNorm with these settings"),
     ],
 )
 def test_what_it_cannot_collect_is_refused_with_the_remedy(overrides: list[str], told: str) -> None:
     config = settings(*overrides, "collector=device")
     with pytest.raises(ConfigError, match=rf"{told}(.|\n)*Use collector=sync"):
         _built(config, CPU)
+
+
+def test_nested_observations_are_refused() -> None:
+    env = TransformedEnv(Nested(4), Compose(RewardSum()))
+    with pytest.raises(UnsupportedError, match="nested entries"):
+        DeviceTransforms(env)
 
 
 def test_simulators_on_another_device_are_refused() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
@@ -23,7 +23,7 @@ class DeviceActing(Protocol):
     def begin(self) -> None:
         """Start a batch."""
 
-    def __call__(self, observation: Mapping[NestedKey, Tensor]) -> Tensor:
+    def __call__(self, observation: Mapping[str, Tensor]) -> Tensor:
         """Actions ``[num_envs, *action]`` for observations ``[num_envs, *observation]``."""
 
     def restart(self, chosen: Tensor) -> None:
@@ -68,7 +68,7 @@ class FamilyActing:
         """See `DeviceActing`."""
         self._parameters = []
 
-    def __call__(self, observation: Mapping[NestedKey, Tensor]) -> Tensor:
+    def __call__(self, observation: Mapping[str, Tensor]) -> Tensor:
         """See `DeviceActing`."""
         parameters = self._network(observation["observation"])
         self._parameters.append(parameters if isinstance(parameters, tuple) else (parameters,))
@@ -120,7 +120,7 @@ class WholeActing:
         """See `DeviceActing`."""
         self._written = []
 
-    def __call__(self, observation: Mapping[NestedKey, Tensor]) -> Tensor:
+    def __call__(self, observation: Mapping[str, Tensor]) -> Tensor:
         """See `DeviceActing`."""
         given = observation["observation"]
         tensordict = TensorDict({"observation": given, **self._remembered}, [len(given)], device=given.device)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.collectors import BaseCollector
@@ -35,7 +35,7 @@ from rlexp.kernels.scan import discounted_sums
 from rlexp.kernels.unsupported import UnsupportedError
 from rlexp.policies.recurrent import carries_state
 
-Entries: TypeAlias = dict[NestedKey, Tensor]
+Entries: TypeAlias = dict[str, Tensor]
 
 _FLAGS = ("done", "terminated", "truncated")
 _ELEMENTWISE = (DoubleToFloat, ObservationNorm, RewardClipping, RewardScaling, RunningObservationNorm, SignTransform)
@@ -191,18 +191,18 @@ class DeviceCollector(BaseCollector):
 
         The observation is the transformed one that the policy acts on, normalised as the batch before it was.
         """
-        parts: dict[str, Mapping[Any, Tensor]] = {
+        parts: dict[str, Entries] = {
             "raw": self._raw,
             "observation": self._observation,
             "carried": self._carried,
         }
-        plain = {name: {_name(key): value.clone() for key, value in found.items()} for name, found in parts.items()}
+        plain = {name: {key: value.clone() for key, value in found.items()} for name, found in parts.items()}
         return OrderedDict(plain, recurrent=self._act.state())
 
     def load_state_dict(self, state_dict: OrderedDict[str, Any]) -> None:
         """Go on from a `state_dict`; the simulators' state must be that of the same moment."""
         self._raw, self._observation, self._carried = (
-            {key: state_dict[name][_name(key)].to(value) for key, value in present.items()}
+            {key: state_dict[name][key].to(value) for key, value in present.items()}
             for name, present in (("raw", self._raw), ("observation", self._observation), ("carried", self._carried))
         )
         self._act.load_state(state_dict["recurrent"])
@@ -224,7 +224,7 @@ class DeviceTransforms:
         sums_rewards: there is a ``RewardSum``.
 
     Raises:
-        UnsupportedError: a transform is not one of these, or an end is that of a part of an environment.
+        UnsupportedError: a transform is not one of these, or observations or ends are nested.
     """
 
     def __init__(self, env: TransformedEnv) -> None:
@@ -240,18 +240,20 @@ class DeviceTransforms:
                     self._chain.append((transform, torch.clone))
                 case InitTracker() | TensorDictPrimer() if carries_state(env):
                     pass  # a recurrent actor writes their entries itself
-                case ObservationNorm() if type(transform) in _ELEMENTWISE and transform.in_keys == transform.out_keys:
+                case ObservationNorm() if _in_place(transform) and not transform.in_keys_inv:
                     self._chain.append((transform, _normalizer(transform)))
-                case _ if type(transform) in _ELEMENTWISE and transform.in_keys == transform.out_keys:
+                case _ if _in_place(transform) and not isinstance(transform, ObservationNorm):
                     self._chain.append((transform, transform._apply_transform))
                 case _:
                     raise UnsupportedError(f"it has no {type(transform).__name__} with these settings")
         self._simulators = simulators = env.base_env
-        self.observed: list[NestedKey] = list(simulators.observation_spec.keys(True, True))
+        self.observed: list[str] = list(simulators.observation_spec.keys(True, True))
         self.simulator_flags = list(simulators.full_done_spec.keys(True, True))
         self.flags = list(env.full_done_spec.keys(True, True))
+        if nested := [key for key in self.observed if not isinstance(key, str)]:
+            raise UnsupportedError(f"the observation has nested entries, {nested}")
         if not {*self.simulator_flags, *self.flags} <= {*_FLAGS}:
-            raise UnsupportedError(f"an environment ends by {self.flags} and not by {', '.join(_FLAGS)} alone")
+            raise UnsupportedError(f"the environment ends by {self.flags}, and not by {', '.join(_FLAGS)} alone")
         self.action_dtype, self.reward_dtype = simulators.action_spec.dtype, env.reward_spec.dtype
 
     def observations(self, raw: Entries, *, collected: bool = False) -> Entries:
@@ -330,6 +332,11 @@ def trajectory_ids(done: Tensor, carried: Tensor, next_id: Tensor) -> tuple[Tens
     return ids[:-1], ids[-1], next_id + begun[-1, -1]
 
 
+def _in_place(transform: Transform) -> bool:
+    """Whether a transform maps each number of its entries alone, in place."""
+    return type(transform) in _ELEMENTWISE and transform.in_keys == transform.out_keys
+
+
 def _normalizer(norm: ObservationNorm) -> Callable[[Tensor], Tensor]:
     """As ``norm`` does; it would ask at each call, and wait for the device, how it is defined."""
     divide = bool(norm.standard_normal)
@@ -378,7 +385,3 @@ def _per_env(entries: Mapping[Any, Any]) -> dict[Any, Any]:
         else value.transpose(0, 1).clone(memory_format=torch.contiguous_format)
         for key, value in entries.items()
     }
-
-
-def _name(key: NestedKey) -> str:
-    return key if isinstance(key, str) else ".".join(key)
