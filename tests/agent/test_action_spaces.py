@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import choosing  # noqa: F401 - registers Choosing-v0
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
 from rlexp import Trainer, load_config, load_policy
@@ -24,6 +26,14 @@ SPACES: dict[str, spaces.Space[Any]] = {
     "locked": spaces.Box(np.array([0.5, -1], np.float32), np.array([0.5, 1], np.float32)),
     "huge": spaces.Box(-1e30, 1e30, (2,), np.float32),
 }
+
+
+SMALL = [
+    *("env.num_envs=2", "env.init_random_steps=20", "logger=none", "threads=1"),
+    *("collector.frames_per_batch=40", "minibatch_size=20", "num_epochs=1", "total_frames=40"),
+    *("evaluation.episodes=2", "device=cpu"),
+]
+CHOOSING = ["env=gym", "env.id=Choosing-v0", "env.num_workers=1", *SMALL]
 
 
 class Taken(gymnasium.Env):  # type: ignore[misc, type-arg, unused-ignore]
@@ -54,11 +64,7 @@ class Taken(gymnasium.Env):  # type: ignore[misc, type-arg, unused-ignore]
 @pytest.fixture
 def taken() -> Iterator[list[str]]:
     gymnasium.register("Taken-v0", Taken, max_episode_steps=10)
-    yield [
-        *("env=gym", "env.id=Taken-v0", "env.num_envs=2", "env.init_random_steps=20", "logger=none", "threads=1"),
-        *("collector.frames_per_batch=40", "minibatch_size=20", "num_epochs=1", "total_frames=40"),
-        *("evaluation.episodes=2", "device=cpu"),
-    ]
+    yield ["env=gym", "env.id=Taken-v0", *SMALL]
     del gymnasium.registry["Taken-v0"]
 
 
@@ -94,3 +100,77 @@ def test_bounds_that_nothing_spreads_between_are_refused_with_what_fits(
 ) -> None:
     with pytest.raises(ConfigError, match=r"tanh_normal is no distribution(.|\n)*policy=normal, gru or lstm"):
         Trainer(load_config([*taken, f"env.kwargs.kind={kind}", "policy=tanh_normal"]), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("action", "mask", "kind"),
+    [
+        ("multi_start", "entry", "onnx"),
+        ("integers", "parts", "torch"),
+        ("box_shape", None, "torch"),
+    ],
+)
+def test_every_form_of_action_is_exported_in_its_own_space_and_by_its_masks(
+    action: str, mask: str | None, kind: Literal["onnx", "torch"], tmp_path: Path
+) -> None:
+    policy = "normal" if action.startswith("box") else "categorical"
+    overrides = [*CHOOSING, f"env.kwargs={{action: {action}, mask: {mask or 'null'}, ends: 0}}", f"policy={policy}"]
+    source = "info" if mask == "parts" else "auto"
+    Trainer.from_config(load_config([*overrides, f"env.action_mask={source}"]), tmp_path / "run").fit()
+    agent, loaded = Agent(tmp_path / "run"), load_policy(tmp_path / "run")
+    graph = READERS[kind](export_policy(agent, kind, tmp_path / "policy"))
+    agent.rollout(8, seed=5)
+    for simulator in agent.env.base_env._simulators.envs:
+        inner = simulator.unwrapped
+        expected = np.stack(inner.taken)
+        given = list(zip(*inner.given, strict=True)) if mask is not None else [inner.given]
+        inputs = [np.stack(column)[: len(expected)] for column in given]
+        if mask is not None:
+            inputs[1] = inputs[1].astype(bool)
+        for actions in (loaded(*inputs), graph(inputs)):
+            assert actions.dtype == inner.action_space.dtype
+            assert all(inner.action_space.contains(one) for one in actions)
+            np.testing.assert_allclose(actions, expected, rtol=1e-5, atol=1e-5)
+    if mask is None:
+        with pytest.raises(ValueError, match="was trained without masks of actions"):
+            loaded(*inputs, np.ones((len(expected), 4), bool))
+
+
+def run_onnx(path: Path) -> Callable[[list[Any]], Any]:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(path)
+    names = ["observation", "action_mask"]
+    return lambda inputs: session.run(["action"], dict(zip(names, inputs, strict=False)))[0]
+
+
+def run_torch(path: Path) -> Callable[[list[Any]], Any]:
+    module = torch.export.load(path).module()
+    return lambda inputs: module(*map(torch.from_numpy, inputs)).numpy()
+
+
+READERS = {"onnx": run_onnx, "torch": run_torch}
+
+
+def test_a_loaded_policy_refuses_masks_that_are_none(tmp_path: Path) -> None:
+    recurrent = ["policy=gru", "policy.sequence_length=5", "policy.hidden_size=4"]
+    overrides = [*CHOOSING, "env.kwargs={action: multi, mask: entry, ends: 0}", *recurrent]
+    Trainer.from_config(load_config(overrides), tmp_path / "run").fit()
+    policy = load_policy(tmp_path / "run")
+    seen, mask = np.zeros((2, 3), np.float32), np.ones((2, 9), np.int8)
+    mask[:, [0, 2]] = 0
+    chosen = policy(seen, mask)
+    assert (chosen[:, 0] == 1).all()  # 0 is not allowed
+    assert (chosen[:, 1] != 0).all()
+    policy.reset()
+    assert policy(seen[0], mask[0]).shape == (3,)
+    policy.reset()
+    empty = mask.copy()
+    empty[1, :2] = 0
+    for given, reason in (
+        ((), r"the action_mask is nothing; this policy reads \[2, 9\]"),
+        ((mask[:, :5],), r"the action_mask is \[2, 5\]; this policy reads \[2, 9\]"),
+        ((empty,), "the action_mask allows no value of an action"),
+        ((mask * 2,), "is not made of flags or 0 and 1"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            policy(seen, *given)

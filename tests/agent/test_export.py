@@ -115,9 +115,9 @@ def test_export_that_differs_is_refused_with_figures(
     path.write_text("the previous one")
     steps = agent.steps
 
-    def shifted(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-        observations, actions = steps(count, seed)
-        return observations, actions + 0.0625 * (count == export.CHECKED)
+    def shifted(count: int, seed: int = 0) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        seen, actions = steps(count, seed)
+        return seen, actions + 0.0625 * (count == export.CHECKED)
 
     monkeypatch.setattr(agent, "steps", shifted)
     with pytest.raises(ExportError, match=r"over 1,000 observations an action differs by up to 0\.031\d of its range"):
@@ -131,8 +131,8 @@ def test_transforms_of_the_users_own_are_inside(tmp_path: Path) -> None:
     outside = torch.full((1, 9), 5.0, dtype=torch.float64)
     assert torch.equal(policy(outside), policy(outside.clamp(-0.25, 0.25)))
     path = export_policy(Agent(run_dir), "torch", tmp_path / "policy.pt2")
-    observations, actions = Agent(run_dir).steps(50, seed=3)
-    torch.testing.assert_close(torch.export.load(path).module()(observations), actions)
+    seen, actions = Agent(run_dir).steps(50, seed=3)
+    torch.testing.assert_close(torch.export.load(path).module()(*seen.values()), actions)
 
 
 def test_actions_leave_in_the_environments_own_bounds_and_shape(tmp_path: Path) -> None:
@@ -141,9 +141,9 @@ def test_actions_leave_in_the_environments_own_bounds_and_shape(tmp_path: Path) 
     )
     path = export_policy(Agent(run_dir), "onnx", tmp_path / "policy.onnx")
     session = onnxruntime.InferenceSession(path)
-    observations, actions = Agent(run_dir).steps(40, seed=5)
+    seen, actions = Agent(run_dir).steps(40, seed=5)
     assert actions.shape == (40, 7)
-    np.testing.assert_allclose(session.run(None, {"observation": observations.numpy()})[0], actions, atol=1e-5)
+    np.testing.assert_allclose(session.run(None, {"observation": seen["observation"].numpy()})[0], actions, atol=1e-5)
     far = session.run(None, {"observation": 1e6 * np.random.default_rng(0).normal(size=(100, 23))})[0]
     assert np.abs(far).max() <= 2  # Pusher's bound
     assert np.abs(far).max() > 1
@@ -161,7 +161,8 @@ def test_transforms_of_the_action_are_inside(tmp_path: Path) -> None:
     gymnasium.register("WidePendulum-v0", WidePendulum, max_episode_steps=20)
     run_dir = trained(tmp_path / "run", {"norm": NORM, **END}, ("env=gym", "env.id=WidePendulum-v0"))
     policy = load_policy(run_dir)
-    observations, actions = Agent(run_dir).steps(30, seed=3)
+    seen, actions = Agent(run_dir).steps(30, seed=3)
+    observations = seen["observation"]
     assert (observations.dtype, actions.dtype) == (torch.float32, torch.float64)
     torch.testing.assert_close(policy(observations), actions, atol=1e-6, rtol=0)
     path = export_policy(Agent(run_dir), "torch", tmp_path / "policy.pt2")

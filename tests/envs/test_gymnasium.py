@@ -144,12 +144,6 @@ def test_observations_that_are_no_vector_are_refused(part: gymnasium.spaces.Spac
         BatchedGymEnv(odd, num_envs=1, kwargs={"part": part})
 
 
-def test_actions_of_several_choices_are_refused(odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Odd, "action_space", gymnasium.spaces.MultiDiscrete([2, 2]))
-    with pytest.raises(ConfigError, match=r"env\.id=Odd-v0(.|\n)*Box or Discrete is needed"):
-        BatchedGymEnv(odd, num_envs=1)
-
-
 def test_reset_of_one_leaves_the_others() -> None:
     env = BatchedGymEnv("Hopper-v5", num_envs=3)
     env.set_seed(0)

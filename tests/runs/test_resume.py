@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import choosing
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,7 @@ from commands import TINY, complete, launch, rows_of
 from readers import checkpoint_hashes
 
 from rlexp import Trainer, load_config
+from rlexp.envs.errors import SimulatorError
 from rlexp.runs import checkpoint
 from rlexp.runs.checkpoint import TrainState
 from rlexp.runs.rundir import RunDir
@@ -76,6 +78,23 @@ def test_killed_at_random_instants_it_is_the_run_that_was_never_killed(
     whole, killed = rows_of(tmp_path / "whole"), rows_of(tmp_path / "killed")
     assert [row["frames"] for row in whole] == list(range(64, 2561, 64))
     assert killed == whole
+    assert checkpoint_hashes(tmp_path / "killed") == checkpoint_hashes(tmp_path / "whole")
+
+
+MASKS = ["env.kwargs={action: multi, mask: entry}", "policy=gru", "policy.sequence_length=8", "policy.hidden_size=8"]
+
+
+@pytest.mark.kill
+def test_killed_with_masks_of_actions_it_is_the_run_that_was_never_killed(tmp_path: Path) -> None:
+    own = {"PYTHONPATH": str(Path(choosing.__file__).parent)}
+    setting = ["env=gym", "env.id=choosing:Choosing-v0", *SMALL, *MASKS, "total_frames=960", "resume=auto"]
+    arguments = [*setting, "env.num_workers=2", "checkpoint.interval=128"]
+    for rows in (3, 2):
+        process = launch([*arguments, "hydra.run.dir=killed"], tmp_path, **own)
+        assert kill_within(process, tmp_path / "killed" / "metrics.jsonl", rows, 0.02)
+    for folder in ("killed", "whole"):
+        complete([*arguments, f"hydra.run.dir={folder}"], tmp_path, **own)
+    assert rows_of(tmp_path / "killed") == rows_of(tmp_path / "whole")
     assert checkpoint_hashes(tmp_path / "killed") == checkpoint_hashes(tmp_path / "whole")
 
 
@@ -145,6 +164,16 @@ def halves(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_the_second_half_is_the_same_with_all_of_the_state(halves: Halves) -> None:
     assert halves.middle.state.inexact == []
     assert halves.resumed_equals(lambda state: None)
+
+
+@pytest.mark.parametrize("kernels", ["auto", "false"])
+def test_the_second_half_is_the_same_with_masks_of_actions(kernels: str, tmp_path: Path) -> None:
+    halves = Halves("choosing:Choosing-v0", tmp_path, *MASKS, f"kernels={kernels}")
+    assert halves.middle.state.inexact == []
+    assert halves.resumed_equals(lambda state: None)
+    if kernels == "auto":  # torchrl's collector carries the masks itself
+        with pytest.raises(SimulatorError):
+            check_needed(("simulators", "simulators", "arrays", -2), halves)
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -16,6 +17,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rlexp.agent.video import VideoError, rendering
 from rlexp.config import ConfigError
+from rlexp.envs.actions import ACTION_MASK, in_own_form
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.normalization import RunningObservationNorm
 from rlexp.experiment import ExperimentConfig, read_config
@@ -70,7 +72,9 @@ class Agent:
         # As many environments as in the run's evaluations: matrix products of another size round differently.
         self.env: TransformedEnv = spec.on(device).build(self.experiment.evaluation.episodes)
         differences: list[str] = []
-        for index, (name, transform) in enumerate(zip(spec.transforms, self.env.transform, strict=True)):
+        transforms = list(self.env.transform)
+        first = len(transforms) - len(spec.transforms)  # one for masks of actions may come before them
+        for index, (name, transform) in enumerate(zip(spec.transforms, transforms[first:], strict=True), first):
             prefix = f"transforms.{index}."
             state = {k.removeprefix(prefix): v for k, v in saved.state.transforms.items() if k.startswith(prefix)}
             differences += self._restore(f"env.transforms.{name}", transform, state)
@@ -130,38 +134,40 @@ class Agent:
             raise CheckpointError(f"{self.path} does not fit its environment as installed here:{shown}")
 
     @torch.no_grad()
-    def steps(self, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """Observations and actions of the agent in its environment, acting as in evaluation.
+    def steps(self, count: int, seed: int = 0) -> tuple[dict[str, Tensor], Tensor]:
+        """What the agent saw in its environment and did, acting as in evaluation.
 
         Args:
             count: number of steps, all simulators together.
             seed: seed of their episodes.
 
         Returns:
-            Raw observations ``[count, *observation]`` and the actions taken on them, ``[count, *action]``.
+            The raw ``observation`` ``[count, *observation]``, with masks of actions the ``action_mask``
+            ``[count, values]``; and the actions taken on them, ``[count, *action]``.
         """
-        observations, actions, _ = self.rollout(-(-count // self.env.batch_size[0]), seed)
-        return observations.flatten(0, 1)[:count], actions.flatten(0, 1)[:count]
+        seen, actions, _ = self.rollout(-(-count // self.env.batch_size[0]), seed)
+        return {key: rows.flatten(0, 1)[:count] for key, rows in seen.items()}, actions.flatten(0, 1)[:count]
 
     @torch.no_grad()
-    def rollout(self, steps: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Raw observations, actions and ends of episodes, each ``[steps, num_envs, ...]``."""
+    def rollout(self, steps: int, seed: int = 0) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """What was seen, as in `steps`, actions and ends of episodes, each ``[steps, num_envs, ...]``."""
         recorder = _Recorder()
         env = TransformedEnv(self.env.base_env, Compose(recorder, *(t.clone() for t in self.env.transform)))
         env.set_seed(seed)
         device = next(self.networks.actor.parameters()).device
+        seen: list[dict[str, Tensor]] = []
         rows: list[tuple[Tensor, ...]] = []
         tensordict = env.reset()
         with set_exploration_type(ExplorationType.DETERMINISTIC):
             for _ in range(steps):
-                observation = recorder.observation
+                seen.append(recorder.seen)
                 stepped, tensordict = env.step_and_maybe_reset(
                     self.networks.actor(tensordict.to(device)).to(env.device)
                 )
                 action = self._taken(recorder.action)
-                rows.append((observation, action, stepped["next", "done"][:, 0]))
-        observations, actions, ends = (torch.stack(entries) for entries in zip(*rows, strict=True))
-        return observations, actions, ends
+                rows.append((action, stepped["next", "done"][:, 0]))
+        actions, ends = (torch.stack(entries) for entries in zip(*rows, strict=True))
+        return {key: torch.stack([row[key] for row in seen]) for key in seen[0]}, actions, ends
 
     def _taken(self, action: Tensor) -> Tensor:
         """What the simulators were given in the newest step, for actions out of the transforms."""
@@ -169,18 +175,20 @@ class Agent:
         if not isinstance(base, ArrayEnv):
             projected: Tensor = base.action_spec.project(action)
             return projected
-        return torch.from_numpy(base.arrays.action.copy()) + base.first_action
+        own = in_own_form(base.own_action_space)
+        return torch.from_numpy(np.stack([own(row) for row in base.arrays.action]))
 
     def unlike(self, actions: Tensor, expected: Tensor) -> str | None:
         """Describe how actions ``[count, *action]`` differ from the expected ones; None if only by rounding."""
         spec = self.env.base_env.action_spec_unbatched
+        actions, expected = (a.cpu().reshape(len(a), -1) for a in (actions, expected))
         if isinstance(spec, Categorical):
-            different = (actions.cpu() != expected.cpu()).sum().item()
+            different = (actions != expected).sum().item()
             return f"{different:,} of {expected.numel():,} actions differ" if different else None
         bounds = (spec.space.low, spec.space.high) if isinstance(spec, Bounded) else (-0.5, 0.5)
         span = torch.as_tensor(bounds[1]).double() - torch.as_tensor(bounds[0]).double()
         span = torch.where(span > 0, span, 1.0)  # 0 of an action that is locked
-        largest = ((actions.cpu().double() - expected.cpu().double()) / span).abs().max().item()
+        largest = ((actions.double() - expected.double()) / span).abs().max().item()
         if largest <= ROUNDING:  # false for NaN
             return None
         return f"over {len(expected):,} observations an action differs by up to {largest:.3g} of its range"
@@ -189,14 +197,14 @@ class Agent:
 class _Recorder(Transform):
     """Records the latest observations and actions of the bare simulators."""
 
-    observation: Tensor
+    seen: dict[str, Tensor]
     action: Tensor
 
     def __init__(self) -> None:
         super().__init__(in_keys=[], out_keys=[])
 
     def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
-        self.observation = next_tensordict["observation"].clone()
+        self.seen = next_tensordict.select("observation", ACTION_MASK, strict=False).clone().to_dict()
         return next_tensordict
 
     def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:

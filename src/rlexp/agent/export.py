@@ -7,12 +7,14 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from rlexp.agent import Agent, Policy
+
+Inputs: TypeAlias = dict[str, Tensor]
 
 CHECKED = 1000
 
@@ -25,8 +27,9 @@ def export_policy(agent: Agent, kind: Literal["onnx", "torch"], path: Path) -> P
     """Write the policy of an agent as one graph, from raw observations to the environment's actions.
 
     The graph takes ``observation`` ``[batch, *observation]`` in the simulator's own type, for any batch size of at
-    least one, and returns ``action`` ``[batch, *action]``; it includes normalisation and action bounds. Before ``path``
-    appears, the file is loaded and compared with the agent's actions on 1,000 observations of its environment.
+    least one, with masks of actions also ``action_mask`` ``[batch, values]`` bool, and returns ``action``
+    ``[batch, *action]``; it includes normalisation and action bounds. Before ``path`` appears, the file is loaded and
+    compared with the agent's actions on 1,000 observations of its environment.
 
     Args:
         agent: a trained agent, on the CPU.
@@ -45,20 +48,20 @@ def export_policy(agent: Agent, kind: Literal["onnx", "torch"], path: Path) -> P
         raise ExportError(
             f"{agent.path} has a recurrent policy, and the graph maps one observation to one action; use load_policy."
         )
-    observations, actions = agent.steps(CHECKED)
+    inputs, actions = agent.steps(CHECKED)
     write, read = {"onnx": (_write_onnx, _read_onnx), "torch": (_write_torch, _read_torch)}[kind]
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp.pt2")  # torch.export.save takes no other suffix
     try:
         try:
-            write(policy, observations, aside)
+            write(policy, inputs, aside)
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ExportError(f"{agent.path} has a policy that {kind} cannot express: {reason}") from error
         graph = read(aside)
         # Single observations too: a graph with a constant batch dimension fails here.
-        single = torch.cat([graph(observation[None]) for observation in observations[:10]])
-        for given, expected in ((graph(observations), actions), (single, actions[:10])):
+        single = torch.cat([graph({key: rows[i : i + 1] for key, rows in inputs.items()}) for i in range(10)])
+        for given, expected in ((graph(inputs), actions), (single, actions[:10])):
             if (difference := agent.unlike(given, expected)) is not None:
                 raise ExportError(f"{agent.path} as {kind} differs from the agent: {difference}.")
         aside.replace(path)
@@ -67,35 +70,45 @@ def export_policy(agent: Agent, kind: Literal["onnx", "torch"], path: Path) -> P
     return path
 
 
-def _write_onnx(policy: Policy, observations: Tensor, path: Path) -> None:
+def _write_onnx(policy: Policy, inputs: Inputs, path: Path) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that are not needed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's exporter warns of torch's own calls
         program = torch.onnx.export(
             policy,
-            (observations,),
+            tuple(inputs.values()),
             dynamo=True,
             verbose=False,
-            input_names=["observation"],
+            input_names=list(inputs),
             output_names=["action"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=_any_batch(inputs),
         )
     assert program is not None
     program.save(path, external_data=False)
 
 
-def _read_onnx(path: Path) -> Callable[[Tensor], Tensor]:
+def _read_onnx(path: Path) -> Callable[[Inputs], Tensor]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda observation: torch.from_numpy(session.run(["action"], {"observation": observation.numpy()})[0])
+
+    def run(inputs: Inputs) -> Tensor:
+        given = {key: rows.numpy() for key, rows in inputs.items()}
+        return torch.from_numpy(session.run(["action"], given)[0])
+
+    return run
 
 
-def _write_torch(policy: Policy, observations: Tensor, path: Path) -> None:
-    program = torch.export.export(policy, (observations,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+def _write_torch(policy: Policy, inputs: Inputs, path: Path) -> None:
+    program = torch.export.export(policy, tuple(inputs.values()), dynamic_shapes=_any_batch(inputs))
     torch.export.save(program, path)
 
 
-def _read_torch(path: Path) -> Callable[[Tensor], Tensor]:
+def _read_torch(path: Path) -> Callable[[Inputs], Tensor]:
     module = torch.export.load(path).module()
-    return lambda observation: module(observation)
+    return lambda inputs: module(*inputs.values())
+
+
+def _any_batch(inputs: Inputs) -> tuple[dict[int, torch.export.Dim], ...]:
+    batch = torch.export.Dim("batch")
+    return tuple({0: batch} for _ in inputs)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 import torch
+from gymnasium import spaces
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.data import Bounded
@@ -16,8 +17,10 @@ from torchrl.envs import Compose, EnvBase, ObservationNorm, Transform
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rlexp.agent.agent import Agent
+from rlexp.envs.actions import ACTION_MASK, first_action
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.policies.recurrent import STATE, RecurrentActor, recurrent_network
+from rlexp.policies.spaces import choices
 
 _FLATTEN = (
     ". Flatten a Dict, Tuple or Discrete observation first: gymnasium.spaces.flatten(observation_space, observation)"
@@ -34,8 +37,9 @@ class Policy(nn.Module):
     """The deterministic policy of an agent, from raw observations to the environment's actions.
 
     Includes the normalisation, with its saved statistics, and the other transforms of observations and actions. A
-    recurrent policy carries its state from call to call until `reset`. Transforms that need more than the current
-    observation, such as frame stacking, are refused. The caller repeats each action for ``env.frame_skip`` frames.
+    recurrent policy carries its state from call to call until `reset`, and one that was trained with masks of actions
+    takes them too. Transforms that need more than the current observation, such as frame stacking, are refused. The
+    caller repeats each action for ``env.frame_skip`` frames.
 
     Args:
         agent: provides the actor, the statistics and the transforms.
@@ -47,6 +51,7 @@ class Policy(nn.Module):
 
     low: Tensor | None
     high: Tensor | None
+    first_action: Tensor | None
     _recurrent_state: Tensor | None = None
 
     def __init__(self, agent: Agent) -> None:
@@ -56,7 +61,8 @@ class Policy(nn.Module):
         self.observation_shape, self.observation_dtype = spec.shape, spec.dtype
         self._set_action_space(agent.env.base_env)
         self.recurrent = recurrent_network(self.actor) is not None
-        before, needed = _feeding(agent.env.transform, set(self.actor.in_keys) - {"is_init", STATE})
+        self.masked = ACTION_MASK in self.actor.in_keys
+        before, needed = _feeding(agent.env.transform, set(self.actor.in_keys) - {"is_init", STATE, ACTION_MASK})
         if needed != {"observation"}:
             reason = f"its transforms read {', '.join(sorted(needed - {'observation'}))} besides the observation"
             raise UnfaithfulPolicyError(f"{agent.path} cannot act on observations alone: {reason}.")
@@ -64,13 +70,13 @@ class Policy(nn.Module):
         self.before, self.after = nn.ModuleList(map(_fixed, before)), nn.ModuleList(map(_fixed, after))
         self.eval().requires_grad_(False)
         self.to(next(self.actor.parameters()).device)
-        observations, actions, ends = agent.rollout(8)
+        seen, actions, ends = agent.rollout(8)
         try:
             chosen = []
-            for observation, end in zip(observations, ends, strict=True):
-                chosen.append(self(observation))
+            for *given, end in zip(*seen.values(), ends, strict=True):
+                chosen.append(self(*given))
                 self.reset(end)
-            difference = agent.unlike(torch.stack(chosen), actions)
+            difference = agent.unlike(torch.cat(chosen), actions.flatten(0, 1))
         except Exception as error:
             difference = f"{type(error).__name__}: {error}"
         self.reset()
@@ -93,22 +99,25 @@ class Policy(nn.Module):
             mask = torch.as_tensor(ended).to(self._recurrent_state.device)[..., None]
             self._recurrent_state = self._recurrent_state.masked_fill(mask, 0)
 
-    def forward(self, observation: Array) -> Array:
+    def forward(self, observation: Array, action_mask: Array | None = None) -> Array:
         """Act.
 
         Args:
-            observation: as the simulator returns it, ``[..., *observation]``; a tensor or a NumPy array.
+            observation: as the simulator returns it, ``[..., *observation]``; a tensor or a NumPy array. Without its
+                entry ``action_mask``, if it has that.
+            action_mask: what actions are allowed ``[..., values]``, flags or 0 and 1; for a policy that reads masks.
 
         Returns:
-            Actions ``[..., *action]`` within the environment's bounds: an array for an array, and for a tensor a
+            Actions ``[..., *action]`` in the environment's own action space: an array for an array, and for a tensor a
             tensor on the policy's device.
 
         Raises:
             ValueError: the observation does not have the environment's shape, or, for a recurrent policy, not the
-                leading dimensions of the one before it.
+                leading dimensions of the one before it; there is no mask, or one that does not fit or allows nothing.
         """
         if isinstance(observation, np.ndarray):
-            return cast("Array", self(torch.from_numpy(observation)).numpy(force=True))
+            mask = None if action_mask is None else torch.as_tensor(action_mask)
+            return cast("Array", self(torch.from_numpy(observation), mask).numpy(force=True))
         if not isinstance(observation, Tensor):
             kind = type(observation).__name__
             raise ValueError(f"the observation is a {kind}; this policy reads arrays and tensors{_FLATTEN}")
@@ -116,38 +125,63 @@ class Policy(nn.Module):
             found, shape = list(observation.shape), list(self.observation_shape)
             raise ValueError(f"the observation has shape {found}; this policy reads [..., {str(shape)[1:]}{_FLATTEN}")
         weights = next(self.actor.parameters())
+        batch: torch.Size = observation.shape[: observation.dim() - len(self.observation_shape)]
         tensordict: TensorDictBase = TensorDict({"observation": observation.to(weights.device, self.observation_dtype)})
+        if self.masked or action_mask is not None:
+            tensordict[ACTION_MASK] = self._mask(action_mask, batch).to(weights.device)
         for transform in self.before:
             tensordict = cast("Transform", transform)._call(tensordict)
         if tensordict["observation"].is_floating_point():
             tensordict["observation"] = tensordict["observation"].to(weights.dtype)
         with set_exploration_type(ExplorationType.DETERMINISTIC):
-            tensordict = self._recurrent_step(tensordict) if self.recurrent else self.actor(tensordict)
+            tensordict = self._recurrent_step(tensordict, batch) if self.recurrent else self.actor(tensordict)
         for transform in self.after:
             tensordict = cast("Transform", transform)._inv_call(tensordict)
-        action = tensordict["action"].to(self.action_dtype)
+        action = tensordict["action"]
         if self.low is not None:
-            action = action.clamp(self.low, self.high)  # as the environment does
-        return cast("Array", action + self.first_action if self.first_action else action)
+            action = action.to(self.action_dtype).clamp(self.low, self.high)  # as the environment does
+        action = action.reshape((*batch, *self.action_shape))
+        if self.first_action is not None:
+            action = action + self.first_action
+        return cast("Array", action.to(self.action_dtype))
+
+    def _mask(self, mask: Any, batch: torch.Size) -> Tensor:
+        """A mask of actions as the actor reads it ``[..., values]``."""
+        if not self.masked:
+            raise ValueError("this policy was trained without masks of actions, and takes none")
+        if not isinstance(mask, Tensor) or mask.shape != (*batch, self.values):
+            found = "nothing" if mask is None else list(getattr(mask, "shape", ())) or type(mask).__name__
+            raise ValueError(f"the action_mask is {found}; this policy reads {[*batch, self.values]}")
+        allowed = mask.bool()
+        if not torch.compiler.is_compiling():  # a graph cannot raise
+            parts = allowed.split(self.choices, -1)
+            if not (torch.stack([part.any(-1) for part in parts]).all() and (allowed == mask).all()):
+                raise ValueError("the action_mask allows no value of an action, or is not made of flags or 0 and 1")
+        return allowed
 
     def _set_action_space(self, env: EnvBase) -> None:
-        """Remember what the environment's own actions are: their type, bounds and first number."""
+        """Remember what the environment's own actions are: their type, shape, bounds and first numbers."""
         spec = env.action_spec_unbatched
-        self.action_dtype, self.first_action = spec.dtype, 0
-        low = high = None
+        self.choices = choices(spec)
+        self.values = sum(self.choices)
+        self.action_dtype, self.action_shape = spec.dtype, spec.shape
+        low = high = first = None
         if isinstance(env, ArrayEnv):
-            self.first_action = env.first_action
+            own = env.own_action_space
+            self.action_dtype, self.action_shape = _dtype(own), torch.Size(own.shape or ())
+            if (numbers := first_action(own)) is not None and numbers.any():
+                first = torch.as_tensor(numbers)
             if env.bounds is not None:
                 low, high = map(torch.as_tensor, env.bounds)
         elif isinstance(spec, Bounded):
             low, high = spec.space.low, spec.space.high
         self.register_buffer("low", low, persistent=False)
         self.register_buffer("high", high, persistent=False)
+        self.register_buffer("first_action", first, persistent=False)
 
-    def _recurrent_step(self, tensordict: TensorDictBase) -> TensorDictBase:
+    def _recurrent_step(self, tensordict: TensorDictBase, batch: torch.Size) -> TensorDictBase:
         """Act on one step ``[...]`` from the recurrent state, and update the state."""
         observation = tensordict["observation"]
-        batch = observation.shape[: observation.dim() - len(self.observation_shape)]
         if self._recurrent_state is None:
             size = cast("RecurrentActor", recurrent_network(self.actor)).state_size
             self._recurrent_state = observation.new_zeros(*batch, size)
@@ -163,6 +197,8 @@ class Policy(nn.Module):
             },
             [rows],
         )
+        if self.masked:
+            steps[ACTION_MASK] = tensordict[ACTION_MASK].reshape(rows, self.values)
         acted = self.actor(steps)
         self._recurrent_state = acted["next", STATE].unflatten(0, batch) if batch else acted["next", STATE][0]
         return TensorDict({"action": acted["action"].unflatten(0, batch) if batch else acted["action"][0]})
@@ -203,6 +239,10 @@ def _feeding(transforms: Compose, keys: set[str]) -> tuple[list[Transform], set[
             keys = (keys - made) | read
             chain.insert(0, transform)
     return chain, keys
+
+
+def _dtype(space: spaces.Space[Any]) -> torch.dtype:
+    return torch.from_numpy(np.empty((), space.dtype)).dtype
 
 
 def _fixed(transform: Transform) -> Transform:

@@ -10,10 +10,12 @@ import numpy.typing as npt
 import torch
 from gymnasium import spaces
 from tensordict import TensorDict, TensorDictBase
-from torchrl.data import Binary, Bounded, Categorical, Composite, TensorSpec, Unbounded
+from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, TensorSpec, Unbounded
 from torchrl.envs import EnvBase
 
 from rlexp.config import ConfigError, Problem
+from rlexp.envs.actions import ACTION_MASK, PolicySpace, choices
+from rlexp.envs.errors import SimulatorError
 from rlexp.envs.simulators import Arrays, allocate
 
 
@@ -27,22 +29,26 @@ class ArrayEnv(EnvBase):
         env_id: names the environment in errors.
         num_envs: number of simulators.
         observation_space: Gymnasium's space of one simulator's observation.
-        action_space: Gymnasium's space of one simulator's action.
-        first_action: what the environment itself calls the first of its discrete actions, 0 here.
+        action_space: Gymnasium's space of one simulator's action, a `policy_space`.
+        own_action_space: what the environment itself acts in; None is ``action_space``.
+        masked: whether ``arrays`` has masks of the actions.
 
     Attributes:
-        bounds: lowest and highest action ``[*action]``, infinite where there is no bound; None for discrete actions.
-        first_action: as above.
+        bounds: lowest and highest action ``[actions]``, infinite where there is no bound; None for choices.
+        choices: values of each choice of an action; empty for real numbers.
+        own_action_space: as above.
+        masked: as above.
         arrays: rows of the newest transitions.
         timeout: seconds to wait for a process that steps simulators; None waits for ever.
 
     Shapes:
         observation ``[num_envs, *observation]`` in the simulator's own type and reward ``[num_envs, 1]`` in float64;
-        action ``[num_envs, *action]``, or ``[num_envs]`` in int64 for a choice among n, counted from 0; done,
-        terminated, truncated ``[num_envs, 1]``.
+        action ``[num_envs, actions]``, or in int64 ``[num_envs]`` for one choice and ``[num_envs, choices]`` for
+        several, values counted from 0; done, terminated, truncated ``[num_envs, 1]``; with masks, action_mask
+        ``[num_envs, values]``.
 
     Raises:
-        ConfigError: the observation space is not a Box, or the action space neither a Box nor a Discrete.
+        ConfigError: the observation space is not a Box, or the action space not a Box, Discrete or MultiDiscrete.
     """
 
     arrays: Arrays
@@ -54,29 +60,36 @@ class ArrayEnv(EnvBase):
         num_envs: int,
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
-        first_action: int = 0,
+        own_action_space: spaces.Space[Any] | None = None,
+        *,
+        masked: bool = False,
     ) -> None:
         super().__init__(device=torch.device("cpu"), batch_size=torch.Size([num_envs]))
         for key, found, kinds in (
             ("observation", observation_space, (spaces.Box,)),
-            ("action", action_space, (spaces.Box, spaces.Discrete)),
+            ("action", action_space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete)),
         ):
             if not isinstance(found, kinds):
                 names = " or ".join(kind.__name__ for kind in kinds)
                 message = f"its {key} space is {found}, and {names} is needed."
                 raise ConfigError([Problem("env.id", message, env_id)])
         assert isinstance(observation_space, spaces.Box)
-        assert isinstance(action_space, spaces.Box | spaces.Discrete)
-        self.arrays = allocate(num_envs, observation_space, action_space)
+        assert isinstance(action_space, PolicySpace)
+        self.own_action_space = action_space if own_action_space is None else own_action_space
+        self.masked = masked
+        self.choices = choices(action_space) or []
+        self.arrays = allocate(num_envs, observation_space, action_space, masked=masked)
         self._make_specs(observation_space, action_space)
         box = isinstance(action_space, spaces.Box)
         self.bounds = (action_space.low, action_space.high) if box else None
-        self.first_action = first_action
 
-    def _make_specs(self, space: spaces.Box, action_space: spaces.Box | spaces.Discrete) -> None:
+    def _make_specs(self, space: spaces.Box, action_space: PolicySpace) -> None:
         batch = self.batch_size
         dtype = torch.from_numpy(self.arrays.observation).dtype
         self.observation_spec = Composite(observation=Unbounded(shape=(*batch, *space.shape), dtype=dtype), shape=batch)
+        if self.masked:
+            flags = self.arrays.action_mask.shape
+            self.observation_spec[ACTION_MASK] = Binary(flags[-1], shape=flags, dtype=torch.bool)
         self.action_spec = _action_spec(action_space, batch)
         self.reward_spec = Unbounded(shape=(*batch, 1), dtype=torch.float64)
         flag = Binary(1, shape=(*batch, 1), dtype=torch.bool)
@@ -86,11 +99,25 @@ class ArrayEnv(EnvBase):
         """What the next step does: actions ``[num_envs, *action]``, moved onto the bounds where they lie beyond them.
 
         This is the one place where actions are clipped. A batch, and log-probabilities with it, keep them as they were.
+
+        Raises:
+            SimulatorError: a mask does not allow one.
         """
         np.copyto(self.arrays.action, action, casting="same_kind")
         if self.bounds is not None:
             np.maximum(self.arrays.action, self.bounds[0], out=self.arrays.action)
             np.minimum(self.arrays.action, self.bounds[1], out=self.arrays.action)
+        if self.masked:
+            self._check_masks()
+
+    def _check_masks(self) -> None:
+        action = self.arrays.action.reshape(self.batch_size[0], -1)
+        values = action + np.cumsum([0, *self.choices[:-1]])
+        allowed = np.take_along_axis(self.arrays.action_mask, values, -1).all(-1)
+        if not allowed.all():
+            i = int(np.argmin(allowed))
+            message = f"the action {action[i].tolist()} of simulator {i} is not allowed by its {ACTION_MASK}"
+            raise SimulatorError(f"{message}: the policy does not read the mask.")
 
     def step_arrays(self) -> None:
         """Step every simulator by ``arrays.action``; a final observation stays until the reset."""
@@ -131,9 +158,11 @@ class ArrayEnv(EnvBase):
     def _tensordict(self) -> TensorDict:
         terminated = torch.from_numpy(self.arrays.terminated[:, None].copy())
         truncated = torch.from_numpy(self.arrays.truncated[:, None].copy())
+        masks = {ACTION_MASK: torch.from_numpy(self.arrays.action_mask.copy())} if self.masked else {}
         return TensorDict(
             {
                 "observation": torch.from_numpy(self.arrays.observation.copy()),
+                **masks,
                 "terminated": terminated,
                 "truncated": truncated,
                 "done": terminated | truncated,
@@ -142,9 +171,11 @@ class ArrayEnv(EnvBase):
         )
 
 
-def _action_spec(space: spaces.Box | spaces.Discrete, batch: torch.Size) -> TensorSpec:
+def _action_spec(space: PolicySpace, batch: torch.Size) -> TensorSpec:
     if isinstance(space, spaces.Discrete):
         return Categorical(int(space.n), shape=batch)
+    if isinstance(space, spaces.MultiDiscrete):
+        return MultiCategorical(space.nvec.tolist(), shape=(*batch, len(space.nvec)))
     low, high = (torch.as_tensor(bound).expand(*batch, *space.shape) for bound in (space.low, space.high))
     if np.isfinite(space.low).all() and np.isfinite(space.high).all():
         return Bounded(low.clone(), high.clone(), shape=low.shape, dtype=low.dtype)

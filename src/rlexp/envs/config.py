@@ -67,6 +67,8 @@ class EnvConfig(Config):
         """
         from torchrl.envs import Compose, RewardSum, StepCounter, TransformedEnv
 
+        from rlexp.envs.masks import masks_of
+
         transforms = [build_at(f"env.transforms.{name}", node.build) for name, node in self.transforms.items()]
         for needed in (StepCounter, RewardSum):
             if not any(isinstance(transform, needed) for transform in transforms):
@@ -75,7 +77,7 @@ class EnvConfig(Config):
         base = self.build_base(num_envs)
         try:
             self._check_normalization(base, transforms)
-            return TransformedEnv(base, Compose(*transforms), auto_unwrap=False)
+            return TransformedEnv(base, Compose(*masks_of(base), *transforms), auto_unwrap=False)
         except BaseException:
             base.close(raise_if_closed=False)
             raise
@@ -208,6 +210,9 @@ class SimulatorConfig(EnvConfig):
 
     def build_base(self, num_envs: int) -> EnvBase:
         """The simulators, shared out over no more processes than there are simulators."""
+        return self._batched(num_envs)
+
+    def _batched(self, num_envs: int, action_mask: Literal["auto", "info", False] = False) -> EnvBase:
         from rlexp.envs.gymnasium import BatchedGymEnv
 
         workers = self._share(num_envs)
@@ -218,11 +223,12 @@ class SimulatorConfig(EnvConfig):
             num_workers=workers,
             kwargs=self._kwargs(),
             pixels=(self.pixels.size, self.pixels.stack) if self.from_pixels else None,
+            action_mask=action_mask,
         )
 
 
 class GymConfig(SimulatorConfig):
-    """Any Gymnasium environment with a Box or Discrete action space.
+    """Any Gymnasium environment whose actions are a Box, Discrete, MultiDiscrete or MultiBinary.
 
     Builds `rlexp.envs.gymnasium.BatchedGymEnv`, `rlexp.envs.mujoco.batch.BatchedMujoco` or
     `rlexp.envs.envpool.BatchedEnvPool`.
@@ -232,10 +238,13 @@ class GymConfig(SimulatorConfig):
         backend: what steps the simulators: ``gymnasium``; ``mujoco``, MuJoCo's own batches for Gymnasium's MuJoCo
             tasks, equal to the bit; ``envpool``, EnvPool's C++ threads for the tasks that it has; ``auto``, ``mujoco``
             where it can and ``gymnasium`` elsewhere.
+        action_mask: where masks of the actions come from (`rlexp.envs.actions.ActionMask`): ``auto``, the entry
+            ``action_mask`` of a Dict observation, if it has one; ``info``, that of ``info``; false, nowhere.
     """
 
     id: str
     backend: Literal["auto", "gymnasium", "mujoco", "envpool"]
+    action_mask: Literal["auto", "info", False]
 
     @property
     def resolved_backend(self) -> Literal["gymnasium", "mujoco", "envpool"]:
@@ -252,6 +261,8 @@ class GymConfig(SimulatorConfig):
             return f"{self.id} is not one of {', '.join(TASKS)}"
         if self.from_pixels:
             return "env.from_pixels renders images"
+        if self.action_mask == "info":
+            return "its tasks have no env.action_mask"
         unknown = self.kwargs.keys() - inspect.signature(TASKS[self.id]).parameters.keys()
         if unknown:
             return f"it does not know env.kwargs.{min(unknown)}"
@@ -273,6 +284,8 @@ class GymConfig(SimulatorConfig):
         """The id must be registered, with a time limit: evaluation runs whole episodes."""
         yield from super().problems()
         yield from self._envpool_problems() if self.backend == "envpool" else self._gymnasium_problems()
+        if self.action_mask == "info" and self.backend == "envpool":
+            yield Problem("action_mask", "is read from Gymnasium's own simulators: use env.backend=gymnasium.", "info")
         if self.backend == "mujoco" and (reason := self._without_mujoco()) is not None:
             yield Problem("backend", f"cannot simulate this: {reason}. Use env.backend=auto or gymnasium.", "mujoco")
 
@@ -324,7 +337,7 @@ class GymConfig(SimulatorConfig):
         """The simulators, divided among no more processes or threads than there are simulators."""
         match self.resolved_backend:
             case "gymnasium":
-                return super().build_base(num_envs)
+                return self._batched(num_envs, self.action_mask)
             case "mujoco":
                 return self._mujoco(num_envs)
         from rlexp.envs.envpool import BatchedEnvPool

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rlexp.config import ConfigError
+from rlexp.envs.actions import random_choices
 from rlexp.envs.arrays import ArrayEnv
-from rlexp.envs.making import first_action
+from rlexp.envs.making import MaskSource, own_action_space
 from rlexp.envs.simulators import SharedArrays, SimulatorError, Simulators, shares, split_seeds, worker_simulators
 from rlexp.envs.snapshot import StateUnavailableError, get_state
 from rlexp.workers import Worker, Workers
@@ -27,17 +28,18 @@ class BatchedGymEnv(ArrayEnv):
     that follows (of the finished simulators alone) shows the next one's first, and truncation is no termination.
 
     Args:
-        env_id: Gymnasium's id of an environment with Box or Discrete actions.
+        env_id: Gymnasium's id.
         num_envs: number of copies.
         frame_skip: times each action is repeated; rewards are summed, and the end of an episode ends the repetition.
         num_workers: processes that step them, this one included; how many changes no transition.
         kwargs: passed to ``gymnasium.make``.
         pixels: width and number of the gray frames that are observed in place of what the simulator gives.
+        action_mask: where masks of the actions come from, as in `rlexp.envs.making.make`.
 
     Shapes:
         observation ``[num_envs, *observation]`` and reward ``[num_envs, 1]`` in float64 or the simulator's own type;
-        action ``[num_envs, *action]``, or ``[num_envs]`` in int64 for a choice among n; done, terminated, truncated
-        ``[num_envs, 1]``.
+        action ``[num_envs, actions]``, or in int64 ``[num_envs]`` for one choice and ``[num_envs, choices]`` for
+        several; done, terminated, truncated ``[num_envs, 1]``; with masks, action_mask ``[num_envs, values]``.
 
     Raises:
         ConfigError: the environment cannot be made, or a space is of another kind.
@@ -53,14 +55,19 @@ class BatchedGymEnv(ArrayEnv):
         num_workers: int = 1,
         kwargs: Mapping[str, Any] | None = None,
         pixels: tuple[int, int] | None = None,
+        action_mask: MaskSource = "auto",
     ) -> None:
         kwargs = dict(kwargs or {})
         self._shares = shares(num_envs, num_workers)
         mine, *others = self._shares
-        simulators = Simulators(env_id, mine.stop, frame_skip, kwargs, pixels)
+        simulators = Simulators(env_id, mine.stop, frame_skip, kwargs, pixels, action_mask)
         try:
             one = simulators.envs[0]
-            super().__init__(env_id, num_envs, one.observation_space, one.action_space, first_action(one))
+            super().__init__(
+                *(env_id, num_envs, one.observation_space, one.action_space),
+                own_action_space=own_action_space(one),
+                masked=simulators.masked,
+            )
         except ConfigError:
             simulators.close()
             raise
@@ -73,7 +80,7 @@ class BatchedGymEnv(ArrayEnv):
                 worker_simulators,
                 {
                     f"simulators {share.start} to {share.stop - 1} of {env_id}": (
-                        *(env_id, frame_skip, kwargs, pixels, shared, share),
+                        *(env_id, frame_skip, kwargs, pixels, action_mask, shared, share),
                     )
                     for share in others
                 },
@@ -114,12 +121,16 @@ class BatchedGymEnv(ArrayEnv):
         for i, env in enumerate(envs):
             env.action_space.seed(i)
         actions = [np.stack([env.action_space.sample() for env in envs]) for _ in range(100)]
+        arrays, rng = self._simulators.arrays, np.random.default_rng(0)
         self._simulators.reset(dict.fromkeys(range(len(envs)), 0))
         bursts = []
         for _ in range(5):
             begun, steps = time.perf_counter(), 0
             while (spent := time.perf_counter() - begun) < 0.01:
-                self._simulators.arrays.action[:] = actions[steps % len(actions)]
+                arrays.action[:] = actions[steps % len(actions)]
+                if self._simulators.masked:
+                    mask = np.where(arrays.was_reset[:, None], arrays.reset_action_mask, arrays.action_mask)
+                    arrays.action[:] = random_choices(mask, self.choices, rng).reshape(arrays.action.shape)
                 self._simulators.step()
                 steps += 1
             bursts.append(spent / steps)
@@ -138,6 +149,7 @@ class BatchedGymEnv(ArrayEnv):
         arrays = self.arrays
         ready = [i for i in chosen if arrays.was_reset[i] and self._seeds[i] is None]
         arrays.observation[ready] = arrays.reset_observation[ready]
+        arrays.action_mask[ready] = arrays.reset_action_mask[ready]
         arrays.terminated[ready] = arrays.truncated[ready] = arrays.was_reset[ready] = False
         if len(ready) == len(chosen):
             return
@@ -196,7 +208,8 @@ class BatchedGymEnv(ArrayEnv):
 
     def _results(self) -> list[npt.NDArray[Any]]:
         """The arrays that simulators write, and no one else."""
-        return [getattr(self.arrays, field.name) for field in fields(self.arrays) if field.name != "action"]
+        arrays = [getattr(self.arrays, field.name) for field in fields(self.arrays) if field.name != "action"]
+        return [array for array in arrays if array.size]  # no masks where there are none
 
     def _ask_each(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """What a method of each worker's `Simulators` returns."""

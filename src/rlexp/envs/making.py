@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from copy import copy
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import gymnasium
 import mujoco
@@ -21,13 +21,16 @@ from gymnasium.wrappers import (
     FrameStackObservation,
     GrayscaleObservation,
     ResizeObservation,
-    TransformAction,
 )
+from gymnasium.wrappers import TransformAction as GymnasiumTransformAction
 
 from rlexp.config import ConfigError, build_at, build_nested
+from rlexp.envs.actions import ACTION_MASK, ActionMask, in_own_form, policy_space
+from rlexp.envs.errors import UnsuitableEnvError
 from rlexp.envs.raw_values import checked
 
 Env: TypeAlias = "gymnasium.Env[Any, Any]"
+MaskSource: TypeAlias = Literal["auto", "info", False]
 
 HEADLESS = (
     "Without a display MuJoCo renders with EGL: set MUJOCO_GL=egl, and install libegl1 and libopengl0 (Debian, "
@@ -66,14 +69,19 @@ class RepeatAction(gymnasium.Wrapper[Any, Any, Any, Any]):  # type: ignore[misc,
         return observation, total, terminated, truncated, info
 
 
-class UnsuitableEnvError(Exception):
-    """A simulator cannot be brought into the form that rlexp trains on; the message says why."""
+class TransformAction(GymnasiumTransformAction):  # type: ignore[misc, type-arg, unused-ignore]
+    """Gymnasium's wrapper of this name, which `make` puts around an environment, and no one else."""
 
 
 def make(
-    env_id: str, kwargs: Mapping[str, Any] | None = None, *, pixels: tuple[int, int] | None = None, repeat: int = 1
+    env_id: str,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    pixels: tuple[int, int] | None = None,
+    repeat: int = 1,
+    action_mask: MaskSource = False,
 ) -> Env:
-    """Make an environment whose observation is one array and whose action is a vector or a number from 0 on.
+    """Make an environment whose observation is one array and whose action is in a `policy_space`.
 
     Observation spaces other than a Box (Dict, Tuple, Discrete, MultiBinary, MultiDiscrete) become one float vector, in
     Gymnasium's own order: a Dict's entries by name, each number of a Discrete as one of so many flags.
@@ -83,6 +91,8 @@ def make(
         kwargs: passed to ``gymnasium.make`` as they are; nodes with a ``_target_`` are built, for each copy anew.
         pixels: width and number of the gray pictures that are observed in place of what the simulator gives.
         repeat: times each action is repeated before it is observed what came of it; rewards are summed.
+        action_mask: where masks come from (`rlexp.envs.actions.ActionMask`): ``info``; ``auto``, the entry
+            ``action_mask`` of a Dict observation, if it has one; false, nowhere.
 
     Shapes:
         an observation is a vector ``[n]``, or with ``pixels=(width, stack)`` uint8 ``[stack, width, width]``, the
@@ -98,18 +108,20 @@ def make(
     env = checked(env, env_id)
     if repeat > 1:
         env = RepeatAction(env, repeat)
+    declared = isinstance(env.observation_space, spaces.Dict) and ACTION_MASK in env.observation_space.spaces
+    if action_mask == "info" or (action_mask == "auto" and declared):
+        env = ActionMask(env, entry=action_mask == "auto")
     env = _vector(env) if pixels is None else _pixels(env, *pixels)
-    action = env.action_space
-    if isinstance(action, spaces.Discrete) and action.start != 0:
-        start = action.start
-        env = TransformAction(env, lambda number: number + start, spaces.Discrete(int(action.n)))
+    space = policy_space(env.action_space)
+    if space != env.action_space:
+        own = in_own_form(env.action_space)
+        env = TransformAction(env, lambda action: own(action), space)  # states of earlier runs name the lambda
     return env
 
 
-def first_action(env: Env) -> int:
-    """What the environment itself calls the first of its discrete actions, which `make` counts from 0."""
-    space = env.env.action_space if isinstance(env, TransformAction) else env.action_space
-    return int(space.start) if isinstance(space, spaces.Discrete) else 0
+def own_action_space(env: Env) -> spaces.Space[Any]:
+    """The action space that an environment has apart from `make`."""
+    return env.env.action_space if isinstance(env, TransformAction) else env.action_space
 
 
 def _vector(env: Env) -> Env:

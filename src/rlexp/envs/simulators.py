@@ -17,8 +17,9 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from rlexp.config import ConfigError, Problem
+from rlexp.envs.actions import ACTION_MASK, PolicySpace, choices, is_masked
 from rlexp.envs.errors import SimulatorError as SimulatorError
-from rlexp.envs.making import Env, make
+from rlexp.envs.making import Env, MaskSource, make
 from rlexp.envs.raw_values import check_every_step
 from rlexp.envs.snapshot import State, StateUnavailableError, check_state, get_state, models, set_state
 
@@ -36,7 +37,10 @@ class Arrays:
         truncated: ``[num_envs]`` bool.
         reset_observation: like ``observation``; what the next episode begins with, of simulators that were reset.
         was_reset: ``[num_envs]`` bool, the last step ended an episode, and the simulator was reset at once.
-        action: ``[num_envs, *action]``, what the next step does; ``[num_envs]`` int64 where actions are discrete.
+        action: ``[num_envs, *action]``, what the next step does; int64 where it chooses.
+        action_mask: ``[num_envs, values]`` bool, which values of its choices the next action may have; without masks,
+            ``[num_envs, 0]``.
+        reset_action_mask: like ``action_mask``; of ``reset_observation``.
     """
 
     observation: npt.NDArray[Any]
@@ -46,6 +50,8 @@ class Arrays:
     reset_observation: npt.NDArray[Any]
     was_reset: npt.NDArray[np.bool_]
     action: npt.NDArray[Any]
+    action_mask: npt.NDArray[np.bool_]
+    reset_action_mask: npt.NDArray[np.bool_]
 
     def rows(self, chosen: slice) -> Arrays:
         """Views of some simulators' rows."""
@@ -61,6 +67,7 @@ class Simulators:
         frame_skip: times each action is repeated; rewards are summed, and the end of an episode ends the repetition.
         kwargs: of ``gymnasium.make``.
         pixels: as in `rlexp.envs.making.make`, which then repeats the actions itself.
+        action_mask: as there.
         first: the number of the first one, for errors.
 
     Raises:
@@ -74,6 +81,7 @@ class Simulators:
         frame_skip: int,
         kwargs: Mapping[str, Any],
         pixels: tuple[int, int] | None,
+        action_mask: MaskSource = False,
         first: int = 0,
     ) -> None:
         self._env_id, self._first = env_id, first
@@ -81,9 +89,14 @@ class Simulators:
         self._calls = 0
         self.envs: list[Env] = []
         self.arrays: Arrays
+        repeat = 1 if pixels is None else frame_skip
         try:
             for _ in range(num_envs):
-                self.envs.append(make(env_id, kwargs, pixels=pixels, repeat=1 if pixels is None else frame_skip))
+                self.envs.append(make(env_id, kwargs, pixels=pixels, repeat=repeat, action_mask=action_mask))
+            self.masked = is_masked(self.envs[0])
+            if self.masked and frame_skip > 1:
+                message = "must be 1 with an action_mask: the second frame may not allow what the first one did."
+                raise ConfigError([Problem("env.frame_skip", message, str(frame_skip))])
         except ConfigError:
             self.close()
             raise
@@ -109,7 +122,7 @@ class Simulators:
                 self._at, total = i, 0.0
                 for _ in range(self._repeat):
                     # A copy each time: a simulator may keep its last action, or change it in place.
-                    observation, reward, terminated, truncated, _ = env.step(arrays.action[i].copy())
+                    observation, reward, terminated, truncated, info = env.step(arrays.action[i].copy())
                     total += float(reward)
                     if terminated or truncated:
                         break
@@ -121,9 +134,11 @@ class Simulators:
                     raise TypeError(f"terminated and truncated are {terminated!r} and {truncated!r}, not bool")
                 arrays.observation[i], arrays.reward[i] = observation, total
                 arrays.terminated[i], arrays.truncated[i] = terminated, truncated
+                if self.masked:
+                    arrays.action_mask[i] = info[ACTION_MASK]
                 arrays.was_reset[i] = ended = terminated or truncated
                 if ended:
-                    arrays.reset_observation[i] = self._reset(env, None)
+                    arrays.reset_observation[i] = self._reset(env, None, arrays.reset_action_mask[i])
 
     def reset(self, seeds: Mapping[int, int | None]) -> None:
         """Reset simulators, each with its seed; None goes on with the random stream it has.
@@ -136,7 +151,7 @@ class Simulators:
         with self._named():
             for i, seed in seeds.items():
                 self._at = i
-                arrays.observation[i] = self._reset(self.envs[i], seed)
+                arrays.observation[i] = self._reset(self.envs[i], seed, arrays.action_mask[i])
                 arrays.terminated[i] = arrays.truncated[i] = arrays.was_reset[i] = False
 
     @contextmanager
@@ -154,10 +169,13 @@ class Simulators:
         finally:
             self._at = None
 
-    def _reset(self, env: Env, seed: int | None) -> Any:
-        observation, _ = env.reset(seed=seed)
+    def _reset(self, env: Env, seed: int | None, mask: npt.NDArray[np.bool_]) -> Any:
+        """Reset a simulator, and put the first mask of the episode into ``mask``."""
+        observation, info = env.reset(seed=seed)
         if np.shape(observation) != (shape := self.arrays.observation.shape[1:]):
             raise TypeError(f"the observation of reset() has shape {np.shape(observation)}, not {shape}")
+        if self.masked:
+            mask[:] = info[ACTION_MASK]
         return observation
 
     def _name(self, i: int) -> str:
@@ -251,12 +269,13 @@ def worker_simulators(
     frame_skip: int,
     kwargs: Mapping[str, Any],
     pixels: tuple[int, int] | None,
+    action_mask: MaskSource,
     shared: SharedArrays,
     rows: slice,
 ) -> Simulators:
     """A worker process's simulators, which write their rows of the shared arrays."""
     np.random.seed()  # the copies of one process would otherwise draw the same from NumPy's global generator
-    simulators = Simulators(env_id, rows.stop - rows.start, frame_skip, kwargs, pixels, rows.start)
+    simulators = Simulators(env_id, rows.stop - rows.start, frame_skip, kwargs, pixels, action_mask, rows.start)
     simulators.arrays = shared.open().rows(rows)
     return simulators
 
@@ -267,8 +286,9 @@ def shares(num_envs: int, num_workers: int) -> list[slice]:
     return [slice(first, stop) for first, stop in pairwise(bounds)]
 
 
-def allocate(num_envs: int, observation: spaces.Box, action: spaces.Box | spaces.Discrete) -> Arrays:
+def allocate(num_envs: int, observation: spaces.Box, action: PolicySpace, *, masked: bool = False) -> Arrays:
     """Arrays for ``num_envs`` simulators with these spaces."""
+    mask = np.zeros((num_envs, sum(choices(action) or []) if masked else 0), np.bool_)
     return Arrays(
         np.zeros((num_envs, *observation.shape), dtype=observation.dtype),
         np.zeros(num_envs),
@@ -276,7 +296,9 @@ def allocate(num_envs: int, observation: spaces.Box, action: spaces.Box | spaces
         np.zeros(num_envs, dtype=np.bool_),
         np.zeros((num_envs, *observation.shape), dtype=observation.dtype),
         np.zeros(num_envs, dtype=np.bool_),
-        np.zeros((num_envs, *action.shape), dtype=np.int64 if isinstance(action, spaces.Discrete) else action.dtype),
+        np.zeros((num_envs, *action.shape), dtype=action.dtype if isinstance(action, spaces.Box) else np.int64),
+        mask,
+        mask.copy(),
     )
 
 

@@ -17,6 +17,7 @@ from torchrl.envs import (
 )
 
 from rlexp.config import ConfigError, Problem
+from rlexp.envs.actions import ACTION_MASK
 
 
 def batched(make: Callable[[], EnvBase], copies: int, width: int) -> EnvBase:
@@ -56,7 +57,7 @@ def batched(make: Callable[[], EnvBase], copies: int, width: int) -> EnvBase:
 
 def _one_observation(env: EnvBase) -> EnvBase:
     spec = env.observation_spec_unbatched
-    keys = sorted(spec.keys(True, True), key=str)
+    keys = sorted((key for key in spec.keys(True, True) if key != ACTION_MASK), key=str)
     if "observation" in keys:
         return env
     if len(keys) == 1:

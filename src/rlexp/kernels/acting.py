@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import ProbabilisticActor
 
+from rlexp.envs.actions import ACTION_MASK
 from rlexp.kernels.distributions import Parts
 from rlexp.kernels.mlp import MLPLayers
 from rlexp.kernels.unsupported import UnsupportedError
+from rlexp.policies.heads import NEVER
 from rlexp.policies.recurrent import STATE, RecurrentActor
 
 Array = npt.NDArray[Any]
@@ -29,7 +31,7 @@ def acting(actor: TensorDictModuleBase, num_envs: int, *, deterministic: bool = 
     """What acts as ``actor`` does, in NumPy as far as its network is plain and small.
 
     Raises:
-        UnsupportedError: it reads more than observations.
+        UnsupportedError: it reads more than observations and masks of actions.
     """
     if (parts := Parts.of(actor)) is not None:
         kind = RecurrentActing if isinstance(parts.network, RecurrentActor) else FamilyActing
@@ -45,8 +47,13 @@ class Acting:
     def begin(self, steps: int) -> None:
         """Prepare for ``steps`` steps of networks that stay as they are."""
 
-    def __call__(self, observation: Array) -> Array:
-        """Actions ``[num_envs, *action]`` for observations ``[num_envs, *observation]``."""
+    def __call__(self, observation: Array, mask: Array | None = None) -> Array:
+        """Actions ``[num_envs, *action]``.
+
+        Args:
+            observation: ``[num_envs, *observation]``.
+            mask: of the actions ``[num_envs, values]``, where the actor reads one.
+        """
         raise NotImplementedError
 
     def restart(self, chosen: Array) -> None:
@@ -78,6 +85,8 @@ class FamilyActing(Acting):
 
     def __init__(self, actor: ProbabilisticActor, parts: Parts, num_envs: int, *, deterministic: bool = False) -> None:
         self._actor, self._network, self._family = actor, parts.network, parts.family
+        self._masked = parts.masked
+        self._flags = None if parts.masked is None else parts.masked.places.numpy(force=True)
         self._num_envs = num_envs
         self._deterministic = deterministic
 
@@ -85,9 +94,12 @@ class FamilyActing(Acting):
         """Prepare for ``steps`` steps of a network that does not change meanwhile."""
         self._parameters = self._forward()
 
-    def __call__(self, observation: Array) -> Array:
-        """Actions ``[num_envs, *action]`` for observations ``[num_envs, *observation]``."""
+    def __call__(self, observation: Array, mask: Array | None = None) -> Array:
+        """See `Acting`."""
         parameters = self._parameters(observation)
+        if self._flags is not None:
+            assert mask is not None
+            parameters = (np.where(mask[:, self._flags], parameters[0], np.float32(NEVER)),)
         # Drawn step by step, as the actor itself draws: the same seed gives both the same noise.
         noise = None if self._deterministic else self._family.noise(parameters[0].shape).numpy()
         return self._family.act(parameters, noise)
@@ -95,9 +107,9 @@ class FamilyActing(Acting):
     def outputs(self, batch: TensorDictBase) -> TensorDictBase:
         """What the actor writes beside its actions, for a batch of observations and actions; in one call of it."""
         network, sampler = self._actor.module
-        written = network(batch.select("observation"))
+        written = network(batch.select(*network.in_keys))
         log_prob = sampler.get_dist(written).log_prob(batch["action"])
-        return written.exclude("observation").set(sampler.log_prob_key, log_prob)
+        return written.exclude(*network.in_keys).set(sampler.log_prob_key, log_prob)
 
     def _forward(self) -> Callable[[Array], tuple[Array, ...]]:
         """The network from array to arrays, by NumPy as far as it is plain and small."""
@@ -152,6 +164,8 @@ class RecurrentActing(FamilyActing):
         """What the actor wrote since `begin`: parameters, log-probabilities, and what was remembered at each step."""
         sampler = self._actor.module[1]
         is_init, before, *parameters, after = (torch.stack(entries, 1) for entries in zip(*self._written, strict=True))
+        if self._masked is not None:
+            parameters = [self._masked(*parameters, batch[ACTION_MASK])]
         written = TensorDict(dict(zip(sampler.in_keys, parameters, strict=True)), batch.batch_size, device=batch.device)
         written[sampler.log_prob_key] = sampler.get_dist(written).log_prob(batch["action"])
         written["is_init"], written[STATE] = is_init, before
@@ -231,8 +245,8 @@ class ActorActing(Acting):
         """Prepare for ``steps`` steps."""
         self._written = []
 
-    def __call__(self, observation: Array) -> Array:
-        """Actions ``[num_envs, *action]`` for observations ``[num_envs, *observation]``."""
+    def __call__(self, observation: Array, mask: Array | None = None) -> Array:
+        """See `Acting`."""
         tensordict = TensorDict({"observation": torch.from_numpy(observation)}, [len(observation)])
         with set_exploration_type(self._exploration):
             written = self._actor(tensordict.to(self._device))

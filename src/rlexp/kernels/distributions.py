@@ -1,6 +1,7 @@
 """Actors as a network and a family of distributions, in NumPy to act and in torch to learn.
 
-Reference: ``torchrl.modules.ProbabilisticActor`` with ``TanhNormal``, ``IndependentNormal`` or torch's ``Categorical``.
+Reference: ``torchrl.modules.ProbabilisticActor`` with ``TanhNormal``, ``IndependentNormal`` or torch's ``Categorical``,
+one or several, masked or not.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from typing import Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModule, TensorDictModuleBase
+from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.distributions import Categorical
 from torch.nn.functional import log_softmax, softplus
 from torchrl.modules import IndependentNormal, ProbabilisticActor, TanhNormal
 
+from rlexp.policies.heads import FactorizedCategorical, MaskedLogits
 from rlexp.policies.recurrent import STEP_KEYS, RecurrentActor
 
 Array = npt.NDArray[Any]
@@ -60,10 +62,12 @@ class Parts:
     Attributes:
         network: observation ``[..., *observation]`` -> parameters; a `RecurrentActor` reads and returns more.
         family: from parameters to actions.
+        masked: from the network's logits and the masks of the actions to the parameters; None without masks.
     """
 
     network: nn.Module
     family: Family
+    masked: MaskedLogits | None = None
 
     @classmethod
     def of(cls, actor: TensorDictModuleBase) -> Parts | None:
@@ -71,13 +75,18 @@ class Parts:
         if type(actor) is not ProbabilisticActor or len(actor.module) != 2:
             return None
         network, sampler = actor.module
+        masked = None
+        if isinstance(network, TensorDictSequential):
+            if len(network.module) != 2 or not isinstance(network.module[1].module, MaskedLogits):
+                return None
+            network, masked = network.module[0], network.module[1].module
         if type(network) is not TensorDictModule:
             return None
         recurrent = isinstance(network.module, RecurrentActor)
         if list(network.in_keys) != (STEP_KEYS if recurrent else ["observation"]):
             return None
         family = _family(sampler)
-        return None if family is None else cls(network.module, family)
+        return None if family is None else cls(network.module, family, masked)
 
 
 @dataclass(frozen=True)
@@ -183,8 +192,15 @@ class Gaussian:
         return _gaussian_kl(*old, *new)
 
 
+@dataclass(frozen=True)
 class CategoricalFamily:
-    """``Categorical``: the number of one of n actions."""
+    """``Categorical``: the number of one of n actions; or `FactorizedCategorical`: several such numbers.
+
+    Attributes:
+        several: whether an action is a vector of choices, with logits ``[..., choices, largest]``.
+    """
+
+    several: bool = False
 
     def noise(self, shape: tuple[int, ...]) -> Tensor:
         """Gumbel's."""
@@ -206,17 +222,20 @@ class CategoricalFamily:
 
     def log_prob(self, latent: Tensor, *parameters: Tensor) -> Tensor:
         """See `Family`."""
-        return log_softmax(parameters[0], -1).gather(-1, latent[..., None])[..., 0]
+        return self._together(log_softmax(parameters[0], -1).gather(-1, latent[..., None])[..., 0])
 
     def entropy(self, *parameters: Tensor) -> Tensor:
         """See `Family`."""
         log_probs = log_softmax(parameters[0], -1)
-        return -(log_probs.exp() * log_probs).sum(-1).mean()
+        return -self._together((log_probs.exp() * log_probs).sum(-1)).mean()
 
     def kl(self, old: tuple[Tensor, ...], new: tuple[Tensor, ...]) -> Tensor:
         """See `Family`."""
         before, after = log_softmax(old[0], -1), log_softmax(new[0], -1)
-        return (before.exp() * (before - after)).sum(-1)
+        return self._together((before.exp() * (before - after)).sum(-1))
+
+    def _together(self, by_choice: Tensor) -> Tensor:
+        return by_choice.sum(-1) if self.several else by_choice
 
 
 def _gaussian_kl(old_loc: Tensor, old_scale: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
@@ -257,4 +276,6 @@ def _family(sampler: ProbabilisticTensorDictModule) -> Family | None:
             return Gaussian()
         case distribution, ["logits"], names if distribution is Categorical and not names:
             return CategoricalFamily()
+        case distribution, ["logits"], names if distribution is FactorizedCategorical and not names:
+            return CategoricalFamily(several=True)
     return None

@@ -33,7 +33,7 @@ def array_steps(env: TransformedEnv, actor: TensorDictModuleBase) -> Steps:
         simulators.reset_arrays(range(width))
         act.restart(np.arange(width))
         while True:
-            simulators.set_actions(act(transform(arrays.observation)))
+            simulators.set_actions(act(transform(arrays.observation), arrays.action_mask))
             simulators.step_arrays()
             ended = arrays.terminated | arrays.truncated
             yield arrays.reward, ended

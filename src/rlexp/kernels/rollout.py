@@ -26,7 +26,9 @@ from torchrl.envs import (
     TransformedEnv,
 )
 
+from rlexp.envs.actions import ACTION_MASK
 from rlexp.envs.arrays import ArrayEnv
+from rlexp.envs.masks import CheckedActionMask
 from rlexp.envs.normalization import RunningObservationNorm
 from rlexp.kernels.acting import Array, acting
 from rlexp.kernels.unsupported import UnsupportedError
@@ -85,18 +87,21 @@ class RolloutCollector(BaseCollector):
         observation = np.empty((self._steps, *self._observation.shape), self._observation.dtype)
         after = np.empty_like(observation)
         action = np.empty((self._steps, *arrays.action.shape), self._transforms.action_dtype)
+        mask = np.empty((self._steps, *arrays.action_mask.shape), np.bool_)
+        mask_after = np.empty_like(mask)
         raw_reward = np.empty(shape, arrays.reward.dtype)
         terminated, truncated, done = (np.empty(shape, np.bool_) for _ in range(3))
 
         act.begin(self._steps)
         current = self._observation
         for t in range(self._steps):
-            observation[t] = current
-            action[t] = act(current)
+            observation[t], mask[t] = current, arrays.action_mask
+            action[t] = act(current, mask[t])
             simulators.set_actions(action[t])
             simulators.step_arrays()
             raw[t], raw_reward[t] = arrays.observation, arrays.reward
             terminated[t], truncated[t] = arrays.terminated, arrays.truncated
+            mask_after[t] = arrays.action_mask
             after[t] = current = transform(arrays.observation)
             ended = np.flatnonzero(np.logical_or(terminated[t], truncated[t], out=done[t]))
             if len(ended):
@@ -117,14 +122,19 @@ class RolloutCollector(BaseCollector):
             before["episode_reward"], following["episode_reward"], self._episode_reward = episode_returns(
                 summed, done, self._episode_reward
             )
+        masks, masks_after = {}, {}
+        if simulators.masked:
+            masks, masks_after = {ACTION_MASK: _per_env(mask)}, {ACTION_MASK: _per_env(mask_after)}
         traj_ids, self._traj_id, self._next_traj_id = trajectory_ids(done, self._traj_id, self._next_traj_id)
         batch = TensorDict(
             {
                 "observation": _per_env(observation),
+                **masks,
                 "action": _per_env(action),
                 **{key: _per_env(value[..., None]) for key, value in before.items()},
                 "next": {
                     "observation": _per_env(after),
+                    **masks_after,
                     **{key: _per_env(value[..., None]) for key, value in following.items()},
                 },
                 "collector": {"traj_ids": _per_env(traj_ids)},
@@ -212,6 +222,8 @@ class ArrayTransforms:
                     SignTransform,
                 ) and transform.in_keys == transform.out_keys == ["reward"]:
                     self._rewards.append(transform)
+                case CheckedActionMask():
+                    pass  # the simulators check their masks themselves
                 case InitTracker() | TensorDictPrimer() if carries_state(env):
                     pass  # a recurrent actor writes their entries itself
                 case _:

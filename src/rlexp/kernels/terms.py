@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 from torchrl.modules import ProbabilisticActor, ValueOperator
 
+from rlexp.envs.actions import ACTION_MASK
 from rlexp.kernels.distributions import Parts
 from rlexp.kernels.mlp import MLPLayers
 from rlexp.policies.recurrent import STEP_KEYS, RecurrentActor, RecurrentCritic
@@ -96,7 +97,7 @@ class FamilyTerms:
 
     def __init__(self, actor: ProbabilisticActor, parts: Parts, *, kl: bool) -> None:
         self._family = parts.family
-        self._parameters_of = parameters_of(parts.network)
+        self._parameters_of, self._masked = parameters_of(parts.network), parts.masked
         self._old_parameters: list[str] = list(actor.dist_params_keys) if kl else []
         self.keys: list[str] = [*actor.in_keys, "latent", "latent_log_prob", *self._old_parameters]
 
@@ -110,6 +111,8 @@ class FamilyTerms:
     def __call__(self, minibatch: dict[str, Tensor], *, entropy: bool) -> Terms:
         """See `PolicyTerms`."""
         parameters = self._parameters_of(minibatch)
+        if self._masked is not None:
+            parameters = (self._masked(*parameters, minibatch[ACTION_MASK]),)
         log_prob = self._family.log_prob(minibatch["latent"], *parameters)
         mean_entropy = self._family.entropy(*parameters) if entropy else None
         kl = None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from rlexp.config import Config, ConfigError, Count, Node, NonNegative, Positive, Problem, build_at, did_you_mean
+from rlexp.envs.actions import ACTION_MASK
 from rlexp.policies.actor_critic import ActorCritic
 from rlexp.policies.spaces import cannot_act, described, distributions_for
 
@@ -278,7 +279,7 @@ class NormalConfig(GaussianConfig, MLPConfig):
 
 
 class CategoricalConfig(MLPConfig):
-    """One of n actions: ``torch.distributions.Categorical`` over the network's logits."""
+    """One of n actions: ``torch.distributions.Categorical`` over the network's logits; or several such choices."""
 
     distribution = "categorical"
 
@@ -424,12 +425,19 @@ def probabilistic_actor(
     module: TensorDictModuleBase, head: Head, env: EnvBase, device: torch.device
 ) -> ProbabilisticActor:
     """The actor over a network that writes the parameters of ``head``'s distribution."""
+    from tensordict.nn import TensorDictModule, TensorDictSequential
     from torchrl.modules import ProbabilisticActor
 
+    from rlexp.policies.heads import MaskedLogits
+
+    spec = env.action_spec_unbatched.to(device)
+    if env.observation_spec_unbatched.get(ACTION_MASK, None) is not None:
+        masked = TensorDictModule(MaskedLogits(spec).to(device), in_keys=["logits", ACTION_MASK], out_keys=["logits"])
+        module = TensorDictSequential(module, masked)
     return ProbabilisticActor(
         module,
         in_keys=head.keys,
-        spec=env.action_spec_unbatched.to(device),
+        spec=spec,
         distribution_class=head.distribution_class,
         distribution_kwargs=head.distribution_kwargs,
         return_log_prob=True,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, ClassVar, cast
 
 import torch
 from tensordict.nn import AddStateIndependentNormalScale, NormalParamExtractor, mappings
 from torch import Tensor, distributions, nn
-from torch.nn.functional import softplus
+from torch.nn.functional import pad, softplus
 from torchrl.data import TensorSpec
 from torchrl.modules import IndependentNormal, TanhNormal
 
 from rlexp.config import ConfigError, Problem
+from rlexp.policies.spaces import choices
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,9 @@ def head(kind: str, spec: TensorSpec, scale: Scale | None) -> Head:
     """
     bounds = {"low": spec.space.low, "high": spec.space.high} if kind in ("tanh_normal", "beta") else {}
     match kind:
+        case "categorical" if spec.shape:
+            sizes = choices(spec)
+            return Head(sum(sizes), LogitsByChoice(sizes), ["logits"], FactorizedCategorical, {})
         case "categorical":
             return Head(spec.space.n, nn.Identity(), ["logits"], distributions.Categorical, {})
         case "beta":
@@ -158,6 +164,78 @@ class ScaleBound(nn.Module):
         """Loc and scale, both ``[..., actions]``."""
         loc, scale = parameters
         return loc, at_most(scale, self.scale_ub)
+
+
+NEVER = torch.finfo(torch.float32).min
+"""The logit of what has probability 0: finite, so that its product with 0 is 0 in entropies and gradients."""
+
+
+def places(sizes: Sequence[int]) -> Tensor:
+    """Where the logits of each choice stand in a row of them all; those that a choice lacks come after the row's end.
+
+    Args:
+        sizes: values of each choice.
+
+    Returns:
+        ``[choices, largest]``.
+    """
+    starts, width = [0, *accumulate(sizes)], max(sizes)
+    rows = [[start + k if k < n else starts[-1] for k in range(width)] for start, n in zip(starts, sizes, strict=False)]
+    return torch.tensor(rows)
+
+
+class LogitsByChoice(nn.Module):
+    """A row of logits for each of several choices, all as long as the longest: what a choice lacks is `NEVER`.
+
+    Args:
+        sizes: values of each choice.
+    """
+
+    places: Tensor
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer("places", places(sizes), persistent=False)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """From ``[..., values]`` to ``[..., choices, largest]``."""
+        return pad(logits, (0, 1), value=NEVER)[..., self.places]
+
+
+class MaskedLogits(nn.Module):
+    """Logits, `NEVER` where a mask does not allow the value.
+
+    Args:
+        spec: of one environment's actions.
+    """
+
+    places: Tensor
+
+    def __init__(self, spec: TensorSpec) -> None:
+        super().__init__()
+        sizes = choices(spec)
+        flags = places(sizes) if spec.shape else torch.arange(sizes[0])
+        self.register_buffer("places", flags.clamp_max(sum(sizes) - 1), persistent=False)
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """The same logits ``[..., values]`` or ``[..., choices, largest]``, for masks ``[..., values]``."""
+        return logits.masked_fill(~mask[..., self.places], NEVER)
+
+
+class FactorizedCategorical(distributions.Independent):  # type: ignore[type-arg]
+    """Several choices, independent given the state: ``torch.distributions.Categorical`` for each.
+
+    Args:
+        logits: ``[..., choices, largest]``, as `LogitsByChoice` gives them.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__(distributions.Categorical(logits=logits), 1)
+
+    @property
+    def deterministic_sample(self) -> Tensor:
+        """What is done where no noise is wanted: the likeliest value of each choice ``[..., choices]``."""
+        return self.mode
 
 
 class BetaParameters(nn.Module):

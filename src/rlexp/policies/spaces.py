@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 def distributions_for(spec: TensorSpec) -> list[str]:
     """The distributions over the actions of a spec, the default first; none where no shipped policy can act."""
-    from torchrl.data import Bounded, Categorical, Unbounded
+    from torchrl.data import Bounded, Unbounded
 
+    if choices(spec):
+        return ["categorical"]
     match spec:
-        case Categorical() if not spec.shape:
-            return ["categorical"]
         case Bounded() if len(spec.shape) == 1 and spec.dtype.is_floating_point and not _degenerate(spec):
             return ["tanh_normal", "normal", "beta"]
         case Bounded() | Unbounded() if len(spec.shape) == 1 and spec.dtype.is_floating_point:
@@ -25,11 +25,25 @@ def distributions_for(spec: TensorSpec) -> list[str]:
     return []
 
 
-def described(spec: TensorSpec) -> str:
-    """The actions of a spec in words."""
-    from torchrl.data import Bounded, Categorical, Unbounded
+def choices(spec: TensorSpec) -> list[int]:
+    """How many values each choice of an action has; none where an action is no choice, nor a vector of them."""
+    from torchrl.data import Categorical, MultiCategorical
 
     match spec:
+        case MultiCategorical() if len(spec.shape) == 1:
+            return [int(n) for n in spec.nvec]
+        case Categorical() if not spec.shape:
+            return [int(spec.n)]
+    return []
+
+
+def described(spec: TensorSpec) -> str:
+    """The actions of a spec in words."""
+    from torchrl.data import Bounded, Categorical, MultiCategorical, Unbounded
+
+    match spec:
+        case MultiCategorical():
+            return f"choices of {', '.join(map(str, spec.nvec.flatten().tolist()))} values"
         case Categorical():
             return f"discrete, one of {spec.n}"
         case Bounded() | Unbounded():
