@@ -39,7 +39,7 @@ def test_show_tells_what_set_each_value(tmp_path: Path) -> None:
     assert origin["loss:"] is None
     preset = run_command("rlexp-config", "show", "experiment=tutorial", cwd=tmp_path)
     assert "minibatch_size: 64" in preset.stdout
-    assert [line.split("# ")[1] for line in preset.stdout.splitlines() if "minibatch_size" in line] == [
+    assert [line.split("# ")[1] for line in preset.stdout.splitlines() if line.startswith("minibatch_size")] == [
         "experiment/tutorial"
     ]
 
@@ -79,7 +79,7 @@ def test_bash_completes_groups_options_and_keys(tmp_path: Path) -> None:
         "rlexp-train env=h": [f"env={name}" for name in ("half_cheetah", "hopper", "humanoid", "humanoid_standup")],
         "rlexp-train loss.clip_e": ["loss.clip_epsilon="],
         "rlexp-train loss=": [
-            f"loss={name}" for name in ("a2c", "any", "clip_ppo", "kl_ppo", "npg", "reinforce", "trpo")
+            f"loss={name}" for name in ("a2c", "any", "clip_ppo", "kl_ppo", "npg", "reinforce", "rpo", "spo", "trpo")
         ],
         "rlexp-train env/transforms=": [f"env/transforms={name}" for name in ("frozen", "none", "running")],
     }

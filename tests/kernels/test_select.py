@@ -44,6 +44,8 @@ LOSSES = {
     "a2c": [HOPPER, "loss=a2c", "num_epochs=1", "loss.normalize_advantage=true"],
     "reinforce": [HOPPER, "loss=reinforce", "num_epochs=1"],
     "any": [HOPPER, "loss=any", f"{TORCHRL}.PPOLoss"],
+    "rpo": [HOPPER, "loss=rpo", "policy=normal"],
+    "spo": [HOPPER, "loss=spo"],
     "npg": [HOPPER, "loss=npg"],
     "trpo": [HOPPER, "loss=trpo"],
 }
@@ -93,7 +95,7 @@ def test_kernels_change_nothing_that_is_learned_or_logged(name: str, tmp_path: P
     assert isinstance(ppo_learner(reference).gradient, AutogradGradient)
     assert ppo_learner(reference).minibatch_loss is ppo_learner(reference).loss
     assert isinstance(ppo_learner(fast).advantage, FastAdvantage)
-    assert isinstance(ppo_learner(fast).minibatch_loss, FastLoss) == (name not in ("any", "any reinforce"))
+    assert isinstance(ppo_learner(fast).minibatch_loss, FastLoss) == (name not in ("any", "any reinforce", "rpo"))
 
 
 def test_every_policy_and_every_loss_is_among_them() -> None:

@@ -49,9 +49,11 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
 
 
 def did_you_mean(name: str, candidates: Iterable[str], prefix: str = "") -> str:
-    """A sentence that suggests the nearest candidate, or lists all of them."""
+    """A sentence that suggests candidates with the name as a part of theirs, or the nearest, or lists all of them."""
     options = sorted(candidates)
-    match = nearest(name, options)
-    if match is not None:
-        return f"Did you mean {prefix}{match}?"
+    matches = [option for option in options if name in option.split("_")]
+    if not matches and (match := nearest(name, options)) is not None:
+        matches = [match]
+    if matches:
+        return f"Did you mean {' or '.join(f'{prefix}{match}' for match in matches)}?"
     return f"Available: {', '.join(options)}." if options else ""
