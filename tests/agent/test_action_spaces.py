@@ -134,6 +134,23 @@ def test_every_form_of_action_is_exported_in_its_own_space_and_by_its_masks(
             loaded(*inputs, np.ones((len(expected), 4), bool))
 
 
+def test_a_mask_is_read_beside_the_entries_that_the_actor_reads(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    overrides = [*CHOOSING, "env.kwargs={observation: dict, mask: entry, ends: 0}", "policy=categorical"]
+    Trainer.from_config(load_config([*overrides, "policy.actor_keys=[position]"]), tmp_path / "run").fit()
+    agent, loaded = Agent(tmp_path / "run"), load_policy(tmp_path / "run")
+    session = onnxruntime.InferenceSession(export_policy(agent, "onnx", tmp_path / "policy.onnx"))
+    assert [given.name for given in session.get_inputs()] == ["position", "action_mask"]
+    agent.rollout(8, seed=5)
+    for simulator in agent.env.base_env._simulators.envs:
+        expected = np.stack(simulator.unwrapped.taken)
+        seen, masks = zip(*simulator.unwrapped.given[: len(expected)], strict=True)
+        position, mask = np.stack([entries["position"] for entries in seen]), np.stack(masks).astype(bool)
+        exported = session.run(["action"], {"position": position, "action_mask": mask})[0]
+        np.testing.assert_array_equal(loaded({"position": position}, mask), expected)
+        np.testing.assert_array_equal(exported, expected)
+
+
 def run_onnx(path: Path) -> Callable[[list[Any]], Any]:
     onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(path)

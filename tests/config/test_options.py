@@ -25,6 +25,7 @@ NEEDED = {
     "env/gym": ["env.id=Pendulum-v1"],
     "env/dm_control": ["env.domain=cartpole", "env.task=swingup", "env.max_episode_steps=20"],
     "env/mujoco": ["env.task._target_=rlexp.envs.mujoco.tasks.Swimmer"],
+    "env/seen_target": ["policy.kernel_sizes=[4,2,1]"],
     "env/torchrl": ["env.make._target_=torchrl.envs.GymEnv", "env.make.env_name=Pendulum-v1"],
     "policy/categorical": ["env=cartpole"],
     "policy/cnn": ["env=cartpole", "env.from_pixels=true", "env/transforms=none"],

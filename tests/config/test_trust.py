@@ -107,6 +107,7 @@ def forms(target: str, arguments: dict[str, Any]) -> Iterator[tuple[str, dict[st
     yield "env.transforms.x", {"_target_": "torchrl.envs.Compose", "transforms": [node]}
     yield "callbacks.x", node
     yield "policy.actor_network", node
+    yield "policy.encoders.x", node
     yield "policy.actor_network", {"_target_": "torchrl.modules.MLP", "activation_class": node}
     yield "env.kwargs.x", node
     yield "env.kwargs.x", {"deep": [{"er": node}]}

@@ -162,7 +162,9 @@ def test_settings_that_no_mask_fits_are_refused() -> None:
         load_config(["env=hopper", "env.backend=mujoco", "env.action_mask=info"])
     with pytest.raises(ConfigError, match=r"env\.action_mask=info(.|\n)*use env\.backend=gymnasium"):
         load_config(["env=cartpole", "env.backend=envpool", "env.action_mask=info"])
-    plain = BatchedGymEnv(ID, num_envs=1, kwargs={"mask": "entry"}, action_mask=False)
+    with pytest.raises(ConfigError, match=r"'action_mask' is called like something else(.|\n)*env\.flatten=true"):
+        BatchedGymEnv(ID, num_envs=1, kwargs={"mask": "entry"}, action_mask=False)
+    plain = BatchedGymEnv(ID, num_envs=1, kwargs={"mask": "entry"}, action_mask=False, flatten=True)
     assert plain.reset()["observation"].shape == (1, 4 + 3)  # an entry like any other
 
 

@@ -80,7 +80,10 @@ def test_frames_are_skipped_behind_the_camera() -> None:
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["env=cartpole", "env.from_pixels=true"], r"observation_norm(.|\n)*env/transforms=none"),
+        (
+            ["env=cartpole", "env.from_pixels=true", "env/transforms=frozen"],
+            r"observation_norm(.|\n)*env/transforms=none",
+        ),
         (["env=hopper", "env.from_pixels=true", "env/transforms=none", "env.backend=envpool"], "gives no pictures"),
         (["env=dm_control", "env.domain=cartpol", "env.task=swingup"], "Did you mean cartpole"),
         (["env=dm_control", "env.domain=cartpole", "env.task=swing"], "Did you mean swingup"),
@@ -121,10 +124,44 @@ class Bodies(EnvBase):  # type: ignore[misc, unused-ignore]
         pass
 
 
-def test_vectors_of_a_torchrl_environment_become_one() -> None:
+def test_entries_of_a_torchrl_environment_stay_apart() -> None:
     env = batched(Bodies, 3, 3)
     check_env_specs(env)
+    steps = env.rollout(2)
+    assert (steps["position"][0, 0].tolist(), steps["speed"][0, 0].item()) == ([8, 8], 5)
+    assert "observation" not in steps.keys()  # noqa: SIM118 - no dictionary
+
+
+BODIES = [
+    *("env=torchrl", f"env.make._target_={__name__}.Bodies", "env.make.size=[4]", "env.num_envs=4"),
+    *("env.transforms.step_counter.max_steps=10", "evaluation.episodes=6", "logger=none", "env.init_random_steps=8"),
+    *("collector.frames_per_batch=64", "minibatch_size=32", "total_frames=64", "num_epochs=1"),
+]
+
+
+def test_what_the_actor_reads_of_a_torchrl_environment_is_said_and_not_guessed() -> None:
+    groups = [*BODIES, "env.make.actor=[2]", "env.make.critic=[3]"]
+    config = load_config(groups)
+    cpu = torch.device("cpu")
+    told = r"policy\.actor_keys(.|\n)*observes actor \[2\], critic \[3\](.|\n)*\[actor\], or all, \[actor,critic\]"
+    with pytest.raises(ConfigError, match=told):
+        config.policy.build(config.env.build(4), cpu)
+    chosen = load_config([*groups, "policy.actor_keys=[actor]"]).policy.build(config.env.build(4), cpu)
+    assert (list(chosen.actor.in_keys), list(chosen.critic.in_keys)) == (["actor"], ["actor", "critic"])
+
+
+def test_flattened_the_vectors_of_a_torchrl_environment_become_one() -> None:
+    env = batched(Bodies, 3, 3, flatten=True)
+    check_env_specs(env)
     assert env.rollout(2)["observation"][0, 0].tolist() == [8, 8, 5]  # position, then speed
+    with pytest.raises(ConfigError, match=r"env\.flatten=true(.|\n)*pixels \[3, 4, 4\](.|\n)*env\.flatten=false"):
+        batched(lambda: Bodies(pixels=[3, 4, 4], speed=[1]), 1, 1, flatten=True)
+
+
+def test_an_entry_that_is_called_observation_is_what_is_read() -> None:
+    config = load_config([*BODIES, "env.make.observation=[2]", "env.make.state=[3]"])
+    networks = config.policy.build(config.env.build(4), torch.device("cpu"))
+    assert (list(networks.actor.in_keys), list(networks.critic.in_keys)) == (["observation"], ["observation"])
 
 
 def test_one_observation_of_any_shape_is_renamed() -> None:
@@ -134,16 +171,7 @@ def test_one_observation_of_any_shape_is_renamed() -> None:
 
 
 def test_a_batch_by_itself_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    target = [
-        *("env=torchrl", f"env.make._target_={__name__}.Bodies", "env.make.size=[4]", "env.num_envs=4"),
-        *(
-            "env.transforms.step_counter.max_steps=10",
-            "evaluation.episodes=6",
-            "logger=none",
-            "env.init_random_steps=8",
-        ),
-        *("collector.frames_per_batch=64", "minibatch_size=32", "total_frames=64", "num_epochs=1"),
-    ]
+    target = [*BODIES, "policy.actor_keys=[speed]"]
     summary = Trainer.from_config(load_config(target), tmp_path / "run").fit()
     assert (summary["final"]["eval/return"], summary["final"]["eval/episode_length"]) == (10, 10)
     with pytest.raises(ConfigError, match=r"env\.num_envs=2(.|\n)*must be the environment's own batch size, \[4\]"):
@@ -154,7 +182,7 @@ def test_evaluation_counts_the_environments_own_rewards() -> None:
     clip = "env.transforms.clip={_target_: torchrl.envs.RewardClipping, clamp_min: 0, clamp_max: 0.5}"
     config = load_config([
         *("env=torchrl", f"env.make._target_={__name__}.Bodies", "env.transforms.step_counter.max_steps=10", clip),
-        "env/transforms=none",
+        "env/transforms=none", "policy.actor_keys=[position]",
     ])  # fmt: skip
     env = config.env.build(2)
     actor = config.policy.build(env, torch.device("cpu")).actor
@@ -166,7 +194,6 @@ def test_evaluation_counts_the_environments_own_rewards() -> None:
     ("make", "told"),
     [
         (lambda: torch.nn.Tanh(), "gives a Tanh, which is no torchrl environment"),
-        (lambda: Bodies(pixels=[3, 4, 4], speed=[1]), r"pixels \[3, 4, 4\](.|\n)*not all vectors"),
     ],
 )
 def test_torchrl_environments_that_do_not_fit_are_refused(make: Any, told: str) -> None:

@@ -24,7 +24,8 @@ KINDS = {
     "masked": ["env.kwargs.mask=entry", "policy=categorical"],
     "several": ["env.kwargs.action=multi", "policy=categorical"],
     "several, masked": ["env.kwargs={action: multi, mask: entry}", "policy=categorical"],
-    "several, masked, gru": ["env.kwargs={action: multi, mask: entry}", *GRU],
+    "several, masked, entries": ["env.kwargs={action: multi, mask: entry, observation: dict}", "policy=categorical"],
+    "several, masked, entries, gru": ["env.kwargs={action: multi, mask: entry, observation: dict}", *GRU],
 }
 
 

@@ -109,12 +109,12 @@ def test_state_is_zero_at_the_beginning_of_an_episode_and_nowhere_else(layer: st
     observation, state = torch.randn(3, 8, 11), torch.randn(3, core.state_size)
     is_init = torch.zeros(3, 8, 1, dtype=torch.bool)
     is_init[0, 3], is_init[1, 0], is_init[2, 3], is_init[2, 6] = True, True, True, True
-    whole = core.sequences(observation, is_init, state)
+    whole = core.sequences([observation], is_init, state)
     remembered = state
     for t in range(8):
-        features, remembered = core.step(observation[:, t], is_init[:, t], remembered)
+        features, remembered = core.step([observation[:, t]], is_init[:, t], remembered)
         torch.testing.assert_close(features, whole[:, t])
-    alone = core.sequences(observation[:1, 3:], torch.zeros(1, 5, 1, dtype=torch.bool), torch.zeros_like(state[:1]))
+    alone = core.sequences([observation[:1, 3:]], torch.zeros(1, 5, 1, dtype=torch.bool), torch.zeros_like(state[:1]))
     torch.testing.assert_close(whole[:1, 3:], alone)
 
 
@@ -156,7 +156,7 @@ def test_loaded_recurrent_policy_remembers_each_of_a_batch(trained: Trainer) -> 
     policy = load_policy(trained.run.path)
     if not policy.recurrent:
         pytest.skip("is feed-forward")
-    first, second = torch.randn(2, 3, *policy.observation_shape).double()
+    first, second = torch.randn(2, 3, *policy.shapes["observation"]).double()
     alone = [policy(row) for row in first]
     policy.reset()
     policy(first)

@@ -81,6 +81,24 @@ def test_it_is_evaluated_to_what_its_summary_says(old_run: Path) -> None:
     assert policy(torch.zeros(3, 9)).shape == (3, 1)
 
 
+def test_a_dict_that_was_one_vector_stays_one(tmp_path: Path) -> None:
+    name, trust = "run_with_a_dict", ["parts"]
+    run = shutil.copytree(DATA / name, tmp_path / name)
+    agent = Agent(run, trust=trust)
+    final = checkpoint.load(run).state.evaluator["final"]
+    found = evaluate(agent.env, agent.networks.actor, final["seeds"])
+    agent.env.close()
+    assert found.returns == pytest.approx(final["returns"], rel=1e-3)
+    assert load_policy(run, trust=trust)(torch.zeros(3, 9)).shape == (3, 2)
+
+    Trainer.resume(run, ["trust=[parts]", "total_frames=128"]).fit()
+    expected = rows(DATA / f"{name}_continued.jsonl")
+    resumed = rows(run / "metrics.jsonl")
+    assert [row["frames"] for row in resumed] == [32, 64, 96, 128]
+    for row, theirs in zip(resumed, expected, strict=True):
+        assert comparable(row) == pytest.approx(comparable(theirs), rel=1e-3, abs=1e-6)
+
+
 def test_config_with_the_names_of_then_is_todays() -> None:
     for name in RUNS:
         saved = checkpoint.load(DATA / name)

@@ -20,6 +20,8 @@ from rlexp.config import ConfigError
 from rlexp.envs.actions import ACTION_MASK, in_own_form
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.normalization import RunningObservationNorm
+from rlexp.envs.torchrl import entries
+from rlexp.envs.transforms import cloned
 from rlexp.experiment import ExperimentConfig, read_config
 from rlexp.policies import ActorCritic
 from rlexp.policies.recurrent import carry_state
@@ -109,8 +111,10 @@ class Agent:
                 f"{self.path} holds no statistics of {name}: without them the policy would see other observations "
                 "than it was trained on. Choose another checkpoint."
             )
-        for key in transform.in_keys:
-            shape = transform.parent.observation_spec_unbatched[key].shape
+        shapes = {key: transform.parent.observation_spec_unbatched[key].shape for key in transform.in_keys}
+        if isinstance(transform, RunningObservationNorm) and len(shapes) != 1:
+            shapes = {" and ".join(shapes) or "observation": torch.Size([sum(s.numel() for s in shapes.values())])}
+        for key, shape in shapes.items():
             if state["loc"].shape != shape:
                 yield f"{name}.loc is {list(state['loc'].shape)}, and the environment's {key} is {list(shape)}"
         device = self.env.device or "cpu"
@@ -142,8 +146,8 @@ class Agent:
             seed: seed of their episodes.
 
         Returns:
-            The raw ``observation`` ``[count, *observation]``, with masks of actions the ``action_mask``
-            ``[count, values]``; and the actions taken on them, ``[count, *action]``.
+            The raw entries of the observations by their names, ``[count, *entry]``, with masks of actions the
+            ``action_mask`` ``[count, values]``; and the actions taken on them, ``[count, *action]``.
         """
         seen, actions, _ = self.rollout(-(-count // self.env.batch_size[0]), seed)
         return {key: rows.flatten(0, 1)[:count] for key, rows in seen.items()}, actions.flatten(0, 1)[:count]
@@ -151,8 +155,8 @@ class Agent:
     @torch.no_grad()
     def rollout(self, steps: int, seed: int = 0) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """What was seen, as in `steps`, actions and ends of episodes, each ``[steps, num_envs, ...]``."""
-        recorder = _Recorder()
-        env = TransformedEnv(self.env.base_env, Compose(recorder, *(t.clone() for t in self.env.transform)))
+        recorder = _Recorder([*entries(self.env.base_env), ACTION_MASK])
+        env = TransformedEnv(self.env.base_env, Compose(recorder, *cloned(self.env)))
         env.set_seed(seed)
         device = next(self.networks.actor.parameters()).device
         seen: list[dict[str, Tensor]] = []
@@ -166,7 +170,7 @@ class Agent:
                 )
                 action = self._taken(recorder.action)
                 rows.append((action, stepped["next", "done"][:, 0]))
-        actions, ends = (torch.stack(entries) for entries in zip(*rows, strict=True))
+        actions, ends = (torch.stack(parts) for parts in zip(*rows, strict=True))
         return {key: torch.stack([row[key] for row in seen]) for key in seen[0]}, actions, ends
 
     def _taken(self, action: Tensor) -> Tensor:
@@ -200,11 +204,12 @@ class _Recorder(Transform):
     seen: dict[str, Tensor]
     action: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, keys: list[str]) -> None:
         super().__init__(in_keys=[], out_keys=[])
+        self.keys = keys
 
     def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
-        self.seen = next_tensordict.select("observation", ACTION_MASK, strict=False).clone().to_dict()
+        self.seen = next_tensordict.select(*self.keys, strict=False).clone().to_dict()
         return next_tensordict
 
     def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:

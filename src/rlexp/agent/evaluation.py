@@ -16,6 +16,7 @@ from torchrl.envs import Compose, Transform, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rlexp.envs.arrays import ArrayEnv
+from rlexp.envs.transforms import cloned
 from rlexp.kernels.evaluation import Steps
 from rlexp.kernels.select import Kernels
 
@@ -152,7 +153,7 @@ def _tensordict_steps(env: TransformedEnv, actor: TensorDictModuleBase, determin
     device = next(actor.parameters()).device
     exploration = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
     rewards = _Rewards()
-    env = TransformedEnv(env.base_env, Compose(rewards, *(t.clone() for t in env.transform)), auto_unwrap=False)
+    env = TransformedEnv(env.base_env, Compose(rewards, *cloned(env)), auto_unwrap=False)
 
     def steps() -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
         tensordict = env.reset()

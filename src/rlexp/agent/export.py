@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 
 from rlexp.agent import Agent, Policy
+from rlexp.envs.actions import ACTION_MASK
 
 Inputs: TypeAlias = dict[str, Tensor]
+Graph: TypeAlias = Callable[[Inputs], Tensor]
 
 CHECKED = 1000
 
@@ -27,8 +30,9 @@ def export_policy(agent: Agent, kind: Literal["onnx", "torch"], path: Path) -> P
     """Write the policy of an agent as one graph, from raw observations to the environment's actions.
 
     The graph takes ``observation`` ``[batch, *observation]`` in the simulator's own type, for any batch size of at
-    least one, with masks of actions also ``action_mask`` ``[batch, values]`` bool, and returns ``action``
-    ``[batch, *action]``; it includes normalisation and action bounds. Before ``path`` appears, the file is loaded and
+    least one, and returns ``action`` ``[batch, *action]``; it includes normalisation and action bounds. Where there are
+    several entries, it takes those that the actor reads, by their names, or for ``torch`` a dictionary of them; with
+    masks of actions also ``action_mask`` ``[batch, values]`` bool. Before ``path`` appears, the file is loaded and
     compared with the agent's actions on 1,000 observations of its environment.
 
     Args:
@@ -48,8 +52,10 @@ def export_policy(agent: Agent, kind: Literal["onnx", "torch"], path: Path) -> P
         raise ExportError(
             f"{agent.path} has a recurrent policy, and the graph maps one observation to one action; use load_policy."
         )
-    inputs, actions = agent.steps(CHECKED)
-    write, read = {"onnx": (_write_onnx, _read_onnx), "torch": (_write_torch, _read_torch)}[kind]
+    seen, actions = agent.steps(CHECKED)
+    inputs = {key: seen[key] for key in (*policy.shapes, *([ACTION_MASK] if policy.masked else []))}
+    write = {"onnx": _write_onnx, "torch": _write_torch}[kind]
+    read: Callable[[Path], Graph] = _read_onnx if kind == "onnx" else partial(_read_torch, policy)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp.pt2")  # torch.export.save takes no other suffix
     try:
@@ -76,18 +82,18 @@ def _write_onnx(policy: Policy, inputs: Inputs, path: Path) -> None:
         warnings.simplefilter("ignore", FutureWarning)  # torch's exporter warns of torch's own calls
         program = torch.onnx.export(
             policy,
-            tuple(inputs.values()),
+            kwargs=policy.arguments(inputs),  # by name: the last positional dictionary would be all arguments
             dynamo=True,
             verbose=False,
             input_names=list(inputs),
             output_names=["action"],
-            dynamic_shapes=_any_batch(inputs),
+            dynamic_shapes=policy.arguments(_any_batch(inputs)),
         )
     assert program is not None
     program.save(path, external_data=False)
 
 
-def _read_onnx(path: Path) -> Callable[[Inputs], Tensor]:
+def _read_onnx(path: Path) -> Graph:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -100,15 +106,16 @@ def _read_onnx(path: Path) -> Callable[[Inputs], Tensor]:
 
 
 def _write_torch(policy: Policy, inputs: Inputs, path: Path) -> None:
-    program = torch.export.export(policy, tuple(inputs.values()), dynamic_shapes=_any_batch(inputs))
+    given, shapes = (tuple(policy.arguments(x).values()) for x in (inputs, _any_batch(inputs)))
+    program = torch.export.export(policy, given, dynamic_shapes=shapes)
     torch.export.save(program, path)
 
 
-def _read_torch(path: Path) -> Callable[[Inputs], Tensor]:
+def _read_torch(policy: Policy, path: Path) -> Graph:
     module = torch.export.load(path).module()
-    return lambda inputs: module(*inputs.values())
+    return lambda inputs: module(*policy.arguments(inputs).values())
 
 
-def _any_batch(inputs: Inputs) -> tuple[dict[int, torch.export.Dim], ...]:
+def _any_batch(names: Iterable[str]) -> dict[str, dict[int, torch.export.Dim]]:
     batch = torch.export.Dim("batch")
-    return tuple({0: batch} for _ in inputs)
+    return {name: {0: batch} for name in names}

@@ -19,7 +19,9 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from rlexp.agent.agent import Agent
 from rlexp.envs.actions import ACTION_MASK, first_action
 from rlexp.envs.arrays import ArrayEnv
-from rlexp.policies.recurrent import STATE, RecurrentActor, recurrent_network
+from rlexp.envs.entries import OBSERVATION
+from rlexp.envs.torchrl import entries
+from rlexp.policies.recurrent import CARRIED, STATE, RecurrentActor, recurrent_network
 from rlexp.policies.spaces import choices
 
 _FLATTEN = (
@@ -57,15 +59,18 @@ class Policy(nn.Module):
     def __init__(self, agent: Agent) -> None:
         super().__init__()
         self.actor = agent.networks.actor
-        spec = agent.env.base_env.observation_spec_unbatched["observation"]
-        self.observation_shape, self.observation_dtype = spec.shape, spec.dtype
         self._set_action_space(agent.env.base_env)
         self.recurrent = recurrent_network(self.actor) is not None
         self.masked = ACTION_MASK in self.actor.in_keys
-        before, needed = _feeding(agent.env.transform, set(self.actor.in_keys) - {"is_init", STATE, ACTION_MASK})
-        if needed != {"observation"}:
-            reason = f"its transforms read {', '.join(sorted(needed - {'observation'}))} besides the observation"
+        self.read = [key for key in self.actor.in_keys if key not in (*CARRIED, ACTION_MASK)]
+        before, needed = _feeding(agent.env.transform, set(self.read))
+        own = entries(agent.env.base_env)
+        if not needed <= own.keys():
+            reason = f"its transforms read {', '.join(sorted(needed - own.keys()))} besides the observation"
             raise UnfaithfulPolicyError(f"{agent.path} cannot act on observations alone: {reason}.")
+        self.shapes = {key: own[key].shape for key in sorted(needed)}
+        self.dtypes = {key: own[key].dtype for key in self.shapes}
+        self.has_entries = list(own) != [OBSERVATION]
         after = [t for t in reversed(list(agent.env.transform)) if "action" in t.out_keys_inv]
         self.before, self.after = nn.ModuleList(map(_fixed, before)), nn.ModuleList(map(_fixed, after))
         self.eval().requires_grad_(False)
@@ -73,8 +78,8 @@ class Policy(nn.Module):
         seen, actions, ends = agent.rollout(8)
         try:
             chosen = []
-            for *given, end in zip(*seen.values(), ends, strict=True):
-                chosen.append(self(*given))
+            for t, end in enumerate(ends):
+                chosen.append(self(**self.arguments({key: rows[t] for key, rows in seen.items()})))
                 self.reset(end)
             difference = agent.unlike(torch.cat(chosen), actions.flatten(0, 1))
         except Exception as error:
@@ -99,12 +104,17 @@ class Policy(nn.Module):
             mask = torch.as_tensor(ended).to(self._recurrent_state.device)[..., None]
             self._recurrent_state = self._recurrent_state.masked_fill(mask, 0)
 
-    def forward(self, observation: Array, action_mask: Array | None = None) -> Array:
+    def arguments(self, seen: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of a call, by the names of entries, as `Agent.steps` has them."""
+        observation = {key: seen[key] for key in self.shapes} if self.has_entries else seen[OBSERVATION]
+        return {OBSERVATION: observation, **({ACTION_MASK: seen[ACTION_MASK]} if self.masked else {})}
+
+    def forward(self, observation: Array | Mapping[str, Array], action_mask: Array | None = None) -> Array:
         """Act.
 
         Args:
-            observation: as the simulator returns it, ``[..., *observation]``; a tensor or a NumPy array. Without its
-                entry ``action_mask``, if it has that.
+            observation: as the simulator returns it, ``[..., *observation]``; a tensor or a NumPy array. Of several
+                entries a dictionary, of which those that the actor reads are needed. Without its entry ``action_mask``.
             action_mask: what actions are allowed ``[..., values]``, flags or 0 and 1; for a policy that reads masks.
 
         Returns:
@@ -112,27 +122,27 @@ class Policy(nn.Module):
             tensor on the policy's device.
 
         Raises:
-            ValueError: the observation does not have the environment's shape, or, for a recurrent policy, not the
-                leading dimensions of the one before it; there is no mask, or one that does not fit or allows nothing.
+            ValueError: the observation does not have the environment's entries and shapes, or, for a recurrent policy,
+                not the leading dimensions of the one before it; there is no mask, or one that does not fit or allows
+                nothing.
         """
-        if isinstance(observation, np.ndarray):
+        given = self._entries(observation)
+        if all(isinstance(entry, np.ndarray) for entry in given.values()):
+            tensors = {key: torch.from_numpy(entry) for key, entry in given.items()}
             mask = None if action_mask is None else torch.as_tensor(action_mask)
-            return cast("Array", self(torch.from_numpy(observation), mask).numpy(force=True))
-        if not isinstance(observation, Tensor):
-            kind = type(observation).__name__
-            raise ValueError(f"the observation is a {kind}; this policy reads arrays and tensors{_FLATTEN}")
-        if observation.shape[observation.dim() - len(self.observation_shape) :] != self.observation_shape:
-            found, shape = list(observation.shape), list(self.observation_shape)
-            raise ValueError(f"the observation has shape {found}; this policy reads [..., {str(shape)[1:]}{_FLATTEN}")
+            action = self(tensors if self.has_entries else tensors[OBSERVATION], mask)
+            return cast("Array", action.numpy(force=True))
         weights = next(self.actor.parameters())
-        batch: torch.Size = observation.shape[: observation.dim() - len(self.observation_shape)]
-        tensordict: TensorDictBase = TensorDict({"observation": observation.to(weights.device, self.observation_dtype)})
+        first, shape = next(iter(self.shapes.items()))
+        batch: torch.Size = torch.Size(given[first].shape[: given[first].dim() - len(shape)])
+        tensordict: TensorDictBase = TensorDict({k: x.to(weights.device, self.dtypes[k]) for k, x in given.items()})
         if self.masked or action_mask is not None:
             tensordict[ACTION_MASK] = self._mask(action_mask, batch).to(weights.device)
         for transform in self.before:
             tensordict = cast("Transform", transform)._call(tensordict)
-        if tensordict["observation"].is_floating_point():
-            tensordict["observation"] = tensordict["observation"].to(weights.dtype)
+        for key in self.read:
+            if tensordict[key].is_floating_point():
+                tensordict[key] = tensordict[key].to(weights.dtype)
         with set_exploration_type(ExplorationType.DETERMINISTIC):
             tensordict = self._recurrent_step(tensordict, batch) if self.recurrent else self.actor(tensordict)
         for transform in self.after:
@@ -179,20 +189,40 @@ class Policy(nn.Module):
         self.register_buffer("high", high, persistent=False)
         self.register_buffer("first_action", first, persistent=False)
 
+    def _entries(self, observation: Any) -> dict[str, Any]:
+        """The entries that are read, each checked."""
+        if self.has_entries:
+            if not isinstance(observation, Mapping) or not self.shapes.keys() <= observation.keys():
+                found = sorted(observation) if isinstance(observation, Mapping) else type(observation).__name__
+                raise ValueError(f"the observation is {found}; this policy reads the entries {', '.join(self.shapes)}.")
+            given = {key: observation[key] for key in self.shapes}
+        else:
+            given = {OBSERVATION: observation}
+        for key, entry in given.items():
+            if not isinstance(entry, Tensor | np.ndarray):
+                kind = type(entry).__name__
+                raise ValueError(f"the {_named(key)} is a {kind}; this policy reads arrays and tensors{_FLATTEN}")
+            shape = self.shapes[key]
+            if tuple(entry.shape[max(0, entry.ndim - len(shape)) :]) != tuple(shape):
+                read = f"[..., {str(list(shape))[1:]}"
+                raise ValueError(f"the {_named(key)} has shape {list(entry.shape)}; this policy reads {read}{_FLATTEN}")
+        return given
+
     def _recurrent_step(self, tensordict: TensorDictBase, batch: torch.Size) -> TensorDictBase:
-        """Act on one step ``[...]`` from the recurrent state, and update the state."""
-        observation = tensordict["observation"]
+        """Act on one step ``[*batch]`` from the recurrent state, and update the state."""
+        entries = {key: tensordict[key] for key in self.read}
+        device = next(self.actor.parameters()).device
         if self._recurrent_state is None:
             size = cast("RecurrentActor", recurrent_network(self.actor)).state_size
-            self._recurrent_state = observation.new_zeros(*batch, size)
+            self._recurrent_state = torch.zeros(*batch, size, device=device)
         if self._recurrent_state.shape[:-1] != batch:
             found, before = list(batch), list(self._recurrent_state.shape[:-1])
             raise ValueError(f"observations of shape {found} follow a state of {before}; call reset() first.")
         rows = batch.numel()
         steps = TensorDict(
             {
-                "observation": observation.reshape(rows, *self.observation_shape),
-                "is_init": torch.zeros(rows, 1, dtype=torch.bool, device=observation.device),
+                **{key: entry.reshape(rows, *entry.shape[len(batch) :]) for key, entry in entries.items()},
+                "is_init": torch.zeros(rows, 1, dtype=torch.bool, device=device),
                 STATE: self._recurrent_state.reshape(rows, -1),
             },
             [rows],
@@ -243,6 +273,10 @@ def _feeding(transforms: Compose, keys: set[str]) -> tuple[list[Transform], set[
 
 def _dtype(space: spaces.Space[Any]) -> torch.dtype:
     return torch.from_numpy(np.empty((), space.dtype)).dtype
+
+
+def _named(key: str) -> str:
+    return OBSERVATION if key == OBSERVATION else f"observation {key!r}"
 
 
 def _fixed(transform: Transform) -> Transform:

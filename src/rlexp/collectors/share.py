@@ -14,7 +14,12 @@ from torchrl.envs import ObservationNorm
 
 from rlexp.envs.normalization import RunningObservationNorm, observation_norms
 from rlexp.envs.snapshot import State
-from rlexp.envs.transforms import episodes_state, load_episodes_state
+from rlexp.envs.transforms import (
+    episodes_state,
+    load_episodes_state,
+    load_transforms_state,
+    transforms_state,
+)
 from rlexp.seeding import load_rng_state, rng_state, seed_everything
 from rlexp.workers import WorkerError as WorkerError
 
@@ -140,7 +145,7 @@ class ShareWorker:
         """All else that decides what the next share is."""
         return {
             "collector": self._collector.state_dict(),
-            "transforms": self._env.transform.state_dict(),
+            "transforms": transforms_state(self._env),
             "rng": rng_state(),
         }
 
@@ -148,7 +153,7 @@ class ShareWorker:
         """Take this share's of all shares' `state`."""
         state = states[self._share.index]
         self._collector.load_state_dict(state["collector"])
-        self._env.transform.load_state_dict(state["transforms"])
+        load_transforms_state(self._env, state["transforms"])
         load_rng_state(state["rng"])
 
     def close(self) -> None:

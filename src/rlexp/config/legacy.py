@@ -56,10 +56,11 @@ _TARGETS["rlexp.normalization.RunningObservationNorm"] = "rlexp.envs.normalizati
 
 # Settings that parts have gained, with the values that mean what earlier versions did.
 _ADDED: dict[str, dict[str, Any]] = {
-    "env": {"action_mask": False},
+    "env": {"action_mask": False, "flatten": True},
     "policy": {
         **{"scale_init": None, "scale_ub": None, "critic_num_cells": None, "critic_activation_class": None},
         "layer_norm": False,
+        **{"actor_keys": None, "critic_keys": None, "encoders": {}},
     },
     "loss": {"normalize_value": False},
     "evaluation": {"average": None},

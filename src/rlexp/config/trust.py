@@ -23,6 +23,7 @@ _SETS = {
     """,
     ("rlexp.envs.cartpole",): "CartPole",
     ("rlexp.optim.schedules",): "KLAdaptive",
+    ("rlexp.policies.encoders",): "CNN Identity MLP",
     # None of them takes a callable, reads a file, downloads weights or imports by name. R3M, VIP, VC1 and Tokenizer
     # do; so do BatchSize, Burn-in, ConditionalSkip, Hash, TensorDictPrimer, Terminate, Unary and EndOfLife, which
     # reads any attribute.
@@ -60,7 +61,7 @@ ALLOWED = frozenset(
 """Paths of the classes that a `Node` of such a config may name."""
 
 # Modules of rlexp's own that register environments.
-_MODULES = ("rlexp.envs.partial",)
+_MODULES = ("rlexp.envs.partial", "rlexp.envs.seen_target")
 
 # These hand what they do not know to a simulator's constructor: only what is listed is known to be harmless.
 _ARGUMENTS = {
@@ -184,9 +185,15 @@ def most_weights(policy: object) -> int:
     """
     if not isinstance(policy, Mapping):
         return 0
-    nodes = [value for value in policy.values() if isinstance(value, Mapping) and value.get("_target_") in ALLOWED]
+    named = [*policy.values(), *_encoders(policy)]
+    nodes = [value for value in named if isinstance(value, Mapping) and value.get("_target_") in ALLOWED]
     plain = {key: value for key, value in policy.items() if key != "sequence_length" and not isinstance(value, Mapping)}
     return sum(map(_most_weights, [plain, *nodes]))
+
+
+def _encoders(policy: Mapping[str, Any]) -> list[Any]:
+    encoders = policy.get("encoders")
+    return list(encoders.values()) if isinstance(encoders, Mapping) else []
 
 
 def _most_weights(settings: Mapping[str, Any]) -> int:

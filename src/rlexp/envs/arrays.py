@@ -15,6 +15,7 @@ from torchrl.envs import EnvBase
 
 from rlexp.config import ConfigError, Problem
 from rlexp.envs.actions import ACTION_MASK, PolicySpace, choices
+from rlexp.envs.entries import split
 from rlexp.envs.errors import SimulatorError
 from rlexp.envs.simulators import Arrays, allocate
 
@@ -28,7 +29,7 @@ class ArrayEnv(EnvBase):
     Args:
         env_id: names the environment in errors.
         num_envs: number of simulators.
-        observation_space: Gymnasium's space of one simulator's observation.
+        observation_space: Gymnasium's space of one simulator's observation; a Dict holds Boxes alone.
         action_space: Gymnasium's space of one simulator's action, a `policy_space`.
         own_action_space: what the environment itself acts in; None is ``action_space``.
         masked: whether ``arrays`` has masks of the actions.
@@ -42,13 +43,13 @@ class ArrayEnv(EnvBase):
         timeout: seconds to wait for a process that steps simulators; None waits for ever.
 
     Shapes:
-        observation ``[num_envs, *observation]`` in the simulator's own type and reward ``[num_envs, 1]`` in float64;
-        action ``[num_envs, actions]``, or in int64 ``[num_envs]`` for one choice and ``[num_envs, choices]`` for
-        several, values counted from 0; done, terminated, truncated ``[num_envs, 1]``; with masks, action_mask
-        ``[num_envs, values]``.
+        observation ``[num_envs, *observation]`` in the simulator's own type, or an entry for each of a Dict's, and
+        reward ``[num_envs, 1]`` in float64; action ``[num_envs, actions]``, or in int64 ``[num_envs]`` for one choice
+        and ``[num_envs, choices]`` for several, values counted from 0; done, terminated, truncated ``[num_envs, 1]``;
+        with masks, action_mask ``[num_envs, values]``.
 
     Raises:
-        ConfigError: the observation space is not a Box, or the action space not a Box, Discrete or MultiDiscrete.
+        ConfigError: the observation space is no Box or Dict, or the action space no Box, Discrete or MultiDiscrete.
     """
 
     arrays: Arrays
@@ -66,14 +67,14 @@ class ArrayEnv(EnvBase):
     ) -> None:
         super().__init__(device=torch.device("cpu"), batch_size=torch.Size([num_envs]))
         for key, found, kinds in (
-            ("observation", observation_space, (spaces.Box,)),
+            ("observation", observation_space, (spaces.Box, spaces.Dict)),
             ("action", action_space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete)),
         ):
             if not isinstance(found, kinds):
                 names = " or ".join(kind.__name__ for kind in kinds)
                 message = f"its {key} space is {found}, and {names} is needed."
                 raise ConfigError([Problem("env.id", message, env_id)])
-        assert isinstance(observation_space, spaces.Box)
+        assert isinstance(observation_space, spaces.Box | spaces.Dict)
         assert isinstance(action_space, PolicySpace)
         self.own_action_space = action_space if own_action_space is None else own_action_space
         self.masked = masked
@@ -83,10 +84,12 @@ class ArrayEnv(EnvBase):
         box = isinstance(action_space, spaces.Box)
         self.bounds = (action_space.low, action_space.high) if box else None
 
-    def _make_specs(self, space: spaces.Box, action_space: PolicySpace) -> None:
+    def _make_specs(self, space: spaces.Box | spaces.Dict, action_space: PolicySpace) -> None:
         batch = self.batch_size
-        dtype = torch.from_numpy(self.arrays.observation).dtype
-        self.observation_spec = Composite(observation=Unbounded(shape=(*batch, *space.shape), dtype=dtype), shape=batch)
+        entries = {name: torch.from_numpy(rows) for name, rows in split(self.arrays.observation).items()}
+        self.observation_spec = Composite(
+            {name: Unbounded(shape=rows.shape, dtype=rows.dtype) for name, rows in entries.items()}, shape=batch
+        )
         if self.masked:
             flags = self.arrays.action_mask.shape
             self.observation_spec[ACTION_MASK] = Binary(flags[-1], shape=flags, dtype=torch.bool)
@@ -161,7 +164,7 @@ class ArrayEnv(EnvBase):
         masks = {ACTION_MASK: torch.from_numpy(self.arrays.action_mask.copy())} if self.masked else {}
         return TensorDict(
             {
-                "observation": torch.from_numpy(self.arrays.observation.copy()),
+                **{name: torch.from_numpy(rows) for name, rows in split(self.arrays.observation).items()},
                 **masks,
                 "terminated": terminated,
                 "truncated": truncated,

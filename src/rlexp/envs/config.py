@@ -86,16 +86,26 @@ class EnvConfig(Config):
         """Statistics are of numbers, and whole ones such as an image's are none to be normalised."""
         from torchrl.envs import ObservationNorm
 
-        seen = base.observation_spec_unbatched.get("observation")
+        from rlexp.envs.normalization import RunningObservationNorm
+        from rlexp.envs.torchrl import entries
+
+        seen = entries(base)  # as they are before any transform has made them anew
+        made: set[str] = set()
+        all_known = True
         for name, transform in zip(self.transforms, transforms, strict=True):
-            if seen is None or seen.dtype.is_floating_point:
-                return
-            if isinstance(transform, ObservationNorm) and "observation" in transform.in_keys:
-                kind = f"{seen.dtype}".removeprefix("torch.")
-                message = f"normalises by statistics, and the observation is {kind} {list(seen.shape)}"
-                raise ConfigError([Problem(f"env.transforms.{name}", f"{message}: give env/transforms=none.")])
-            if "observation" in (transform.out_keys or ()):  # None: known once it has an environment
-                return
+            if isinstance(transform, ObservationNorm):
+                if isinstance(transform, RunningObservationNorm):
+                    transform.choose(seen)
+                for key in transform.in_keys:
+                    if all_known and key not in seen.keys() | made:
+                        hint = f"the environment observes {', '.join(seen)}: give env.transforms.{name}.in_keys."
+                        raise ConfigError([Problem(f"env.transforms.{name}", f"normalises {key}, and {hint}")])
+                    if key in seen.keys() - made and not seen[key].dtype.is_floating_point:
+                        kind = f"{seen[key].dtype}".removeprefix("torch.")
+                        message = f"normalises by statistics, and {key} is {kind} {list(seen[key].shape)}"
+                        raise ConfigError([Problem(f"env.transforms.{name}", f"{message}: give env/transforms=none.")])
+            made |= set(transform.out_keys or ())
+            all_known &= bool(transform.out_keys)  # of others they are known once there is an environment
 
 
 class PixelsConfig(Config):
@@ -119,6 +129,7 @@ class SimulatorConfig(EnvConfig):
         max_episode_steps: time limit in Gymnasium steps; None keeps the task's own.
         from_pixels: observe rendered pictures, not what the simulator gives.
         pixels: what is seen of them.
+        flatten: one vector of all entries of a Dict observation.
         kwargs: further keyword arguments of ``gymnasium.make``.
     """
 
@@ -126,6 +137,7 @@ class SimulatorConfig(EnvConfig):
     max_episode_steps: Count | None
     from_pixels: bool
     pixels: PixelsConfig
+    flatten: bool
     kwargs: dict[str, Any]
 
     @property
@@ -147,7 +159,7 @@ class SimulatorConfig(EnvConfig):
             yield Problem("num_workers", f"must be 1: {self.unknown_elsewhere()}", str(self.num_workers))
         if self.from_pixels:
             for name, node in self.transforms.items():
-                seen = node.arguments.get("in_keys", ["observation"])
+                seen = node.arguments.get("in_keys") or ()
                 if "Norm" in node.target.rpartition(".")[2] and "observation" in seen:
                     message = "normalises by statistics, and pixels are not to be: give env/transforms=none."
                     yield Problem(f"transforms.{name}", message, node.target)
@@ -224,6 +236,7 @@ class SimulatorConfig(EnvConfig):
             kwargs=self._kwargs(),
             pixels=(self.pixels.size, self.pixels.stack) if self.from_pixels else None,
             action_mask=action_mask,
+            flatten=self.flatten,
         )
 
 
@@ -478,9 +491,11 @@ class TorchrlConfig(EnvConfig):
     Attributes:
         make: one environment; ``frame_skip`` is handed to it where it is not 1. Where it has a ``num_envs``, each batch
             is made with as many rows as are needed, and ``device: auto`` is where the policy is.
+        flatten: one vector of all entries, if none is called ``observation``.
     """
 
     make: Node
+    flatten: bool
 
     def problems(self) -> Iterator[Problem]:
         """An environment that is told its batch size is told this one."""
@@ -512,4 +527,4 @@ class TorchrlConfig(EnvConfig):
             arguments = arguments | {"num_envs": num_envs}
         make = self.make.model_copy(update={"arguments": arguments})
         skip = {} if self.frame_skip == 1 else {"frame_skip": int(self.frame_skip)}
-        return batched(lambda: build_at("env.make", lambda: make.build(**skip)), num_envs, rows)
+        return batched(lambda: build_at("env.make", lambda: make.build(**skip)), num_envs, rows, flatten=self.flatten)

@@ -58,6 +58,11 @@ class BatchedEnvPool(ArrayEnv):
             self._pool = self._make(list(range(num_envs)))
         except (AssertionError, TypeError, ValueError) as error:
             raise ConfigError([Problem("env.id", f"EnvPool cannot make it: {error}", env_id)]) from error
+        if not isinstance(self._pool.observation_space, spaces.Box):
+            found = self._pool.observation_space
+            message = f"its observation space is {found}, and Box is needed: use env.backend=gymnasium."
+            self._pool.close()
+            raise ConfigError([Problem("env.backend", message, "envpool")])
         action = self._pool.action_space
         self._action_dtype = action.dtype
         if isinstance(action, spaces.Box):  # float64 there for some tasks, where Gymnasium's are float32

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from rlexp.config import ConfigError
 from rlexp.envs.actions import random_choices
 from rlexp.envs.arrays import ArrayEnv
+from rlexp.envs.entries import joined, split
 from rlexp.envs.making import MaskSource, own_action_space
 from rlexp.envs.simulators import SharedArrays, SimulatorError, Simulators, shares, split_seeds, worker_simulators
 from rlexp.envs.snapshot import StateUnavailableError, get_state
@@ -34,7 +35,7 @@ class BatchedGymEnv(ArrayEnv):
         num_workers: processes that step them, this one included; how many changes no transition.
         kwargs: passed to ``gymnasium.make``.
         pixels: width and number of the gray frames that are observed in place of what the simulator gives.
-        action_mask: where masks of the actions come from, as in `rlexp.envs.making.make`.
+        action_mask, flatten: as in `rlexp.envs.making.make`.
 
     Shapes:
         observation ``[num_envs, *observation]`` and reward ``[num_envs, 1]`` in float64 or the simulator's own type;
@@ -56,11 +57,12 @@ class BatchedGymEnv(ArrayEnv):
         kwargs: Mapping[str, Any] | None = None,
         pixels: tuple[int, int] | None = None,
         action_mask: MaskSource = "auto",
+        flatten: bool = False,
     ) -> None:
         kwargs = dict(kwargs or {})
         self._shares = shares(num_envs, num_workers)
         mine, *others = self._shares
-        simulators = Simulators(env_id, mine.stop, frame_skip, kwargs, pixels, action_mask)
+        simulators = Simulators(env_id, mine.stop, frame_skip, kwargs, pixels, action_mask, flatten)
         try:
             one = simulators.envs[0]
             super().__init__(
@@ -80,7 +82,7 @@ class BatchedGymEnv(ArrayEnv):
                 worker_simulators,
                 {
                     f"simulators {share.start} to {share.stop - 1} of {env_id}": (
-                        *(env_id, frame_skip, kwargs, pixels, action_mask, shared, share),
+                        *(env_id, frame_skip, kwargs, pixels, action_mask, flatten, shared, share),
                     )
                     for share in others
                 },
@@ -171,7 +173,7 @@ class BatchedGymEnv(ArrayEnv):
         states = [self._simulators.states(), *self._ask_each("states", [()] * (len(self._shares) - 1))]
         return {
             "seeds": list(self._seeds),
-            "arrays": [array.copy() for array in self._results()],
+            "arrays": [array.copy() if array.dtype.names is None else split(array) for array in self._results()],
             "simulators": [state for part in states for state in part],
         }
 
@@ -190,7 +192,7 @@ class BatchedGymEnv(ArrayEnv):
         self._ask_each("load_states", others)
         self._seeds = list(state["seeds"])
         for array, saved in zip(self._results(), state["arrays"], strict=True):
-            array[...] = saved
+            array[...] = joined(saved, 1) if isinstance(saved, dict) else saved
 
     def _of_batch(self, state: dict[str, Any]) -> dict[str, Any]:
         """The state of simulations on ``mujoco.batch`` as one of these simulators."""

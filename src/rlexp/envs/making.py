@@ -1,4 +1,4 @@
-"""One Gymnasium simulator as rlexp wants it: one array of observations, actions counted from 0. Imports no torch."""
+"""One Gymnasium simulator as rlexp wants it: arrays of observations, actions counted from 0. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 import gymnasium
 import mujoco
 import numpy as np
+import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.wrappers import (
     AddRenderObservation,
@@ -21,11 +22,13 @@ from gymnasium.wrappers import (
     FrameStackObservation,
     GrayscaleObservation,
     ResizeObservation,
+    TransformObservation,
 )
 from gymnasium.wrappers import TransformAction as GymnasiumTransformAction
 
 from rlexp.config import ConfigError, build_at, build_nested
 from rlexp.envs.actions import ACTION_MASK, ActionMask, in_own_form, policy_space
+from rlexp.envs.entries import RESERVED, row_type
 from rlexp.envs.errors import UnsuitableEnvError
 from rlexp.envs.raw_values import checked
 
@@ -80,11 +83,13 @@ def make(
     pixels: tuple[int, int] | None = None,
     repeat: int = 1,
     action_mask: MaskSource = False,
+    flatten: bool = False,
 ) -> Env:
-    """Make an environment whose observation is one array and whose action is in a `policy_space`.
+    """Make an environment whose observation is an array or several, and whose action is in a `policy_space`.
 
-    Observation spaces other than a Box (Dict, Tuple, Discrete, MultiBinary, MultiDiscrete) become one float vector, in
-    Gymnasium's own order: a Dict's entries by name, each number of a Discrete as one of so many flags.
+    The entries of a Dict stay apart, unless there is but one. They, and observations that are no Dict, are arrays: what
+    is of another space than a Box (Tuple, Discrete, MultiBinary, MultiDiscrete, a Dict within) becomes one vector of
+    floats, in Gymnasium's own order: a Dict's entries by name, each number of a Discrete as one of so many flags.
 
     Args:
         env_id: Gymnasium's id.
@@ -93,10 +98,11 @@ def make(
         repeat: times each action is repeated before it is observed what came of it; rewards are summed.
         action_mask: where masks come from (`rlexp.envs.actions.ActionMask`): ``info``; ``auto``, the entry
             ``action_mask`` of a Dict observation, if it has one; false, nowhere.
+        flatten: make one vector of the entries of a Dict as well.
 
     Shapes:
-        an observation is a vector ``[n]``, or with ``pixels=(width, stack)`` uint8 ``[stack, width, width]``, the
-        newest picture last.
+        an observation is an array, of several entries a structured one without dimensions that has a field for each;
+        with ``pixels=(width, stack)`` uint8 ``[stack, width, width]``, the newest picture last.
 
     Raises:
         UnsuitableEnvError: a space has no such form, or pixels are asked for and it cannot be rendered.
@@ -111,7 +117,7 @@ def make(
     declared = isinstance(env.observation_space, spaces.Dict) and ACTION_MASK in env.observation_space.spaces
     if action_mask == "info" or (action_mask == "auto" and declared):
         env = ActionMask(env, entry=action_mask == "auto")
-    env = _vector(env) if pixels is None else _pixels(env, *pixels)
+    env = _arrays(env, flatten=flatten) if pixels is None else _pixels(env, *pixels)
     space = policy_space(env.action_space)
     if space != env.action_space:
         own = in_own_form(env.action_space)
@@ -124,26 +130,93 @@ def own_action_space(env: Env) -> spaces.Space[Any]:
     return env.env.action_space if isinstance(env, TransformAction) else env.action_space
 
 
-def _vector(env: Env) -> Env:
+def _arrays(env: Env, *, flatten: bool) -> Env:
+    if flatten or not isinstance(env.observation_space, spaces.Dict):
+        return _array(env)
+    if len(parts := env.observation_space.spaces) > 1:
+        return Entries(env)
+    ((name, space),) = parts.items()
+    return _array(TransformObservation(env, lambda observation: observation[name], space))
+
+
+class Entries(gymnasium.ObservationWrapper[Any, Any, Any]):
+    """Observes the entries of a Dict in the order of their names, each an array as `make` has it.
+
+    Args:
+        env: its observation space is a Dict.
+
+    Raises:
+        UnsuitableEnvError: an entry has no such form, or the name of something else that a batch holds.
+    """
+
+    def __init__(self, env: Env) -> None:
+        super().__init__(env)
+        own = env.observation_space
+        assert isinstance(own, spaces.Dict)
+        if taken := sorted(own.spaces.keys() & RESERVED):
+            raise UnsuitableEnvError(
+                f"its observation {taken[0]!r} is called like something else that a batch holds. Rename it in a "
+                "gymnasium.ObservationWrapper, or give env.flatten=true, which makes one vector of all"
+            )
+        self.observation_space = spaces.Dict({name: _part(own.spaces[name], name) for name in sorted(own.spaces)})
+        _, self._type = row_type(self.observation_space)
+
+    def observation(self, observation: Mapping[str, Any]) -> npt.NDArray[Any]:
+        """One structured row."""
+        row, own = np.empty((), self._type), self.env.observation_space.spaces
+        for name, box in self.observation_space.spaces.items():
+            value = observation[name]
+            if not isinstance(own[name], spaces.Box):
+                value = spaces.flatten(own[name], value)
+            if np.shape(value) != box.shape:  # it would broadcast
+                raise TypeError(f"the observation {name!r} has shape {np.shape(value)}, not {box.shape}")
+            row[name] = value
+        return row
+
+
+def _part(space: spaces.Space[Any], name: str) -> spaces.Box:
+    """The array that becomes of a space."""
+    box = space if isinstance(space, spaces.Box) else _flat_box(space, name)
+    dtype = _float_type(box)
+    return box if dtype is None else spaces.Box(box.low.astype(dtype), box.high.astype(dtype), box.shape, dtype)
+
+
+def _flat_box(space: spaces.Space[Any], name: str = "") -> spaces.Box:
+    """The vector that Gymnasium flattens a space to.
+
+    Raises:
+        UnsuitableEnvError: it has no fixed size, or an image in it.
+    """
+    if not space.is_np_flattenable:
+        raise UnsuitableEnvError(f"its observation space {space} is of no fixed size")
+    for key, box in _boxes(space, name):
+        if len(box.shape) > 2 or (len(box.shape) == 2 and box.dtype == np.uint8):
+            raise UnsuitableEnvError(
+                f"its observation {key!r} is a picture of shape {box.shape} within a {type(space).__name__}, which "
+                "becomes one vector. Make it an entry of the outermost Dict, in a gymnasium.ObservationWrapper"
+            )
+    flat = spaces.flatten_space(space)
+    assert isinstance(flat, spaces.Box)
+    return flat
+
+
+def _array(env: Env) -> Env:
     if not isinstance(env.observation_space, spaces.Box):
-        if not env.observation_space.is_np_flattenable:
-            raise UnsuitableEnvError(f"its observation space {env.observation_space} is of no fixed size")
-        for key, box in _boxes(env.observation_space):
-            if len(box.shape) > 2 or (len(box.shape) == 2 and box.dtype == np.uint8):
-                raise UnsuitableEnvError(
-                    f"its observation {key!r} is a picture of shape {box.shape} beside others, and no one network "
-                    "reads both. Register an id of your own that keeps one of them, by "
-                    "gymnasium.wrappers.FilterObservation"
-                )
+        _flat_box(env.observation_space)
         env = FlattenObservation(env)
-    space = env.observation_space
+    dtype = _float_type(env.observation_space)
+    return env if dtype is None else DtypeObservation(env, dtype)
+
+
+def _float_type(space: spaces.Space[Any]) -> type[np.floating[Any]] | None:
+    """The type in which networks read whole or short numbers; None for pictures, and what needs no other."""
     if not isinstance(space, spaces.Box) or (space.dtype == np.uint8 and len(space.shape) > 1):
-        return env
-    if space.dtype == np.float16 or not np.issubdtype(space.dtype, np.floating):
-        largest = max(abs(float(bound)) for bound in (space.low.min(), space.high.max()))
-        # float32 holds no whole numbers beyond 2^24 exactly.
-        env = DtypeObservation(env, np.float64 if space.dtype.kind in "iu" and largest > 2**24 else np.float32)
-    return env
+        return None
+    if space.dtype != np.float16 and np.issubdtype(space.dtype, np.floating):
+        return None
+    largest = max(abs(float(bound)) for bound in (space.low.min(), space.high.max()))
+    # float32 holds no whole numbers beyond 2^24 exactly.
+    return np.float64 if space.dtype.kind in "iu" and largest > 2**24 else np.float32
 
 
 def _boxes(space: spaces.Space[Any], key: str = "") -> Iterator[tuple[str, spaces.Box]]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
+from torchrl.data import TensorSpec
 from torchrl.envs import ObservationNorm, TransformedEnv
 
 from rlexp.config import ConfigError, Problem
+from rlexp.envs.entries import is_vector
 
 
 class Moments(nn.Module):
@@ -64,20 +67,42 @@ class RunningObservationNorm(ObservationNorm):
     infinite $\sigma$.
 
     Args:
-        in_keys: the observation to normalise in place.
+        in_keys: the entries to normalise in place; None is what `choose` chooses.
         clip: the bound $c$ on normalised values.
+
+    Shapes:
+        the statistics are of the shape of the one entry, or of several ``[n]``, their numbers one after another.
     """
 
-    def __init__(self, in_keys: Sequence[str] = ("observation",), clip: float = 10.0) -> None:
-        super().__init__(in_keys=list(in_keys), standard_normal=True)
+    def __init__(self, in_keys: Sequence[str] | None = None, clip: float = 10.0) -> None:
+        super().__init__(in_keys=[] if in_keys is None else list(in_keys), standard_normal=True)
+        self._all = in_keys is None
+        self._shapes: dict[str, torch.Size] = {}
         self.clip = clip
         self.collecting = True
         self._pending: list[Tensor] = []
         self._merged: list[tuple[int, Tensor, Tensor]] = []
 
+    def choose(self, entries: Mapping[str, TensorSpec]) -> None:
+        """Learn what there is to normalise, by the entries of one simulator's observations.
+
+        Without ``in_keys`` that is a lone entry of floating-point numbers, whatever its shape, or of several all but
+        images and planes of whole numbers.
+        """
+        if self._all:
+            floating = {key: spec.dtype.is_floating_point for key, spec in entries.items()}
+            lone = len(entries) == 1
+            self.in_keys = self.out_keys = [
+                key for key, spec in entries.items() if floating[key] and (lone or is_vector(spec.shape, floating=True))
+            ]
+        self._shapes = {key: entries[key].shape for key in self.in_keys if key in entries}
+
     def init_stats(self, num_iter: int, *args: object, **kwargs: object) -> None:
         """Take the first statistics from random steps; they weigh like the agent's own."""
-        super().init_stats(num_iter, *args, **kwargs)
+        if len(self.in_keys) == 1:
+            super().init_stats(num_iter, *args, **kwargs)
+        else:
+            self._init_joint_stats(num_iter)
         self._pending.clear()
         to = {"device": self.parent.device, "dtype": torch.float64}
         self.loc, self.scale = self.loc.to(**to), self.scale.to(**to)  # type: ignore[has-type]
@@ -86,6 +111,36 @@ class RunningObservationNorm(ObservationNorm):
         self.moments.mean.copy_(self.loc)
         self.moments.var.copy_(self.scale.square().where(self.scale > self.eps, 0))
         self._set_scale()
+
+    def _init_joint_stats(self, num_iter: int) -> None:
+        """As torchrl has it for one entry: the statistics of so many steps, episodes whole."""
+        data: list[Tensor] = []
+        while self.in_keys and sum(map(len, data)) < num_iter:
+            rollout = self.parent.rollout(num_iter)
+            data.append(self.joined(rollout).flatten(0, rollout.dim() - 1))
+        loc = torch.cat(data).mean(0) if data else torch.zeros(0, dtype=torch.float64)
+        scale = torch.cat(data).std(0).clamp_min(self.eps) if data else torch.ones_like(loc)
+        for buffer, statistic in ((self.loc, loc), (self.scale, scale)):
+            if not statistic.isfinite().all():
+                raise RuntimeError("Non-finite values found in the statistics")
+            buffer.materialize(shape=statistic.shape, dtype=torch.float64)
+            buffer.copy_(statistic)
+
+    def joined(self, entries: Mapping[str, Tensor] | TensorDictBase) -> Tensor:
+        """What the statistics are of: the lone entry as it is, or the numbers of several, ``[..., n]``."""
+        if len(self.in_keys) == 1:
+            return entries[self.in_keys[0]]
+        flat = [entries[key].flatten(entries[key].dim() - len(shape)) if shape else entries[key][..., None]
+                for key, shape in self._shapes.items()]  # fmt: skip
+        return torch.cat([part.double() for part in flat], -1)
+
+    def parts(self, statistic: Tensor) -> dict[str, Tensor]:
+        """``loc`` or ``scale`` by entries, each of the entry's shape."""
+        if len(self.in_keys) == 1:
+            return {self.in_keys[0]: statistic}
+        sizes = [shape.numel() for shape in self._shapes.values()]
+        split = statistic.split(sizes) if sizes else ()
+        return {key: part.view(self._shapes[key]) for key, part in zip(self._shapes, split, strict=True)}
 
     def commit(self) -> None:
         """Fold in the observations stepped to since the last commit, each once; those of resets do not count."""
@@ -115,18 +170,34 @@ class RunningObservationNorm(ObservationNorm):
         self._merged.append((n, mean, var))
 
     def observe(self, observations: Tensor) -> None:
-        """Put raw observations ``[..., *observation]`` by for the next `commit`."""
+        """Put raw observations, ``[..., *loc.shape]`` as `joined` gives them, by for the next `commit`."""
         if self.collecting:
             self._pending.append(observations)
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
-        for key in self.in_keys:
-            self.observe(next_tensordict.get(key))
+        if self.in_keys:
+            self.observe(self.joined(next_tensordict))
         return super()._step(tensordict, next_tensordict)
 
+    def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
+        if len(self.in_keys) == 1:
+            return cast("TensorDictBase", super()._call(next_tensordict))
+        locs, scales = self.parts(self.loc), self.parts(self.scale)
+        for key, loc in locs.items():
+            if key in next_tensordict:  # a policy outside of its environment may not read all of them
+                obs = next_tensordict.get(key)
+                next_tensordict.set(key, self._clipped((obs - loc) / scales[key], obs.dtype))
+        return next_tensordict
+
     def _apply_transform(self, obs: Tensor) -> Tensor:
-        normalized: Tensor = super()._apply_transform(obs)
-        return normalized.clamp(-self.clip, self.clip).to(obs.dtype)
+        return self._clipped(super()._apply_transform(obs), obs.dtype)
+
+    def _clipped(self, normalized: Tensor, dtype: torch.dtype) -> Tensor:
+        return normalized.clamp(-self.clip, self.clip).to(dtype)
+
+    def transform_observation_spec(self, observation_spec: TensorSpec) -> TensorSpec:
+        """Bounds move where there is one entry; those of several are none that torchrl checks."""
+        return super().transform_observation_spec(observation_spec) if len(self.in_keys) == 1 else observation_spec
 
 
 def observation_norms(env: TransformedEnv) -> list[ObservationNorm]:
@@ -144,7 +215,7 @@ def init_normalization(env: TransformedEnv, random_steps: int) -> None:
             if "Non-finite" not in str(error):
                 raise
             raise _beyond_statistics("are infinite, NaN, or too large for their variance to be a number") from error
-        if norm.loc.abs().max() > _LARGEST:
+        if beyond_statistics(norm):
             raise _beyond_statistics(f"reach {_LARGEST:g} and more on average")
         if type(norm) is ObservationNorm:
             _silence_constants(norm)
@@ -152,7 +223,7 @@ def init_normalization(env: TransformedEnv, random_steps: int) -> None:
 
 def beyond_statistics(norm: ObservationNorm) -> bool:
     """Whether observations were so large that nothing else can be seen beside them."""
-    return bool(norm.loc.abs().max() > _LARGEST)
+    return bool((norm.loc.abs() > _LARGEST).any())
 
 
 def _silence_constants(norm: ObservationNorm) -> None:

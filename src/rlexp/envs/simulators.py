@@ -18,6 +18,7 @@ from gymnasium import spaces
 
 from rlexp.config import ConfigError, Problem
 from rlexp.envs.actions import ACTION_MASK, PolicySpace, choices, is_masked
+from rlexp.envs.entries import row_type
 from rlexp.envs.errors import SimulatorError as SimulatorError
 from rlexp.envs.making import Env, MaskSource, make
 from rlexp.envs.raw_values import check_every_step
@@ -31,7 +32,8 @@ class Arrays:
     """Where simulators write, row ``i`` for simulator ``i``.
 
     Attributes:
-        observation: ``[num_envs, *observation]``, the simulator's own type.
+        observation: ``[num_envs, *observation]``, the simulator's own type; of several entries ``[num_envs]``, with a
+            field for each (`rlexp.envs.entries`).
         reward: ``[num_envs]`` float64.
         terminated: ``[num_envs]`` bool.
         truncated: ``[num_envs]`` bool.
@@ -67,7 +69,7 @@ class Simulators:
         frame_skip: times each action is repeated; rewards are summed, and the end of an episode ends the repetition.
         kwargs: of ``gymnasium.make``.
         pixels: as in `rlexp.envs.making.make`, which then repeats the actions itself.
-        action_mask: as there.
+        action_mask, flatten: as there.
         first: the number of the first one, for errors.
 
     Raises:
@@ -82,6 +84,7 @@ class Simulators:
         kwargs: Mapping[str, Any],
         pixels: tuple[int, int] | None,
         action_mask: MaskSource = False,
+        flatten: bool = False,
         first: int = 0,
     ) -> None:
         self._env_id, self._first = env_id, first
@@ -92,7 +95,8 @@ class Simulators:
         repeat = 1 if pixels is None else frame_skip
         try:
             for _ in range(num_envs):
-                self.envs.append(make(env_id, kwargs, pixels=pixels, repeat=repeat, action_mask=action_mask))
+                env = make(env_id, kwargs, pixels=pixels, repeat=repeat, action_mask=action_mask, flatten=flatten)
+                self.envs.append(env)
             self.masked = is_masked(self.envs[0])
             if self.masked and frame_skip > 1:
                 message = "must be 1 with an action_mask: the second frame may not allow what the first one did."
@@ -270,12 +274,15 @@ def worker_simulators(
     kwargs: Mapping[str, Any],
     pixels: tuple[int, int] | None,
     action_mask: MaskSource,
+    flatten: bool,
     shared: SharedArrays,
     rows: slice,
 ) -> Simulators:
     """A worker process's simulators, which write their rows of the shared arrays."""
     np.random.seed()  # the copies of one process would otherwise draw the same from NumPy's global generator
-    simulators = Simulators(env_id, rows.stop - rows.start, frame_skip, kwargs, pixels, action_mask, rows.start)
+    simulators = Simulators(
+        env_id, rows.stop - rows.start, frame_skip, kwargs, pixels, action_mask, flatten, rows.start
+    )
     simulators.arrays = shared.open().rows(rows)
     return simulators
 
@@ -286,15 +293,18 @@ def shares(num_envs: int, num_workers: int) -> list[slice]:
     return [slice(first, stop) for first, stop in pairwise(bounds)]
 
 
-def allocate(num_envs: int, observation: spaces.Box, action: PolicySpace, *, masked: bool = False) -> Arrays:
+def allocate(
+    num_envs: int, observation: spaces.Box | spaces.Dict, action: PolicySpace, *, masked: bool = False
+) -> Arrays:
     """Arrays for ``num_envs`` simulators with these spaces."""
     mask = np.zeros((num_envs, sum(choices(action) or []) if masked else 0), np.bool_)
+    shape, dtype = row_type(observation)
     return Arrays(
-        np.zeros((num_envs, *observation.shape), dtype=observation.dtype),
+        np.zeros((num_envs, *shape), dtype=dtype),
         np.zeros(num_envs),
         np.zeros(num_envs, dtype=np.bool_),
         np.zeros(num_envs, dtype=np.bool_),
-        np.zeros((num_envs, *observation.shape), dtype=observation.dtype),
+        np.zeros((num_envs, *shape), dtype=dtype),
         np.zeros(num_envs, dtype=np.bool_),
         np.zeros((num_envs, *action.shape), dtype=action.dtype if isinstance(action, spaces.Box) else np.int64),
         mask,

@@ -222,7 +222,7 @@ def _is_known(module: str) -> bool:
 
 def _is_structure(value: object) -> bool:
     """Whether the constructor alone decides it, so that a copy made in the same way has it already."""
-    built = (gymnasium.Space, EnvSpec, mujoco.MjModel, type, types.ModuleType, type(threading.Lock()))
+    built = (gymnasium.Space, EnvSpec, mujoco.MjModel, np.dtype, type, types.ModuleType, type(threading.Lock()))
     # What draws the simulator, or names its parts; an image is drawn from its state alone.
     drawn = ("MujocoRenderer", "NamedIndexStructs", "Contexts")
     kind = type(value)

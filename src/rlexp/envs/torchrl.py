@@ -1,9 +1,10 @@
-"""Any torchrl environment as rlexp wants it: a batch, with one observation."""
+"""Any torchrl environment as rlexp wants it: a batch, with named entries of observations."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from torchrl.data import TensorSpec
 from torchrl.envs import (
     BraxWrapper,
     CatTensors,
@@ -17,18 +18,20 @@ from torchrl.envs import (
 )
 
 from rlexp.config import ConfigError, Problem
-from rlexp.envs.actions import ACTION_MASK
+from rlexp.envs.entries import OBSERVATION, RESERVED
 
 
-def batched(make: Callable[[], EnvBase], copies: int, width: int) -> EnvBase:
+def batched(make: Callable[[], EnvBase], copies: int, width: int, *, flatten: bool = False) -> EnvBase:
     """``copies`` of an environment in a row, or one that is a batch by itself.
 
-    Several observations that are vectors become one, ``observation``, in alphabetical order; a single one is renamed.
+    The entries of observations stay as they are; a nested one is named by its path, ``robot_speed``, and a single one
+    ``observation``.
 
     Args:
         make: makes one environment.
         copies: how many are made of one that is no batch.
         width: what the batch of any other must be, whatever ``copies`` is.
+        flatten: make one vector of several entries, in the order of their names, if none is ``observation``.
 
     Returns:
         An environment with batch size ``[copies]`` or ``[width]``.
@@ -49,28 +52,47 @@ def batched(make: Callable[[], EnvBase], copies: int, width: int) -> EnvBase:
         raise ConfigError([Problem("env.num_envs", f"must be the environment's own batch size, {shape}.", str(width))])
     if env.action_key != "action" or env.reward_key != "reward":
         raise _wrong(f"acts by {env.action_key} and is rewarded by {env.reward_key}, not by action and reward")
+    form = _flat if flatten else _named
     if shape:
-        return _one_observation(env)
+        return form(env)
     first = [env]  # made already
-    return SerialEnv(copies, lambda: _one_observation(first.pop() if first else make()))
+    return SerialEnv(copies, lambda: form(first.pop() if first else make()))
 
 
-def _one_observation(env: EnvBase) -> EnvBase:
-    spec = env.observation_spec_unbatched
-    keys = sorted((key for key in spec.keys(True, True) if key != ACTION_MASK), key=str)
-    if "observation" in keys:
+def _named(env: EnvBase) -> EnvBase:
+    """The same, with entries that have plain names, and a single one that is called ``observation``."""
+    keys = sorted(_leaves(env), key=str)
+    if len(keys) == 1 and keys != [OBSERVATION]:
+        return TransformedEnv(env, RenameTransform(keys, [OBSERVATION]))
+    nested = [key for key in keys if isinstance(key, tuple)]
+    if not nested:
         return env
-    if len(keys) == 1:
-        return TransformedEnv(env, RenameTransform(keys, ["observation"]))
+    return TransformedEnv(env, RenameTransform(nested, ["_".join(key) for key in nested]))
+
+
+def _flat(env: EnvBase) -> EnvBase:
+    """The same, with one vector ``observation``."""
+    keys = sorted(_leaves(env), key=str)
+    if len(keys) == 1 or OBSERVATION in keys:
+        return _named(env)
+    spec = env.observation_spec_unbatched
     if any(len(spec[key].shape) > 1 or not spec[key].dtype.is_floating_point for key in keys):
         shown = ", ".join(f"{key} {list(spec[key].shape)}" for key in keys)
-        raise _wrong(
-            f"observes {shown}, which are not all vectors and none is called observation. Name a function of your own "
-            "that wraps it in the transforms that make one of them"
-        )
+        message = f"makes one vector of vectors alone, and the environment observes {shown}: give env.flatten=false."
+        raise ConfigError([Problem("env.flatten", message, "true")])
     numbers = [key for key in keys if not spec[key].shape]
     as_vectors = [UnsqueezeTransform(-1, in_keys=numbers)] if numbers else []
-    return TransformedEnv(env, Compose(*as_vectors, CatTensors(keys, out_key="observation")))
+    return TransformedEnv(env, Compose(*as_vectors, CatTensors(keys, out_key=OBSERVATION)))
+
+
+def _leaves(env: EnvBase) -> list[str | tuple[str, ...]]:
+    return [key for key in env.observation_spec_unbatched.keys(True, True) if key not in RESERVED]
+
+
+def entries(env: EnvBase) -> dict[str, TensorSpec]:
+    """What an environment observes of one simulator, by name; step counts and the like are left out."""
+    spec = env.observation_spec_unbatched
+    return {str(key): spec[key] for key in sorted(_leaves(env), key=str)}
 
 
 def _wrong(reason: str) -> ConfigError:

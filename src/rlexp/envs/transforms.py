@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.nn.parameter import UninitializedBuffer, is_lazy
 from torchrl.envs import Compose, Transform, TransformedEnv
 
 from rlexp.envs.snapshot import State, StateUnavailableError, is_plain, saving
@@ -31,6 +32,45 @@ def load_episodes_state(env: TransformedEnv, state: State) -> None:
     """
     saving(env.base_env).load_simulator_state(state["simulators"])
     load_attributes(env, state["transforms"])
+
+
+def cloned(env: TransformedEnv) -> list[Transform]:
+    """Clones of all transforms, to be put into another environment.
+
+    torchrl's share a buffer that has no shape yet, as ``CatFrames`` has before its first observation: the first of them
+    to see one would give it, to all others, the shape and not the type.
+    """
+    clones: list[Transform] = [transform.clone() for transform in env.transform]
+    for clone in clones:
+        for name, buffer in clone.named_buffers(recurse=False):
+            if is_lazy(buffer):
+                setattr(clone, name, UninitializedBuffer())
+    return clones
+
+
+def transforms_state(env: TransformedEnv) -> dict[str, Any]:
+    """The state of all transforms, without buffers that take their shape from an observation not yet seen."""
+    state = env.transform.state_dict(keep_vars=True)  # torch cannot detach those without a shape
+    return {
+        name: value.detach() if isinstance(value, Tensor) else value
+        for name, value in state.items()
+        if not is_lazy(value)
+    }
+
+
+def load_transforms_state(env: TransformedEnv, state: Mapping[str, Any]) -> None:
+    """Put back what `transforms_state` returned.
+
+    Raises:
+        RuntimeError: it is another environment's.
+    """
+    lazy = {name: buffer for name, buffer in env.transform.named_buffers() if is_lazy(buffer)}
+    for name, buffer in lazy.items():
+        if name in state:  # of itself torch would make float32 of an image's bytes
+            buffer.materialize(state[name].shape, dtype=state[name].dtype)
+    missing, unexpected = env.transform.load_state_dict(state, strict=False)
+    if unexpected or set(missing) - lazy.keys():
+        raise RuntimeError(f"unlike names of buffers: {', '.join([*missing, *unexpected])}")
 
 
 def attributes(env: TransformedEnv) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -15,6 +15,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import ProbabilisticActor
 
 from rlexp.envs.actions import ACTION_MASK
+from rlexp.envs.entries import OBSERVATION, split
 from rlexp.kernels.distributions import Parts
 from rlexp.kernels.mlp import MLPLayers
 from rlexp.kernels.unsupported import UnsupportedError
@@ -27,17 +28,31 @@ Array = npt.NDArray[Any]
 _SMALL_WEIGHT, _SMALL_PRODUCT = 9_000, 2**18
 
 
-def acting(actor: TensorDictModuleBase, num_envs: int, *, deterministic: bool = False) -> Acting:
+def acting(
+    actor: TensorDictModuleBase,
+    num_envs: int,
+    entries: Sequence[str] = (OBSERVATION,),
+    *,
+    deterministic: bool = False,
+) -> Acting:
     """What acts as ``actor`` does, in NumPy as far as its network is plain and small.
+
+    Args:
+        actor: the actor.
+        num_envs: rows of every observation.
+        entries: of an observation.
+        deterministic: act without noise.
 
     Raises:
         UnsupportedError: it reads more than observations and masks of actions.
     """
-    if (parts := Parts.of(actor)) is not None:
+    parts = Parts.of(actor)
+    read = list(actor.in_keys) if parts is None else parts.reading.keys
+    if not set(read) <= set(entries):
+        raise UnsupportedError(f"the policy reads {', '.join(map(str, read))}, and not {', '.join(entries)} alone")
+    if parts is not None:
         kind = RecurrentActing if isinstance(parts.network, RecurrentActor) else FamilyActing
         return kind(cast("ProbabilisticActor", actor), parts, num_envs, deterministic=deterministic)
-    if list(actor.in_keys) != ["observation"]:
-        raise UnsupportedError(f"the policy reads {actor.in_keys} and not observation alone")
     return ActorActing(actor, deterministic=deterministic)
 
 
@@ -51,7 +66,7 @@ class Acting:
         """Actions ``[num_envs, *action]``.
 
         Args:
-            observation: ``[num_envs, *observation]``.
+            observation: ``[num_envs, *observation]``, or rows of several entries.
             mask: of the actions ``[num_envs, values]``, where the actor reads one.
         """
         raise NotImplementedError
@@ -85,7 +100,7 @@ class FamilyActing(Acting):
 
     def __init__(self, actor: ProbabilisticActor, parts: Parts, num_envs: int, *, deterministic: bool = False) -> None:
         self._actor, self._network, self._family = actor, parts.network, parts.family
-        self._masked = parts.masked
+        self._reading, self._masked = parts.reading, parts.masked
         self._flags = None if parts.masked is None else parts.masked.places.numpy(force=True)
         self._num_envs = num_envs
         self._deterministic = deterministic
@@ -96,7 +111,7 @@ class FamilyActing(Acting):
 
     def __call__(self, observation: Array, mask: Array | None = None) -> Array:
         """See `Acting`."""
-        parameters = self._parameters(observation)
+        parameters = self._parameters(*self._reading.arrays(observation))
         if self._flags is not None:
             assert mask is not None
             parameters = (np.where(mask[:, self._flags], parameters[0], np.float32(NEVER)),)
@@ -111,7 +126,7 @@ class FamilyActing(Acting):
         log_prob = sampler.get_dist(written).log_prob(batch["action"])
         return written.exclude(*network.in_keys).set(sampler.log_prob_key, log_prob)
 
-    def _forward(self) -> Callable[[Array], tuple[Array, ...]]:
+    def _forward(self) -> Callable[..., tuple[Array, ...]]:
         """The network from array to arrays, by NumPy as far as it is plain and small."""
         network = self._network
         body = numpy_forward(network[:-1], self._num_envs) if isinstance(network, nn.Sequential) else None
@@ -172,11 +187,11 @@ class RecurrentActing(FamilyActing):
         written["next"] = {"is_init": torch.zeros_like(is_init), STATE: after}
         return written
 
-    def _forward(self) -> Callable[[Array], tuple[Array, ...]]:
-        def forward(observation: Array) -> tuple[Array, ...]:
+    def _forward(self) -> Callable[..., tuple[Array, ...]]:
+        def forward(*observation: Array) -> tuple[Array, ...]:
             before, is_init = self._remembered, self._is_init
-            given = torch.from_numpy(observation).to(self._device)
-            *parameters, self._remembered = self._network(given, is_init, before)
+            given = (torch.from_numpy(entry).to(self._device) for entry in observation)
+            *parameters, self._remembered = self._network(*given, is_init, before)
             self._is_init = torch.zeros_like(is_init)
             self._written.append((is_init, before, *parameters, self._remembered))
             return tuple(parameter.numpy(force=True) for parameter in parameters)
@@ -184,12 +199,12 @@ class RecurrentActing(FamilyActing):
         return forward
 
 
-def torch_forward(network: nn.Module) -> Callable[[Array], tuple[Array, ...]]:
-    """``network`` from array to as many as it returns."""
+def torch_forward(network: nn.Module) -> Callable[..., tuple[Array, ...]]:
+    """``network`` from arrays to as many as it returns."""
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
 
-    def forward(x: Array) -> tuple[Array, ...]:
-        out = network(torch.from_numpy(x).to(device))
+    def forward(*inputs: Array) -> tuple[Array, ...]:
+        out = network(*(torch.from_numpy(x).to(device) for x in inputs))
         return tuple(o.numpy(force=True) for o in ((out,) if isinstance(out, Tensor) else out))
 
     return forward
@@ -228,7 +243,7 @@ def _relu(x: Array, out: Array) -> Array:
 
 
 class ActorActing(Acting):
-    """Acts by any torchrl actor that reads ``observation``, one call a step.
+    """Acts by any torchrl actor that reads entries of observations alone, one call a step.
 
     Args:
         actor: writes ``action`` and whatever else it writes.
@@ -247,10 +262,11 @@ class ActorActing(Acting):
 
     def __call__(self, observation: Array, mask: Array | None = None) -> Array:
         """See `Acting`."""
-        tensordict = TensorDict({"observation": torch.from_numpy(observation)}, [len(observation)])
+        entries = {name: torch.from_numpy(rows) for name, rows in split(observation).items()}
+        tensordict = TensorDict(entries, [len(observation)])
         with set_exploration_type(self._exploration):
             written = self._actor(tensordict.to(self._device))
-        self._written.append(written.exclude("observation"))
+        self._written.append(written.exclude(*entries))
         return cast("Array", written["action"].numpy(force=True))
 
     def outputs(self, batch: TensorDictBase) -> TensorDictBase:

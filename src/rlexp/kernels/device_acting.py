@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import ProbabilisticActor
 
+from rlexp.envs.entries import OBSERVATION
 from rlexp.kernels.distributions import Parts
 from rlexp.kernels.unsupported import UnsupportedError
-from rlexp.policies.recurrent import STATE, RecurrentActor, recurrent_network
+from rlexp.policies.recurrent import CARRIED, STATE, RecurrentActor, recurrent_network
 
 
 class DeviceActing(Protocol):
@@ -39,12 +40,23 @@ class DeviceActing(Protocol):
         """Continue from what `state` gave."""
 
 
-def device_acting(actor: TensorDictModuleBase, num_envs: int, device: torch.device) -> DeviceActing:
+def device_acting(
+    actor: TensorDictModuleBase, num_envs: int, device: torch.device, entries: Collection[str] = (OBSERVATION,)
+) -> DeviceActing:
     """What acts as ``actor`` does.
 
+    Args:
+        actor: the actor.
+        num_envs: rows of every observation.
+        device: where it acts.
+        entries: of an observation.
+
     Raises:
-        UnsupportedError: it reads more than observations and its own recurrent state.
+        UnsupportedError: it reads more than these entries and its own recurrent state.
     """
+    own = CARRIED if recurrent_network(actor) is not None else []
+    if set(actor.in_keys) - {*entries, *own}:
+        raise UnsupportedError(f"the policy reads {actor.in_keys} and not {', '.join(entries)} alone")
     parts = Parts.of(actor)
     if parts is not None and not isinstance(parts.network, RecurrentActor):
         return FamilyActing(actor, parts)
@@ -61,7 +73,7 @@ class FamilyActing:
 
     def __init__(self, actor: ProbabilisticActor, parts: Parts) -> None:
         self._sampler = actor.module[1]
-        self._network, self._family = parts.network, parts.family
+        self._network, self._inputs, self._family = parts.network, parts.reading.inputs, parts.family
         self._parameters: list[tuple[Tensor, ...]] = []
 
     def begin(self) -> None:
@@ -70,7 +82,7 @@ class FamilyActing:
 
     def __call__(self, observation: Mapping[str, Tensor]) -> Tensor:
         """See `DeviceActing`."""
-        parameters = self._network(observation["observation"])
+        parameters = self._network(*self._inputs(observation))
         self._parameters.append(parameters if isinstance(parameters, tuple) else (parameters,))
         return self._family.sample(*self._parameters[-1])
 
@@ -104,7 +116,7 @@ class WholeActing:
     """
 
     def __init__(self, actor: TensorDictModuleBase, num_envs: int, device: torch.device) -> None:
-        self._actor = actor
+        self._actor, self._num_envs, self._device = actor, num_envs, device
         network = recurrent_network(actor)
         self._remembered: dict[str, Tensor] = {}
         if network is not None:
@@ -112,8 +124,6 @@ class WholeActing:
                 STATE: torch.zeros(num_envs, network.state_size, device=device),
                 "is_init": torch.ones(num_envs, 1, dtype=torch.bool, device=device),
             }
-        if set(actor.in_keys) - {"observation", *self._remembered}:
-            raise UnsupportedError(f"the policy reads {actor.in_keys} and not observation alone")
         self._written: list[TensorDictBase] = []
 
     def begin(self) -> None:
@@ -122,10 +132,9 @@ class WholeActing:
 
     def __call__(self, observation: Mapping[str, Tensor]) -> Tensor:
         """See `DeviceActing`."""
-        given = observation["observation"]
-        tensordict = TensorDict({"observation": given, **self._remembered}, [len(given)], device=given.device)
+        tensordict = TensorDict({**observation, **self._remembered}, [self._num_envs], device=self._device)
         with set_exploration_type(ExplorationType.RANDOM):
-            written = self._actor(tensordict).exclude("observation")
+            written = self._actor(tensordict).exclude(*observation)
         if self._remembered:
             going_on = torch.zeros_like(self._remembered["is_init"])
             written["next", "is_init"] = going_on

@@ -72,7 +72,7 @@ class DeviceCollector(BaseCollector):
         self._transforms = DeviceTransforms(env)
         (num_envs,) = env.batch_size
         self._steps = steps_per_batch // num_envs
-        self._act = device_acting(actor, num_envs, device)
+        self._act = device_acting(actor, num_envs, device, self._transforms.observed)
         # torchrl's environments that can be set to a state ask whether they are to be.
         self._reset_arguments = {"set_state": False} if self._simulators._supports_set_state else {}
         self._buffers = self._allocated()
@@ -228,7 +228,7 @@ class DeviceTransforms:
     """
 
     def __init__(self, env: TransformedEnv) -> None:
-        self._chain: list[tuple[Transform, Callable[[Tensor], Tensor]]] = []
+        self._chain: list[tuple[Transform, dict[str, Callable[[Tensor], Tensor]]]] = []
         self.max_steps: int | None = None
         self.counts_steps = self.sums_rewards = False
         for transform in env.transform:
@@ -237,13 +237,13 @@ class DeviceTransforms:
                     self.counts_steps, self.max_steps = True, transform.max_steps
                 case RewardSum() if (transform.in_keys, transform.out_keys) == (["reward"], ["episode_reward"]):
                     self.sums_rewards = True
-                    self._chain.append((transform, torch.clone))
+                    self._chain.append((transform, {}))
                 case InitTracker() | TensorDictPrimer() if carries_state(env):
                     pass  # a recurrent actor writes their entries itself
                 case ObservationNorm() if _in_place(transform) and not transform.in_keys_inv:
-                    self._chain.append((transform, _normalizer(transform)))
+                    self._chain.append((transform, {key: _normalizer(transform, key) for key in transform.in_keys}))
                 case _ if _in_place(transform) and not isinstance(transform, ObservationNorm):
-                    self._chain.append((transform, transform._apply_transform))
+                    self._chain.append((transform, dict.fromkeys(transform.in_keys, transform._apply_transform)))
                 case _:
                     raise UnsupportedError(f"it has no {type(transform).__name__} with these settings")
         self._simulators = simulators = env.base_env
@@ -264,21 +264,21 @@ class DeviceTransforms:
             collected: let the running statistics know them.
         """
         entries = dict(raw)
-        for transform, apply in self._chain:
-            for key in entries.keys() & {*transform.in_keys}:
-                if collected and isinstance(transform, RunningObservationNorm):
-                    transform.observe(entries[key].clone())
-                entries[key] = apply(entries[key])
+        for transform, functions in self._chain:
+            if collected and isinstance(transform, RunningObservationNorm) and functions:
+                transform.observe(transform.joined(entries).clone())
+            for key in entries.keys() & functions.keys():
+                entries[key] = functions[key](entries[key])
         return entries
 
     def rewards(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         """Rewards ``[..., 1]`` behind the transforms, and as they are where ``RewardSum`` adds them up."""
         reward = summed = raw
-        for transform, apply in self._chain:
+        for transform, functions in self._chain:
             if isinstance(transform, RewardSum):
                 summed = reward
-            elif "reward" in transform.in_keys:
-                reward = apply(reward.clone())
+            elif "reward" in functions:
+                reward = functions["reward"](reward.clone())
         return reward, summed.to(self.reward_dtype)
 
     def ends(self, stepped: TensorDictBase, step_count: Tensor) -> dict[str, Tensor]:
@@ -337,13 +337,16 @@ def _in_place(transform: Transform) -> bool:
     return type(transform) in _ELEMENTWISE and transform.in_keys == transform.out_keys
 
 
-def _normalizer(norm: ObservationNorm) -> Callable[[Tensor], Tensor]:
-    """As ``norm`` does; it would ask at each call, and wait for the device, how it is defined."""
+def _normalizer(norm: ObservationNorm, key: str) -> Callable[[Tensor], Tensor]:
+    """As ``norm`` does to an entry; it would ask at each call, and wait for the device, how it is defined."""
     divide = bool(norm.standard_normal)
     clip = norm.clip if isinstance(norm, RunningObservationNorm) else None
 
     def normalize(x: Tensor) -> Tensor:
-        out: Tensor = (x - norm.loc) / norm.scale if divide else x * norm.scale + norm.loc
+        loc, scale = norm.loc, norm.scale
+        if isinstance(norm, RunningObservationNorm):
+            loc, scale = norm.parts(loc)[key], norm.parts(scale)[key]
+        out: Tensor = (x - loc) / scale if divide else x * scale + loc
         return out if clip is None else out.clamp(-clip, clip).to(x.dtype)
 
     return normalize

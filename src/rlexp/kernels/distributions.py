@@ -21,8 +21,9 @@ from torch.distributions import Categorical
 from torch.nn.functional import log_softmax, softplus
 from torchrl.modules import IndependentNormal, ProbabilisticActor, TanhNormal
 
+from rlexp.kernels.reading import Reading
 from rlexp.policies.heads import FactorizedCategorical, MaskedLogits
-from rlexp.policies.recurrent import STEP_KEYS, RecurrentActor
+from rlexp.policies.recurrent import CARRIED, RecurrentActor
 
 Array = npt.NDArray[Any]
 
@@ -60,14 +61,20 @@ class Parts:
     """An actor taken apart.
 
     Attributes:
-        network: observation ``[..., *observation]`` -> parameters; a `RecurrentActor` reads and returns more.
+        reading: the network, from an observation ``[..., *observation]`` to parameters, and the entries that it reads;
+            a `RecurrentActor` reads and returns more.
         family: from parameters to actions.
         masked: from the network's logits and the masks of the actions to the parameters; None without masks.
     """
 
-    network: nn.Module
+    reading: Reading
     family: Family
     masked: MaskedLogits | None = None
+
+    @property
+    def network(self) -> nn.Module:
+        """The network."""
+        return self.reading.network
 
     @classmethod
     def of(cls, actor: TensorDictModuleBase) -> Parts | None:
@@ -82,11 +89,13 @@ class Parts:
             network, masked = network.module[0], network.module[1].module
         if type(network) is not TensorDictModule:
             return None
-        recurrent = isinstance(network.module, RecurrentActor)
-        if list(network.in_keys) != (STEP_KEYS if recurrent else ["observation"]):
-            return None
+        keys = list(network.in_keys)
+        if isinstance(network.module, RecurrentActor):
+            keys, carried = keys[: -len(CARRIED)], keys[-len(CARRIED) :]
+            if carried != CARRIED:
+                return None
         family = _family(sampler)
-        return None if family is None else cls(network.module, family, masked)
+        return None if family is None else cls(Reading.of(keys, network.module), family, masked)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def array_steps(env: TransformedEnv, actor: TensorDictModuleBase) -> Steps:
     transforms = ArrayTransforms(env)
     simulators: ArrayEnv = env.base_env
     arrays, (width,) = simulators.arrays, env.batch_size
-    act, transform = acting(actor, width, deterministic=True), transforms.observation()
+    act, transform = acting(actor, width, transforms.entries, deterministic=True), transforms.observation()
 
     def steps() -> Iterator[tuple[Array, Array]]:
         act.begin(0)

@@ -12,14 +12,15 @@ from typing import cast
 import torch
 from tensordict.nn import AddStateIndependentNormalScale
 from torch import Tensor, nn
-from torchrl.modules import ValueOperator
 
 from rlexp.kernels.distributions import Gaussian, Parts, SquashedGaussian, gaussian_log_prob
 from rlexp.kernels.losses import FastClipPPO, FastSPO
 from rlexp.kernels.mlp import MLPGradient, MLPLayers
+from rlexp.kernels.reading import Reading
 from rlexp.kernels.unsupported import UnsupportedError
 from rlexp.losses.module import MinibatchLoss
 from rlexp.policies import ActorCritic
+from rlexp.policies.recurrent import RecurrentActor
 
 
 class WrittenOutGradient:
@@ -36,6 +37,7 @@ class WrittenOutGradient:
         actor: the perceptron before the actor's last module, which makes loc and scale of its output.
         head: that last module.
         critic: the critic's perceptron.
+        reads: what actor and critic read.
     """
 
     def __init__(
@@ -45,8 +47,10 @@ class WrittenOutGradient:
         actor: MLPLayers,
         head: nn.Module,
         critic: MLPLayers,
+        reads: tuple[Reading, Reading],
     ) -> None:
         self._loss = loss
+        self._actor_reads, self._critic_reads = reads
         self._gaussian = gaussian
         self._actor, self._head, self._critic = MLPGradient(actor), head, MLPGradient(critic)
         self._like: Tensor | None = None
@@ -72,24 +76,23 @@ class WrittenOutGradient:
         if parts is None:
             raise UnsupportedError("the actor is not a network followed by a known distribution")
         if not isinstance(parts.network, nn.Sequential):
-            raise UnsupportedError("the policy is recurrent")
+            kind = "is recurrent" if isinstance(parts.network, RecurrentActor) else "has encoders"
+            raise UnsupportedError(f"the policy {kind}")
         if not isinstance(parts.family, SquashedGaussian | Gaussian):
             raise UnsupportedError("the actor's distribution is not Gaussian")
-        critic = cast("ValueOperator", networks.critic)
-        if list(critic.in_keys) != ["observation"]:
-            raise UnsupportedError("the critic reads more than the observation")
-        actor, value = MLPLayers.of(parts.network[:-1]), MLPLayers.of(critic.module)
+        critic = Reading.of(networks.critic.in_keys, networks.critic.module)
+        actor, value = MLPLayers.of(parts.network[:-1]), MLPLayers.of(critic.network)
         if actor is None or value is None:
             raise UnsupportedError("actor or critic is not an MLP of linear layers with Tanh or ReLU")
         if set(actor.layers) & set(value.layers):  # the gradient of a shared layer is a sum, and each overwrites it
             raise UnsupportedError("actor and critic share layers")
-        return cls(loss, parts.family, actor, parts.network[-1], value)
+        return cls(loss, parts.family, actor, parts.network[-1], value, (parts.reading, critic))
 
     def __call__(self, minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Write the gradient, and return what the loss gave; a critic that the loss leaves out keeps its gradient."""
-        loss, observation = self._loss, minibatch["observation"]
+        loss = self._loss
         with torch.no_grad():
-            raw, hidden = self._actor.forward(observation)
+            raw, hidden = self._actor.forward(*self._actor_reads.inputs(minibatch))
             distribution = self._distribution(raw)
             loc, scale = (parameter.detach() for parameter in distribution)
             z = (minibatch["latent"] - loc) / scale
@@ -111,7 +114,7 @@ class WrittenOutGradient:
 
             if not loss.trains_critic:
                 return terms
-            value, hidden = self._critic.forward(observation)
+            value, hidden = self._critic.forward(*self._critic_reads.inputs(minibatch))
             error = value - minibatch["value_target"]
             terms["loss_critic"] = loss.distance.of(error).mean() * loss.module.critic_coeff
             by_value = loss.distance.slope(error) * (loss.module.critic_coeff / len(error))

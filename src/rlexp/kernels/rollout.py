@@ -28,6 +28,7 @@ from torchrl.envs import (
 
 from rlexp.envs.actions import ACTION_MASK
 from rlexp.envs.arrays import ArrayEnv
+from rlexp.envs.entries import OBSERVATION, joined, split
 from rlexp.envs.masks import CheckedActionMask
 from rlexp.envs.normalization import RunningObservationNorm
 from rlexp.kernels.acting import Array, acting
@@ -43,7 +44,7 @@ class RolloutCollector(BaseCollector):
 
     Args:
         env: an `ArrayEnv` behind transforms.
-        actor: reads ``observation``, writes ``action`` and its log-probability.
+        actor: reads entries of the observation, writes ``action`` and its log-probability.
         steps_per_batch: agent steps of one batch, all simulators together.
         device: where the actor is and the batches go.
 
@@ -65,7 +66,7 @@ class RolloutCollector(BaseCollector):
         self._simulators: ArrayEnv = env.base_env
         (num_envs,) = env.batch_size
         self._steps = steps_per_batch // num_envs
-        self._act = acting(actor, num_envs)
+        self._act = acting(actor, num_envs, self._transforms.entries)
         self._simulators.reset_arrays(range(num_envs))
         self._observation = self._transforms.observation()(self._simulators.arrays.observation)
         self._step_count = np.zeros(num_envs, np.int64)
@@ -128,12 +129,12 @@ class RolloutCollector(BaseCollector):
         traj_ids, self._traj_id, self._next_traj_id = trajectory_ids(done, self._traj_id, self._next_traj_id)
         batch = TensorDict(
             {
-                "observation": _per_env(observation),
+                **_entries(observation),
                 **masks,
                 "action": _per_env(action),
                 **{key: _per_env(value[..., None]) for key, value in before.items()},
                 "next": {
-                    "observation": _per_env(after),
+                    **_entries(after),
                     **masks_after,
                     **{key: _per_env(value[..., None]) for key, value in following.items()},
                 },
@@ -160,8 +161,9 @@ class RolloutCollector(BaseCollector):
 
         The observation is the transformed one that the policy acts on, normalised as the batch before it was.
         """
+        entries = {name: torch.from_numpy(rows) for name, rows in split(self._observation).items()}
         return OrderedDict(
-            observation=torch.from_numpy(self._observation.copy()),
+            observation=entries[OBSERVATION] if len(entries) == 1 else entries,
             step_count=torch.from_numpy(self._step_count.copy()),
             episode_reward=torch.from_numpy(self._episode_reward.copy()),
             traj_id=torch.from_numpy(self._traj_id.copy()),
@@ -171,7 +173,10 @@ class RolloutCollector(BaseCollector):
 
     def load_state_dict(self, state_dict: OrderedDict[str, Any]) -> None:
         """Continue from a `state_dict`; the simulators' state must be that of the same moment."""
-        self._observation = state_dict["observation"].numpy().copy()
+        entries = state_dict["observation"]
+        if isinstance(entries, Tensor):
+            entries = {OBSERVATION: entries}
+        self._observation = joined({name: rows.numpy().copy() for name, rows in entries.items()}, 1)
         self._step_count = state_dict["step_count"].numpy().copy()
         self._episode_reward = state_dict["episode_reward"].numpy().copy()
         self._traj_id = state_dict["traj_id"].numpy().copy()
@@ -186,6 +191,7 @@ class ArrayTransforms:
         env: its base is an `ArrayEnv`.
 
     Attributes:
+        entries: of an observation.
         action_dtype, reward_dtype: behind the transforms.
         counts_steps: there is a ``StepCounter``.
         sums_rewards: there is a ``RewardSum``.
@@ -197,6 +203,7 @@ class ArrayTransforms:
     def __init__(self, env: TransformedEnv) -> None:
         if not isinstance(env.base_env, ArrayEnv):
             raise UnsupportedError(f"{type(env.base_env).__name__} has no array interface")
+        self.entries = list(split(env.base_env.arrays.observation))
         self._chain: list[ObservationNorm | DoubleToFloat] = []
         self._rewards: list[Transform] = []
         self.counts_steps = self.sums_rewards = False
@@ -204,7 +211,8 @@ class ArrayTransforms:
             match transform:
                 case ObservationNorm() if (
                     type(transform) in (ObservationNorm, RunningObservationNorm)
-                    and transform.in_keys == transform.out_keys == ["observation"]
+                    and transform.in_keys == transform.out_keys
+                    and set(transform.in_keys) <= set(self.entries)
                     and not transform.in_keys_inv
                 ):
                     self._chain.append(transform)
@@ -233,15 +241,26 @@ class ArrayTransforms:
 
     def observation(self) -> Callable[[Array], Array]:
         """From raw observations ``[n, *observation]`` to new arrays as the policy sees them, by today's statistics."""
+        by_entry = {name: self._entry(name) for name in self.entries}
+        if self.entries == [OBSERVATION]:
+            return by_entry[OBSERVATION]
+        return lambda raw: joined({name: apply(raw[name]) for name, apply in by_entry.items()}, 1)
+
+    def _entry(self, name: str) -> Callable[[Array], Array]:
+        """The same for one entry."""
         steps: list[Callable[[Array], Array]] = []
         for transform in self._chain:
             if isinstance(transform, DoubleToFloat):
-                if "observation" in transform.out_keys:
+                if name in transform.out_keys:
                     steps.append(lambda x: x.astype(np.float32))
-                continue
-            loc, scale = (t.numpy(force=True).copy() for t in (transform.loc, transform.scale))
-            clip = transform.clip if isinstance(transform, RunningObservationNorm) else None
-            steps.append(_normalizer(loc, scale, clip, divide=transform.standard_normal))
+            elif name in transform.in_keys:
+                running = isinstance(transform, RunningObservationNorm)
+                loc, scale = (
+                    (transform.parts(statistic)[name] if running else statistic).numpy(force=True).copy()
+                    for statistic in (transform.loc, transform.scale)
+                )
+                clip = transform.clip if running else None
+                steps.append(_normalizer(loc, scale, clip, divide=transform.standard_normal))
 
         def apply(raw: Array) -> Array:
             out = raw
@@ -266,8 +285,10 @@ class ArrayTransforms:
     def observe(self, raw: Array) -> None:
         """Let the running statistics know what was stepped to: raw observations ``[steps, num_envs, *observation]``."""
         for transform in self._chain:
-            if isinstance(transform, RunningObservationNorm):
-                transform.observe(torch.from_numpy(raw))
+            if isinstance(transform, RunningObservationNorm) and transform.in_keys:
+                rows = {name: torch.from_numpy(np.ascontiguousarray(raw[name] if raw.dtype.names else raw))
+                        for name in transform.in_keys}  # fmt: skip
+                transform.observe(transform.joined(rows))
 
 
 def step_counts(done: Array, carried: Array) -> tuple[Array, Array]:
@@ -337,6 +358,13 @@ def _normalizer(loc: Array, scale: Array, clip: float | None, *, divide: bool) -
 
 def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
     return torch.empty((), dtype=dtype).numpy().dtype
+
+
+def _entries(rows: Array) -> dict[str, Tensor]:
+    """The entries of observations ``[steps, num_envs]``, each as `_per_env` has it."""
+    if rows.dtype.names is None:
+        return {OBSERVATION: _per_env(rows)}
+    return {name: _per_env(rows[name]) for name in rows.dtype.names}
 
 
 def _per_env(rows: Array) -> Tensor:

@@ -5,7 +5,7 @@ Reference: the distributions of ``torchrl.modules.ProbabilisticActor`` and the c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, cast
 
 import torch
@@ -18,7 +18,8 @@ from torchrl.modules import ProbabilisticActor, ValueOperator
 from rlexp.envs.actions import ACTION_MASK
 from rlexp.kernels.distributions import Parts
 from rlexp.kernels.mlp import MLPLayers
-from rlexp.policies.recurrent import STEP_KEYS, RecurrentActor, RecurrentCritic
+from rlexp.kernels.reading import Reading
+from rlexp.policies.recurrent import CARRIED, RecurrentActor, RecurrentCritic
 
 
 class Terms(NamedTuple):
@@ -97,7 +98,7 @@ class FamilyTerms:
 
     def __init__(self, actor: ProbabilisticActor, parts: Parts, *, kl: bool) -> None:
         self._family = parts.family
-        self._parameters_of, self._masked = parameters_of(parts.network), parts.masked
+        self._parameters_of, self._masked = parameters_of(parts.reading), parts.masked
         self._old_parameters: list[str] = list(actor.dist_params_keys) if kl else []
         self.keys: list[str] = [*actor.in_keys, "latent", "latent_log_prob", *self._old_parameters]
 
@@ -129,19 +130,21 @@ def _entropy(dist: Distribution) -> Tensor:
         return -dist.log_prob(sample)
 
 
-def parameters_of(network: nn.Module) -> Callable[[dict[str, Tensor]], tuple[Tensor, ...]]:
+def parameters_of(reading: Reading) -> Callable[[dict[str, Tensor]], tuple[Tensor, ...]]:
     """From the entries of steps ``[n, ...]`` to an actor's parameters, which broadcast with ``[n, outputs]``."""
+    network, inputs = reading.network, reading.inputs
     if isinstance(network, RecurrentActor):
-        return lambda steps: tuple(p.flatten(0, 1) for p in network(*sequences(steps, network.sequence_length))[:-1])
+        keys, length = [*reading.keys, *CARRIED], network.sequence_length
+        return lambda steps: tuple(p.flatten(0, 1) for p in network(*sequences(steps, keys, length))[:-1])
     body, head = (network[:-1], network[-1]) if isinstance(network, nn.Sequential) else (network, nn.Identity())
     perceptron = MLPLayers.of(body)
     forward = body if perceptron is None else perceptron
     if isinstance(head, AddStateIndependentNormalScale):
         # Not as torchrl does it: no copy of the standard deviation for each step.
-        return lambda steps: (forward(steps["observation"]), head(torch.zeros_like(head.state_independent_scale))[1])
+        return lambda steps: (forward(*inputs(steps)), head(torch.zeros_like(head.state_independent_scale))[1])
 
     def parameters(steps: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        out = head(forward(steps["observation"]))
+        out = head(forward(*inputs(steps)))
         return (out,) if isinstance(out, Tensor) else out
 
     return parameters
@@ -158,14 +161,15 @@ def value_function(critic: ValueOperator, *, alone: bool = False) -> Callable[[d
     network = critic.module
     if isinstance(network, RecurrentCritic):
         if alone:
-            return lambda steps: network(*(steps[key] for key in STEP_KEYS))
-        return lambda steps: network(*sequences(steps, network.sequence_length)).flatten(0, 1)
-    if type(critic) is not ValueOperator or list(critic.in_keys) != ["observation"]:
+            return lambda steps: network(*(steps[key] for key in critic.in_keys))
+        return lambda steps: network(*sequences(steps, critic.in_keys, network.sequence_length)).flatten(0, 1)
+    if type(critic) is not ValueOperator:
         return lambda steps: critic(TensorDict({key: steps[key] for key in critic.in_keys}))["state_value"]
-    forward = MLPLayers.of(network) or network
-    return lambda steps: forward(steps["observation"])
+    reading = Reading.of(critic.in_keys, network)
+    forward = MLPLayers.of(reading.network) or reading.network
+    return lambda steps: forward(*reading.inputs(steps))
 
 
-def sequences(steps: dict[str, Tensor], length: int) -> list[Tensor]:
+def sequences(steps: dict[str, Tensor], keys: Sequence[str], length: int) -> list[Tensor]:
     """The inputs of a recurrent network, from steps ``[n, ...]`` to ``[n / length, length, ...]``."""
-    return [steps[key].unflatten(0, (-1, length)) for key in STEP_KEYS]
+    return [steps[key].unflatten(0, (-1, length)) for key in keys]

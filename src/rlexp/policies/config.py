@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from math import prod, sqrt
+from math import sqrt
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from rlexp.config import Config, ConfigError, Count, Node, NonNegative, Positive, Problem, build_at, did_you_mean
 from rlexp.envs.actions import ACTION_MASK
+from rlexp.policies.activations import ACTIVATIONS
 from rlexp.policies.actor_critic import ActorCritic
 from rlexp.policies.spaces import cannot_act, described, distributions_for
 
@@ -22,9 +23,8 @@ if TYPE_CHECKING:
     from torchrl.modules import ProbabilisticActor
 
     from rlexp.policies.heads import Head, Scale
+    from rlexp.policies.inputs import Inputs, Specs
     from rlexp.policies.recurrent import RecurrentCore
-
-ACTIVATIONS = ("CELU", "ELU", "GELU", "LeakyReLU", "Mish", "ReLU", "SELU", "SiLU", "Softplus", "Tanh")
 
 
 class PolicyConfig(Config):
@@ -40,7 +40,7 @@ class PolicyConfig(Config):
 
 
 class NetworkConfig(PolicyConfig):
-    """Base of the shipped policies: a trunk, linear layers on it, and a distribution.
+    """Base of the shipped policies: encoders of entries, a trunk, linear layers on it, and a distribution.
 
     Builds ``torchrl.modules.ProbabilisticActor`` and ``torchrl.modules.ValueOperator``.
 
@@ -51,6 +51,10 @@ class NetworkConfig(PolicyConfig):
         shared: one trunk for actor and critic, instead of one each.
         orthogonal: orthogonal weights of gain sqrt(2) and zero biases, instead of torch's default.
         last_layer_gain: with ``orthogonal``, gain of the actor's last layer; small makes all first actions alike.
+        actor_keys: entries of the observation that the actor reads; None is all.
+        critic_keys: entries that the critic reads; None is all.
+        encoders: networks from entries to features, by the names of the entries; called with ``shape``. A vector
+            without one goes to the trunk as it is.
     """
 
     observation_dims: ClassVar[int] = 1
@@ -61,6 +65,9 @@ class NetworkConfig(PolicyConfig):
     shared: bool
     orthogonal: bool
     last_layer_gain: NonNegative
+    actor_keys: Annotated[list[str], Field(min_length=1)] | None
+    critic_keys: Annotated[list[str], Field(min_length=1)] | None
+    encoders: dict[str, Node]
 
     def problems(self) -> Iterator[Problem]:
         """At least one layer, and a nonlinearity that torch has."""
@@ -77,29 +84,53 @@ class NetworkConfig(PolicyConfig):
         from torchrl.modules import ValueOperator
 
         head = self.head(env, device)
-        self.check_observation(env)
-        body = self.body(env, "actor", head.outputs)
-        others: nn.Module = nn.Linear(int(self.num_cells[-1]), 1) if self.shared else self.body(env, "critic", 1)
+        actor_inputs, critic_inputs = self.inputs(env, "policy.shared=true" if self.shared else None)
+        body = self.body(actor_inputs, "actor", head.outputs)
+        others: nn.Module = (
+            nn.Linear(int(self.num_cells[-1]), 1) if self.shared else self.body(critic_inputs, "critic", 1)
+        )
         if self.orthogonal:
-            orthogonal_(body, last_gain=self.last_layer_gain)
-            orthogonal_(others, last_gain=1.0)
+            orthogonal_(actor_inputs.reading(body), last_gain=self.last_layer_gain)
+            orthogonal_(others if self.shared else critic_inputs.reading(others), last_gain=1.0)
         if head.bias is not None:
             set_bias(body, head.bias)
         values = nn.Sequential(next(body.children()), others) if self.shared else others
-        network = nn.Sequential(body, head.module).to(device)
-        module = TensorDictModule(network, in_keys=["observation"], out_keys=head.keys)
-        critic = ValueOperator(values.to(device), in_keys=["observation"])
+        network = actor_inputs.reading(nn.Sequential(body, head.module)).to(device)
+        module = TensorDictModule(network, in_keys=actor_inputs.keys, out_keys=head.keys)
+        critic = ValueOperator(critic_inputs.reading(values).to(device), in_keys=critic_inputs.keys)
         return ActorCritic(probabilistic_actor(module, head, env, device), critic)
 
-    def trunk(self, env: EnvBase) -> tuple[nn.Module, int]:
-        """A new network from observations to features, and how many they are."""
+    def inputs(self, env: EnvBase, alike: str | None) -> tuple[Inputs, Inputs]:
+        """What actor and critic read; through the same encoders where they share their layers.
+
+        Args:
+            env: the environment.
+            alike: why both must read the same entries; None where they need not.
+
+        Raises:
+            ConfigError: the environment has no such entries, or this policy's networks cannot read them.
+        """
+        from rlexp.policies.inputs import chosen, inputs
+
+        actor, critic = chosen(env, self.actor_keys, self.critic_keys, self.encoders, alike)
+        self.check_observation(env, actor, critic)
+        read = partial(inputs, nodes=self.encoders, convolutions=self.convolutions())
+        actor_inputs = read(actor)
+        return actor_inputs, actor_inputs if self.shared else read(critic)
+
+    def convolutions(self) -> Callable[[torch.Size], nn.Module] | None:
+        """Makes the encoder of an image that none is named for; None where this policy reads no images by itself."""
+        return None
+
+    def trunk(self, inputs: Inputs) -> tuple[nn.Module, int]:
+        """A new network from what is read to features, and how many they are."""
         raise NotImplementedError
 
-    def body(self, env: EnvBase, which: Literal["actor", "critic"], outputs: int) -> nn.Module:
+    def body(self, inputs: Inputs, which: Literal["actor", "critic"], outputs: int) -> nn.Module:
         """A new trunk and a linear layer on it."""
         from torch import nn
 
-        trunk, width = self.trunk(env)
+        trunk, width = self.trunk(inputs)
         return nn.Sequential(trunk, nn.Linear(width, outputs))
 
     def perceptron(self, in_features: int) -> nn.Module:
@@ -144,25 +175,17 @@ class NetworkConfig(PolicyConfig):
             raise cannot_act(env, f"{kind} is no distribution over this environment's actions, {described(spec)}")
         return head(kind, spec, self.scale())
 
-    def check_observation(self, env: EnvBase) -> None:
-        """Refuse observations that the trunk cannot read.
+    def check_observation(self, env: EnvBase, actor: Specs, critic: Specs) -> None:
+        """Refuse entries that a trunk which reads nothing else cannot read.
 
         Raises:
-            ConfigError: they are not vectors; of a ``cnn``, not images.
+            ConfigError: one is no vector; of a ``cnn``, not an image.
         """
-        shape = env.observation_spec_unbatched["observation"].shape
-        if len(shape) != self.observation_dims:
-            kind = {1: "vectors", 3: "images [channels, height, width]"}[self.observation_dims]
-            raise cannot_act(
-                env, f"its network reads {kind}, and this environment's observation has shape {list(shape)}"
-            )
-        if len(shape) == 3 and shape[2] in (1, 3, 4) and shape[0] > 4:
-            message = (
-                f"its network reads images [channels, height, width], and this observation of shape {list(shape)} has "
-                "channels last: put env.transforms.image={_target_: torchrl.envs.PermuteTransform, dims: [-1, -3, -2], "
-                "in_keys: [observation]} first, or transpose the image in the environment."
-            )
-            raise ConfigError([Problem("policy", message)])
+        for specs in (actor, critic):
+            for key, spec in specs.items():
+                if len(specs) == 1 and key not in self.encoders and len(spec.shape) > 1:
+                    shape = list(spec.shape)
+                    raise cannot_act(env, f"its network reads vectors, and this environment's {key} has shape {shape}")
 
 
 class MLPConfig(NetworkConfig):
@@ -205,11 +228,11 @@ class MLPConfig(NetworkConfig):
         """The option's own."""
         return self.distribution
 
-    def trunk(self, env: EnvBase) -> tuple[nn.Module, int]:
+    def trunk(self, inputs: Inputs) -> tuple[nn.Module, int]:
         """The MLP's hidden layers."""
-        return self.perceptron(_features(env)), int(self.num_cells[-1])
+        return self.perceptron(inputs.shape.numel()), int(self.num_cells[-1])
 
-    def body(self, env: EnvBase, which: Literal["actor", "critic"], outputs: int) -> nn.Module:
+    def body(self, inputs: Inputs, which: Literal["actor", "critic"], outputs: int) -> nn.Module:
         """The MLP, or the network that the config names."""
         key = f"{which}_network"
         node: Node | None = getattr(self, key)
@@ -219,15 +242,15 @@ class MLPConfig(NetworkConfig):
                 "activation_class": self.critic_activation_class or self.activation_class,
             }
             form = self if which == "actor" else self.model_copy(update=own_layers)
-            return super(MLPConfig, form).body(env, which, outputs)
-        build = partial(node.build, in_features=_features(env), out_features=outputs)
+            return super(MLPConfig, form).body(inputs, which, outputs)
+        build = partial(node.build, in_features=inputs.shape.numel(), out_features=outputs)
         own: nn.Module = build_at(f"policy.{key}", build)
         return own
 
-    def check_observation(self, env: EnvBase) -> None:
+    def check_observation(self, env: EnvBase, actor: Specs, critic: Specs) -> None:
         """Networks of one's own may read what they like."""
         if self.actor_network is None or self.critic_network is None:
-            super().check_observation(env)
+            super().check_observation(env, actor, critic)
 
 
 class GaussianConfig(Config):
@@ -322,31 +345,43 @@ class CNNConfig(GaussianConfig, NetworkConfig):
         """The one named, or the first that fits."""
         return fitting[0] if self.distribution == "auto" and fitting else self.distribution
 
-    def trunk(self, env: EnvBase) -> tuple[nn.Module, int]:
-        """Convolutions and fully connected layers."""
+    def convolutions(self) -> Callable[[torch.Size], nn.Module]:
+        """The convolutions that the settings describe."""
+        from rlexp.policies.encoders import CNN
+
+        return lambda shape: CNN(shape, self.channels, self.kernel_sizes, self.strides, self.activation_class)
+
+    def check_observation(self, env: EnvBase, actor: Specs, critic: Specs) -> None:
+        """Refuse observations without an image, and images that the convolutions cannot read.
+
+        Raises:
+            ConfigError: there is no image, it is too small, or its channels are last.
+        """
+        from rlexp.policies.encoders import check_image
+
+        plain = {key: spec.shape for key, spec in {**actor, **critic}.items() if key not in self.encoders}
+        images = {key: shape for key, shape in plain.items() if len(shape) == 3}
+        if plain and not images and not self.encoders:
+            key, shape = next(iter(plain.items()))
+            kind = "images [channels, height, width]"
+            raise cannot_act(env, f"its network reads {kind}, and this environment's {key} has shape {list(shape)}")
+        for key, shape in images.items():
+            try:
+                check_image(shape, self.kernel_sizes, self.strides, key)
+            except ValueError as error:
+                raise ConfigError([Problem("policy", f"{error}.")]) from error
+
+    def trunk(self, inputs: Inputs) -> tuple[nn.Module, int]:
+        """Convolutions, where a lone image is read, and fully connected layers."""
         import torch
         from torch import nn
-        from torchrl.modules import ConvNet
 
-        from rlexp.policies.pixels import Unit
-
-        shape = env.observation_spec_unbatched["observation"].shape
-        convolutions = nn.Sequential(
-            Unit(),
-            ConvNet(
-                in_features=shape[0],
-                num_cells=[int(n) for n in self.channels],
-                kernel_sizes=[int(n) for n in self.kernel_sizes],
-                strides=[int(n) for n in self.strides],
-                activation_class=getattr(nn, self.activation_class),
-            ),
-        )
-        try:
-            features = convolutions(torch.zeros(1, *shape)).shape[-1]
-        except RuntimeError as error:
-            size, kernels = list(shape[1:]), list(map(int, self.kernel_sizes))
-            raise cannot_act(env, f"an image of {size} is too small for kernels of {kernels}") from error
-        return nn.Sequential(convolutions, self.perceptron(features)), int(self.num_cells[-1])
+        width = int(self.num_cells[-1])
+        if inputs.encoders or len(inputs.shape) != 3:
+            return self.perceptron(inputs.shape.numel()), width
+        convolutions = self.convolutions()(inputs.shape)
+        features = convolutions(torch.zeros(1, *inputs.shape)).shape[-1]
+        return nn.Sequential(convolutions, self.perceptron(features)), width
 
 
 class RecurrentConfig(GaussianConfig, NetworkConfig):
@@ -379,14 +414,15 @@ class RecurrentConfig(GaussianConfig, NetworkConfig):
         from torch import nn
         from torchrl.modules import ValueOperator
 
-        from rlexp.policies.recurrent import STATE, STEP_KEYS, RecurrentActor, RecurrentCritic
+        from rlexp.policies.recurrent import CARRIED, STATE, RecurrentActor, RecurrentCritic
 
         head = self.head(env, device)
-        self.check_observation(env)
+        # The actor carries the critic's memory on as well, and so reads all that the critic reads.
+        actor_inputs, critic_inputs = self.inputs(env, "a recurrent policy")
         width, length = int(self.hidden_size), int(self.sequence_length)
-        core = self._core(env)
+        core = self._core(actor_inputs)
         output = nn.Linear(width, head.outputs)
-        critic_core = core if self.shared else self._core(env)
+        critic_core = core if self.shared else self._core(critic_inputs)
         value_output = nn.Linear(width, 1)
         if self.orthogonal:
             orthogonal_(nn.Sequential(core, output), last_gain=self.last_layer_gain)
@@ -394,19 +430,20 @@ class RecurrentConfig(GaussianConfig, NetworkConfig):
         if head.bias is not None:
             set_bias(output, head.bias)
         network = RecurrentActor(core, nn.Sequential(output, head.module), None if self.shared else critic_core, length)
-        module = TensorDictModule(network.to(device), in_keys=STEP_KEYS, out_keys=[*head.keys, ("next", STATE)])
+        read = [*actor_inputs.keys, *CARRIED]
+        module = TensorDictModule(network.to(device), in_keys=read, out_keys=[*head.keys, ("next", STATE)])
         values = RecurrentCritic(critic_core, value_output, length, shared=self.shared)
-        critic = ValueOperator(values.to(device), in_keys=STEP_KEYS)
+        critic = ValueOperator(values.to(device), in_keys=read)
         return ActorCritic(probabilistic_actor(module, head, env, device), critic, length)
 
-    def _core(self, env: EnvBase) -> RecurrentCore:
+    def _core(self, inputs: Inputs) -> RecurrentCore:
         from torch import nn
 
         from rlexp.policies.recurrent import RecurrentCore
 
         layer = getattr(nn, self.recurrent_layer)
         rnn = layer(int(self.num_cells[-1]), int(self.hidden_size), batch_first=True)
-        return RecurrentCore(self.perceptron(_features(env)), rnn)
+        return RecurrentCore(inputs.reading(self.perceptron(inputs.shape.numel())), rnn)
 
 
 class GRUConfig(RecurrentConfig):
@@ -473,7 +510,3 @@ def set_bias(network: nn.Module, bias: torch.Tensor) -> None:
         raise ConfigError([Problem("policy.scale_init", message)])
     with torch.no_grad():
         layers[-1].bias.copy_(bias)
-
-
-def _features(env: EnvBase) -> int:
-    return prod(env.observation_spec_unbatched["observation"].shape)

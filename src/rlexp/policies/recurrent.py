@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -13,7 +14,8 @@ from torchrl.envs import InitTracker, TensorDictPrimer, TransformedEnv
 from torchrl.modules import ValueOperator
 
 STATE = "recurrent_state"
-STEP_KEYS = ["observation", "is_init", STATE]
+CARRIED = ["is_init", STATE]
+"""What recurrent networks read besides the entries of the observation, and after them."""
 
 
 class RecurrentCore(nn.Module):
@@ -23,7 +25,7 @@ class RecurrentCore(nn.Module):
     trajectories, where this calls torch's own kernel once for each stretch in which no episode begins.
 
     Args:
-        encoder: reads observations.
+        encoder: reads the entries of observations.
         rnn: reads what the encoder gives; ``batch_first``.
 
     Attributes:
@@ -35,29 +37,29 @@ class RecurrentCore(nn.Module):
         self.encoder, self.rnn = encoder, rnn
         self.state_size = rnn.hidden_size * (2 if isinstance(rnn, nn.LSTM) else 1)
 
-    def step(self, observation: Tensor, is_init: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, observation: Sequence[Tensor], is_init: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One step.
 
         Args:
-            observation: ``[n, *observation]``.
+            observation: its entries, each ``[n, *entry]``.
             is_init: whether an episode begins here ``[n, 1]``: the state is zero there.
             state: the recurrent state before the step ``[n, state_size]``.
 
         Returns:
             Features ``[n, hidden_size]`` and the recurrent state after the step.
         """
-        features, state = self._run(self.encoder(observation)[:, None], state.masked_fill(is_init, 0))
+        features, state = self._run(self.encoder(*observation)[:, None], state.masked_fill(is_init, 0))
         return features[:, 0], state
 
-    def sequences(self, observation: Tensor, is_init: Tensor, state: Tensor) -> Tensor:
+    def sequences(self, observation: Sequence[Tensor], is_init: Tensor, state: Tensor) -> Tensor:
         """Features ``[n, length, hidden_size]`` of sequences of consecutive steps, episodes ending anywhere in them.
 
         Args:
-            observation: ``[n, length, *observation]``.
+            observation: its entries, each ``[n, length, *entry]``.
             is_init: ``[n, length, 1]``.
             state: the recurrent state before the first step ``[n, state_size]``.
         """
-        encoded = self.encoder(observation)
+        encoded = self.encoder(*observation)
         length = encoded.shape[1]
         starts = [0, *(is_init[:, 1:, 0].any(0).nonzero()[:, 0] + 1).tolist(), length]
         features: list[Tensor] = []
@@ -98,17 +100,18 @@ class RecurrentActor(nn.Module):
         """Width of the recurrent state, the critic's included."""
         return self.core.state_size + (0 if self.critic_core is None else self.critic_core.state_size)
 
-    def forward(self, observation: Tensor, is_init: Tensor, state: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Advance by one step, or evaluate whole sequences.
 
         Args:
-            observation: ``[n, *observation]``, or of sequences ``[n, length, *observation]``.
-            is_init: whether an episode begins there ``[n, 1]`` or ``[n, length, 1]``.
-            state: the recurrent state before each step ``[n, state_size]`` or ``[n, length, state_size]``.
+            inputs: the entries of the observation, each ``[n, *entry]``, or of sequences ``[n, length, *entry]``;
+                whether an episode begins there ``[n, 1]`` or ``[n, length, 1]``; and the recurrent state before each
+                step ``[n, state_size]`` or ``[n, length, state_size]``.
 
         Returns:
             The distribution's parameters, and the state after the steps; for sequences ``state`` unchanged.
         """
+        *observation, is_init, state = inputs
         own = state[..., : self.core.state_size]
         if is_init.dim() == 3:
             features = self.core.sequences(observation, is_init, own[:, 0])
@@ -136,8 +139,9 @@ class RecurrentCritic(nn.Module):
         super().__init__()
         self.core, self.head, self.shared, self.sequence_length = core, head, shared, sequence_length
 
-    def forward(self, observation: Tensor, is_init: Tensor, state: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
         """Values ``[n, 1]``, or of sequences ``[n, length, 1]``; arguments as in `RecurrentActor`."""
+        *observation, is_init, state = inputs
         size = self.core.state_size
         own = state[..., :size] if self.shared else state[..., -size:]
         if is_init.dim() == 3:
@@ -180,10 +184,10 @@ def state_values(critic: ValueOperator, batch: TensorDictBase) -> tuple[Tensor, 
     if not isinstance(network, RecurrentCritic):
         value, next_value = (critic(steps.select(*critic.in_keys))["state_value"] for steps in (batch, after))
         return value, next_value
-    entries = [batch[key].unflatten(1, (-1, network.sequence_length)).flatten(0, 1) for key in STEP_KEYS]
+    entries = [batch[key].unflatten(1, (-1, network.sequence_length)).flatten(0, 1) for key in critic.in_keys]
     value = network(*entries).view(*batch.shape, 1)
     ends = after["done"][..., 0].clone()
     ends[:, -1] = True
     next_value = value.roll(-1, 1)
-    next_value[ends] = network(*(after[key][ends] for key in STEP_KEYS))
+    next_value[ends] = network(*(after[key][ends] for key in critic.in_keys))
     return value, next_value

@@ -65,16 +65,18 @@ def _degenerate(spec: TensorSpec) -> bool:
 
 def cannot_act(env: EnvBase, reason: str) -> ConfigError:
     """The error for a policy that does not fit an environment: the reason, and the options that fit."""
-    action, observation = env.action_spec_unbatched, env.observation_spec_unbatched["observation"]
+    from rlexp.envs.torchrl import entries
+
+    action, shapes = env.action_spec_unbatched, [list(spec.shape) for spec in entries(env).values()]
     distributions = distributions_for(action)
-    match len(observation.shape):
-        case 1 if distributions:
+    match {len(shape) for shape in shapes}:
+        case dims if dims == {1} and distributions:
             options = [*distributions, "gru", "lstm"]
-        case 3 if distributions:
+        case dims if 3 in dims and distributions:
             options = ["cnn"]
         case _:
             message = (
-                f"{reason}. No shipped policy reads observations of shape {list(observation.shape)} and chooses "
+                f"{reason}. No shipped policy reads observations of shape {', '.join(map(str, shapes))} and chooses "
                 f"{described(action)}: change them by env.transforms, or write a policy of your own."
             )
             return ConfigError([Problem("policy", message)])

@@ -97,8 +97,7 @@ class Checkpoint:
         self.path = path
         with self._named():
             self._format, self.config, content = manifest.read(path)
-            if self._format != FORMAT_VERSION:
-                self.config = current_config(self.config)
+            self.config = current_config(self.config)
             self._tensors = content[TENSORS]
             self._packed = json.loads(content[STATE])
             self._session = json.loads(content[SESSION])

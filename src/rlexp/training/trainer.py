@@ -29,7 +29,12 @@ from rlexp.envs import EnvConfig
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.normalization import commit_normalization, init_normalization
 from rlexp.envs.snapshot import SavesState, State, StateUnavailableError
-from rlexp.envs.transforms import episodes_state, load_episodes_state
+from rlexp.envs.transforms import (
+    episodes_state,
+    load_episodes_state,
+    load_transforms_state,
+    transforms_state,
+)
 from rlexp.experiment import ExperimentConfig, read_config
 from rlexp.files import write_json
 from rlexp.machine import cores, pick_device, set_threads
@@ -351,7 +356,7 @@ class Trainer:
             evaluator=evaluator,
             actor=self.networks.actor.state_dict(),
             critic=self.networks.critic.state_dict(),
-            transforms=self.env.transform.state_dict(),
+            transforms=transforms_state(self.env),
             learner=self.learner.state_dict(),
             simulators=simulators,
             collector=self.collector.state_dict(),
@@ -373,7 +378,7 @@ class Trainer:
         self.evaluator.load_state_dict(state.evaluator)
         self.networks.actor.load_state_dict(state.actor)
         self.networks.critic.load_state_dict(state.critic)
-        self.env.transform.load_state_dict(state.transforms)
+        load_transforms_state(self.env, state.transforms)
         self.learner.load_state_dict(state.learner)
         for name, callback in self.callbacks.items():
             callback.load_state(state.callbacks.get(name, {}))
@@ -426,7 +431,7 @@ class Trainer:
         try:
             self.networks.actor.load_state_dict(source.state.actor)
             self.networks.critic.load_state_dict(source.state.critic)
-            self.env.transform.load_state_dict(source.state.transforms)
+            load_transforms_state(self.env, source.state.transforms)
             self.learner.warm_start(source.state.learner)
         except RuntimeError as error:
             message = f"its policy, environment or normalisation is another than this run's: {error}"

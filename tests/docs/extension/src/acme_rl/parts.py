@@ -36,6 +36,9 @@ class LinearPolicy(PolicyConfig):
             shared=False,
             orthogonal=False,
             last_layer_gain=1.0,
+            actor_keys=None,
+            critic_keys=None,
+            encoders={},
         ).build(env, device)
 
 

@@ -1,0 +1,58 @@
+"""A Gymnasium task whose observation has an image, a vector, a choice, and something that is for the critic alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+ENV = ["env=gym", "env.id=parts:Parts-v0", "env.name=parts"]
+SMALL_CNN = [
+    "policy=cnn",
+    "policy.channels=[3]",
+    "policy.kernel_sizes=[4]",
+    "policy.strides=[2]",
+    "policy.num_cells=[8]",
+]
+
+
+class Parts(gymnasium.Env):  # type: ignore[misc, type-arg, unused-ignore]
+    """What it observes is drawn; an episode ends where ``secret`` is large."""
+
+    def __init__(self, **more: spaces.Space[Any]) -> None:
+        self.observation_space = spaces.Dict({
+            "secret": spaces.Box(-9, 9, (3,), np.float32),
+            "camera": spaces.Box(0, 255, (1, 8, 8), np.uint8),
+            "mode": spaces.Discrete(3),
+            "arm": spaces.Dict(a=spaces.MultiBinary(1), b=spaces.Box(-9, 9, (2,), np.float64)),
+            **more,
+        })  # fmt: skip
+        self.action_space = spaces.Box(-1, 1, (2,), np.float32)
+
+    def _observation(self) -> dict[str, Any]:
+        draw = self.np_random
+        return {
+            "camera": draw.integers(0, 256, (1, 8, 8), dtype=np.uint8),
+            "arm": {"a": np.ones(1, np.int8), "b": draw.uniform(1, 9, 2)},
+            "mode": int(draw.integers(3)),
+            "secret": draw.uniform(-9, 9, 3).astype(np.float32),
+        }
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation = self._observation()
+        return observation, float(action.sum()), bool(observation["secret"][0] > 7), False, {}
+
+
+def vectors() -> gymnasium.Env[Any, Any]:
+    """The same without the image."""
+    return gymnasium.wrappers.FilterObservation(Parts(), ["arm", "mode", "secret"])
+
+
+gymnasium.register("Parts-v0", Parts, max_episode_steps=12)
+gymnasium.register("Vectors-v0", vectors, max_episode_steps=12)
