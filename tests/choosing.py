@@ -24,6 +24,7 @@ OBSERVATIONS: dict[str, spaces.Space[Any]] = {
     "image": spaces.Box(0, 255, (2, 12, 12), np.uint8),
     "dict": spaces.Dict(position=spaces.Box(-10, 10, (2,), np.float64), kind=spaces.Discrete(3)),
     "discrete": spaces.Discrete(5),
+    "number": spaces.Box(-10, 10, (), np.float32),
 }
 
 
@@ -101,6 +102,8 @@ class Choosing(gymnasium.Env):  # type: ignore[misc, type-arg, unused-ignore]
                 seen = {"position": seen[:2].astype(np.float64), "kind": int(self.np_random.integers(3))}
             case "discrete":
                 seen = int(self.np_random.integers(5))
+            case "number":
+                seen = seen[0]
         if self.mask is None:
             self.given.append(seen)
             return seen, {}

@@ -47,8 +47,9 @@ class Reading:
     def arrays(self, observation: Array) -> tuple[Array, ...]:
         """From observations ``[n, *observation]``, or rows of several entries (`rlexp.envs.entries`)."""
         if observation.dtype.names is None:
-            return (observation,)
-        entries = [np.ascontiguousarray(observation[key]) for key in self.keys]
+            entries = [observation]
+        else:
+            entries = [np.ascontiguousarray(observation[key]) for key in self.keys]
         if self.encoded is None:
             return tuple(entries)
         if any(entry.dtype != np.float32 for entry in entries):
