@@ -1,7 +1,7 @@
 # Training without a GPU:  docker build -t rlexp .
 # With one:                docker build -t rlexp --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .
 # A run (docs/installation.md):
-#   docker run --rm --user "$(id -u)" -v "$PWD/outputs:/work/outputs" rlexp rlexp-train env=hopper
+#   docker run --rm --user "$(id -u)" -v "$PWD/outputs:/home/rlexp/outputs" rlexp rlexp-train env=hopper
 FROM python:3.12-slim
 
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -21,7 +21,7 @@ COPY src /src/src
 RUN SETUPTOOLS_SCM_PRETEND_VERSION="$VERSION" pip install --no-cache-dir "/src[$EXTRAS]"
 
 # a home that any user may write to
-ENV HOME=/work MUJOCO_GL=egl
-WORKDIR /work
-RUN chmod 777 /work
+ENV HOME=/home/rlexp MUJOCO_GL=egl
+WORKDIR /home/rlexp
+RUN chmod 777 /home/rlexp
 CMD ["rlexp-doctor"]

@@ -200,7 +200,7 @@ class DeviceCollector(BaseCollector):
         return OrderedDict(plain, recurrent=self._act.state())
 
     def load_state_dict(self, state_dict: OrderedDict[str, Any]) -> None:
-        """Go on from a `state_dict`; the simulators' state must be that of the same moment."""
+        """Continue from a `state_dict`; the simulators' state must be that of the same moment."""
         self._raw, self._observation, self._carried = (
             {key: state_dict[name][key].to(value) for key, value in present.items()}
             for name, present in (("raw", self._raw), ("observation", self._observation), ("carried", self._carried))
