@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
-from torchrl.collectors import BaseCollector
 from torchrl.envs import (
     DoubleToFloat,
     EnvBase,
@@ -30,6 +29,7 @@ from torchrl.envs import (
 
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.normalization import RunningObservationNorm
+from rlexp.kernels.collector import BatchCollector
 from rlexp.kernels.device_acting import device_acting
 from rlexp.kernels.scan import discounted_sums
 from rlexp.kernels.unsupported import UnsupportedError
@@ -41,7 +41,7 @@ _FLAGS = ("done", "terminated", "truncated")
 _ELEMENTWISE = (DoubleToFloat, ObservationNorm, RewardClipping, RewardScaling, RunningObservationNorm, SignTransform)
 
 
-class DeviceCollector(BaseCollector):
+class DeviceCollector(BatchCollector):
     """Steps a batch of simulators and the policy in turn, and hands out the batches that torchrl's ``Collector`` would.
 
     Within a batch nothing waits for the device. So every step resets the simulators by a mask, whether or not one of
@@ -64,14 +64,11 @@ class DeviceCollector(BaseCollector):
     def __init__(
         self, env: TransformedEnv, actor: TensorDictModuleBase, steps_per_batch: int, device: torch.device
     ) -> None:
-        super().__init__()
-        self.total_frames, self.requested_frames_per_batch = -1, steps_per_batch
-        self.env, self.actor, self.device = env, actor, device
+        super().__init__(env, actor, steps_per_batch, device)
         self._simulators: EnvBase = env.base_env
         _check(self._simulators, device)
         self._transforms = DeviceTransforms(env)
         (num_envs,) = env.batch_size
-        self._steps = steps_per_batch // num_envs
         self._act = device_acting(actor, num_envs, device, self._transforms.observed)
         # torchrl's environments that can be set to a state ask whether they are to be.
         self._reset_arguments = {"set_state": False} if self._simulators._supports_set_state else {}
@@ -87,11 +84,6 @@ class DeviceCollector(BaseCollector):
             "traj_id": torch.arange(num_envs, device=device),
             "next_traj_id": torch.tensor(num_envs, device=device),
         }
-
-    def iterator(self) -> Iterator[TensorDictBase]:
-        """Batches for ever."""
-        while True:
-            yield self.rollout()
 
     @torch.no_grad()
     def rollout(self) -> TensorDictBase:
@@ -175,16 +167,6 @@ class DeviceCollector(BaseCollector):
     def _tensordict(self, entries: Entries) -> TensorDict:
         # As torchrl's environments make theirs; the public constructor takes five times as long.
         return TensorDict._new_unsafe(entries, batch_size=self.env.batch_size, device=self.device)
-
-    def shutdown(self, timeout: float | None = None, close_env: bool = True, raise_on_error: bool = True) -> None:
-        """Close the environment."""
-        if close_env and not self.env.is_closed:
-            self.env.close(raise_if_closed=raise_on_error)
-
-    def set_seed(self, seed: int, static_seed: bool = False) -> int:
-        """Seed the simulators."""
-        next_seed: int = self.env.set_seed(seed, static_seed=static_seed)
-        return next_seed
 
     def state_dict(self) -> OrderedDict[str, Any]:
         """What the next batch begins with, besides the networks', transforms' and simulators' own state.

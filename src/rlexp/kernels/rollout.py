@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,6 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
-from torchrl.collectors import BaseCollector
 from torchrl.envs import (
     DoubleToFloat,
     InitTracker,
@@ -32,11 +31,12 @@ from rlexp.envs.entries import OBSERVATION, joined, split
 from rlexp.envs.masks import CheckedActionMask
 from rlexp.envs.normalization import RunningObservationNorm
 from rlexp.kernels.acting import Array, acting
+from rlexp.kernels.collector import BatchCollector
 from rlexp.kernels.unsupported import UnsupportedError
 from rlexp.policies.recurrent import carries_state
 
 
-class RolloutCollector(BaseCollector):
+class RolloutCollector(BatchCollector):
     """Steps simulators and policy in turn, and hands out the batches that ``torchrl.collectors.Collector`` would.
 
     Of the transforms only what the policy sees is computed at each step; step counts, episode returns and trajectory
@@ -59,24 +59,16 @@ class RolloutCollector(BaseCollector):
     def __init__(
         self, env: TransformedEnv, actor: TensorDictModuleBase, steps_per_batch: int, device: torch.device
     ) -> None:
-        super().__init__()
-        self.total_frames, self.requested_frames_per_batch = -1, steps_per_batch
-        self.env, self.actor, self.device = env, actor, device
+        super().__init__(env, actor, steps_per_batch, device)
         self._transforms = ArrayTransforms(env)
         self._simulators: ArrayEnv = env.base_env
         (num_envs,) = env.batch_size
-        self._steps = steps_per_batch // num_envs
         self._act = acting(actor, num_envs, self._transforms.entries)
         self._simulators.reset_arrays(range(num_envs))
         self._observation = self._transforms.observation()(self._simulators.arrays.observation)
         self._step_count = np.zeros(num_envs, np.int64)
         self._episode_reward = np.zeros(num_envs, self._transforms.reward_dtype)
         self._traj_id, self._next_traj_id = np.arange(num_envs), num_envs
-
-    def iterator(self) -> Iterator[TensorDictBase]:
-        """Batches for ever."""
-        while True:
-            yield self.rollout()
 
     @torch.no_grad()
     def rollout(self) -> TensorDictBase:
@@ -145,16 +137,6 @@ class RolloutCollector(BaseCollector):
             names=(None, "time"),
         )
         return batch.update(act.outputs(batch))
-
-    def shutdown(self, timeout: float | None = None, close_env: bool = True, raise_on_error: bool = True) -> None:
-        """Close the environment."""
-        if close_env and not self.env.is_closed:
-            self.env.close(raise_if_closed=raise_on_error)
-
-    def set_seed(self, seed: int, static_seed: bool = False) -> int:
-        """Seed the simulators, each at its next reset."""
-        next_seed: int = self.env.set_seed(seed, static_seed=static_seed)
-        return next_seed
 
     def state_dict(self) -> OrderedDict[str, Any]:
         """What the next batch begins with, besides the networks', transforms' and simulators' own state.
