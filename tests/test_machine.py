@@ -22,7 +22,7 @@ from rlexp.config import ConfigError
 from rlexp.envs.worker_count import best_workers
 from rlexp.machine import resource_use, set_threads, usable_cpus, use_compiler
 from rlexp.seeding import seed_everything
-from rlexp.training.trainer import _with_workers
+from rlexp.training.parts import with_workers
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +89,7 @@ class TestShareOut:
         monkeypatch.setattr("rlexp.machine.usable_cpus", lambda: 3)
 
     def workers(self, *overrides: str) -> object:
-        return _with_workers(load_config(["env.backend=gymnasium", *overrides])).to_dict()["num_workers"]
+        return with_workers(load_config(["env.backend=gymnasium", *overrides])).to_dict()["num_workers"]
 
     def test_a_long_run_is_shared_out_a_short_one_is_not(self, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level("INFO", logger="rlexp"):

@@ -101,7 +101,8 @@ class ExperimentConfig(Config):
             (`rlexp.kernels`), and logs which; false runs torchrl's parts themselves.
         compile: compile a loss by ``torch.compile``, unless its gradient is written out, which is faster still, or it
             reads sequences; ``auto`` does in long runs.
-        cuda_graph: run each step of the optimizer as one CUDA graph; needs a GPU, a shipped loss and no memory.
+        cuda_graph: run each step of the optimizer as one CUDA graph; needs a GPU, a shipped loss and a
+            policy that is not recurrent.
         checks: assert what costs time: the environment's specs and repeatability before training, what operation makes
             a gradient NaN, and that the last checkpoint holds the agent.
         callbacks: objects with methods of `rlexp.callbacks.Callback`; names are free.

@@ -81,7 +81,7 @@ def test_flattened_they_are_the_vector_of_gymnasium() -> None:
         observation, _ = plain.reset(seed=seed)
         assert np.array_equal(row, spaces.flatten(plain.observation_space, observation))
     batched.close()
-    with pytest.raises(ConfigError, match="'camera' is a picture"):
+    with pytest.raises(ConfigError, match="'camera' is an image"):
         BatchedGymEnv("parts:Parts-v0", num_envs=1, flatten=True)
 
 
@@ -98,7 +98,7 @@ def test_a_dict_of_one_entry_is_that_entry() -> None:
     ("more", "told"),
     [
         ({"reward": spaces.Box(0, 1, (1,))}, "'reward' is called like something else that a batch holds"),
-        ({"deep": spaces.Dict(x=spaces.Box(0, 255, (8, 8, 3), np.uint8))}, r"'deep.x' is a picture(.|\n)*outermost"),
+        ({"deep": spaces.Dict(x=spaces.Box(0, 255, (8, 8, 3), np.uint8))}, r"'deep.x' is an image(.|\n)*outermost"),
         ({"many": spaces.Sequence(spaces.Discrete(2))}, "of no fixed size"),
     ],
 )

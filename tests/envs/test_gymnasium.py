@@ -142,7 +142,7 @@ def test_flags_alone_become_floats() -> None:
 @pytest.mark.parametrize(
     ("part", "told"),
     [
-        (gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8), r"'2' is a picture of shape \(8, 8, 3\) within a Tuple"),
+        (gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8), r"'2' is an image of shape \(8, 8, 3\) within a Tuple"),
         (gymnasium.spaces.Sequence(gymnasium.spaces.Discrete(2)), "of no fixed size"),
     ],
 )

@@ -94,7 +94,7 @@ def make(
     Args:
         env_id: Gymnasium's id.
         kwargs: passed to ``gymnasium.make`` as they are; nodes with a ``_target_`` are built, for each copy anew.
-        pixels: width and number of the gray pictures that are observed in place of what the simulator gives.
+        pixels: width and number of the gray images that are observed in place of what the simulator gives.
         repeat: times each action is repeated before it is observed what came of it; rewards are summed.
         action_mask: where masks come from (`rlexp.envs.actions.ActionMask`): ``info``; ``auto``, the entry
             ``action_mask`` of a Dict observation, if it has one; false, nowhere.
@@ -102,15 +102,15 @@ def make(
 
     Shapes:
         an observation is an array, of several entries a structured one without dimensions that has a field for each;
-        with ``pixels=(width, stack)`` uint8 ``[stack, width, width]``, the newest picture last.
+        with ``pixels=(width, stack)`` uint8 ``[stack, width, width]``, the newest image last.
 
     Raises:
         UnsuitableEnvError: a space has no such form, or pixels are asked for and it cannot be rendered.
     """
     # By default MuJoCo writes what it warns of to a file in the working directory.
     mujoco.set_mju_user_warning(_say_once)
-    pictures = {} if pixels is None else {"render_mode": "rgb_array"}
-    env: Env = gymnasium.make(env_id, **pictures | build_at("env.kwargs", lambda: build_nested(kwargs or {})))
+    rendered = {} if pixels is None else {"render_mode": "rgb_array"}
+    env: Env = gymnasium.make(env_id, **rendered | build_at("env.kwargs", lambda: build_nested(kwargs or {})))
     env = checked(env, env_id)
     if repeat > 1:
         env = RepeatAction(env, repeat)
@@ -192,7 +192,7 @@ def _flat_box(space: spaces.Space[Any], name: str = "") -> spaces.Box:
     for key, box in _boxes(space, name):
         if len(box.shape) > 2 or (len(box.shape) == 2 and box.dtype == np.uint8):
             raise UnsuitableEnvError(
-                f"its observation {key!r} is a picture of shape {box.shape} within a {type(space).__name__}, which "
+                f"its observation {key!r} is an image of shape {box.shape} within a {type(space).__name__}, which "
                 "becomes one vector. Make it an entry of the outermost Dict, in a gymnasium.ObservationWrapper"
             )
     flat = spaces.flatten_space(space)
@@ -209,7 +209,7 @@ def _array(env: Env) -> Env:
 
 
 def _float_type(space: spaces.Space[Any]) -> type[np.floating[Any]] | None:
-    """The type in which networks read whole or short numbers; None for pictures, and what needs no other."""
+    """The type in which networks read whole or short numbers; None for images, and what needs no other."""
     if not isinstance(space, spaces.Box) or (space.dtype == np.uint8 and len(space.shape) > 1):
         return None
     if space.dtype != np.float16 and np.issubdtype(space.dtype, np.floating):
@@ -231,7 +231,7 @@ def _boxes(space: spaces.Space[Any], key: str = "") -> Iterator[tuple[str, space
 
 def _pixels(env: Env, width: int, stack: int) -> Env:
     try:
-        env.reset(seed=0)  # the first picture, drawn below, places the camera: in every copy at the same point
+        env.reset(seed=0)  # the first image, drawn below, places the camera: in every copy at the same point
         env = ResizeObservation(AddRenderObservation(env), (width, width))
     except gymnasium.error.DependencyNotInstalled as error:
         raise UnsuitableEnvError(f"pixels need more packages: pip install 'rlexp[pixels]' ({error})") from error

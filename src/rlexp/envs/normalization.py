@@ -158,7 +158,7 @@ class RunningObservationNorm(ObservationNorm):
         self.scale.copy_(deviation.clamp_min(self.eps).masked_fill(constant, torch.inf))
 
     def take(self) -> list[tuple[int, Tensor, Tensor]]:
-        """Count, mean and variance, in float64, of what `observe` put by, if anything, which it then forgets."""
+        """Count, mean and variance, in float64, of what `observe` has gathered since the last call, if anything."""
         if not self._pending:
             return []
         samples = torch.cat([o.reshape(-1, *self.loc.shape) for o in self._pending])

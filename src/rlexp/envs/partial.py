@@ -1,4 +1,4 @@
-"""A task that one observation does not tell all of, to see what a memory is for. Imports no torch."""
+"""A partially observed task, which a recurrent policy solves and a feed-forward one does not. Imports no torch."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ class FamilyActing(Acting):
 
 
 class RecurrentActing(FamilyActing):
-    """Acts by the parts of an actor with a memory, and remembers for each simulator.
+    """Acts by the parts of a recurrent actor, and keeps the recurrent state of each simulator.
 
     Args:
         actor, parts, num_envs, deterministic: as in `FamilyActing`.
@@ -153,30 +153,31 @@ class RecurrentActing(FamilyActing):
         super().__init__(actor, parts, num_envs, deterministic=deterministic)
         network = cast("RecurrentActor", parts.network)
         self._device = next(network.parameters()).device
-        self._remembered = torch.zeros(num_envs, network.state_size, device=self._device)
+        self._recurrent_state = torch.zeros(num_envs, network.state_size, device=self._device)
         self._is_init = torch.ones(num_envs, 1, dtype=torch.bool, device=self._device)
 
     def begin(self, steps: int) -> None:
-        """Prepare for ``steps`` steps; what is remembered stays."""
+        """Prepare for ``steps`` steps; the recurrent state stays."""
         super().begin(steps)
         self._written: list[tuple[Tensor, ...]] = []
 
     def restart(self, chosen: Array) -> None:
-        """Forget what the chosen simulators showed."""
+        """Reset the recurrent state of the chosen simulators."""
         rows = torch.from_numpy(chosen).to(self._device)
-        self._remembered = self._remembered.index_fill(0, rows, 0)  # a copy: the batch holds what was remembered
+        # A copy: the batch holds the state of before.
+        self._recurrent_state = self._recurrent_state.index_fill(0, rows, 0)
         self._is_init[rows] = True
 
     def state(self) -> dict[str, Tensor]:
-        """What is remembered ``[num_envs, state_size]``, and which episodes begin ``[num_envs, 1]``."""
-        return {STATE: self._remembered.clone(), "is_init": self._is_init.clone()}
+        """The recurrent state ``[num_envs, state_size]``, and which episodes begin ``[num_envs, 1]``."""
+        return {STATE: self._recurrent_state.clone(), "is_init": self._is_init.clone()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Continue from what `state` gave."""
-        self._remembered, self._is_init = (state[key].to(self._device, copy=True) for key in (STATE, "is_init"))
+        self._recurrent_state, self._is_init = (state[key].to(self._device, copy=True) for key in (STATE, "is_init"))
 
     def outputs(self, batch: TensorDictBase) -> TensorDictBase:
-        """What the actor wrote since `begin`: parameters, log-probabilities, and what was remembered at each step."""
+        """What the actor wrote since `begin`: parameters, log-probabilities, and the recurrent state at each step."""
         sampler = self._actor.module[1]
         is_init, before, *parameters, after = (torch.stack(entries, 1) for entries in zip(*self._written, strict=True))
         if self._masked is not None:
@@ -189,11 +190,11 @@ class RecurrentActing(FamilyActing):
 
     def _forward(self) -> Callable[..., tuple[Array, ...]]:
         def forward(*observation: Array) -> tuple[Array, ...]:
-            before, is_init = self._remembered, self._is_init
+            before, is_init = self._recurrent_state, self._is_init
             given = (torch.from_numpy(entry).to(self._device) for entry in observation)
-            *parameters, self._remembered = self._network(*given, is_init, before)
+            *parameters, self._recurrent_state = self._network(*given, is_init, before)
             self._is_init = torch.zeros_like(is_init)
-            self._written.append((is_init, before, *parameters, self._remembered))
+            self._written.append((is_init, before, *parameters, self._recurrent_state))
             return tuple(parameter.numpy(force=True) for parameter in parameters)
 
         return forward

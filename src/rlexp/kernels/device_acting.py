@@ -118,9 +118,9 @@ class WholeActing:
     def __init__(self, actor: TensorDictModuleBase, num_envs: int, device: torch.device) -> None:
         self._actor, self._num_envs, self._device = actor, num_envs, device
         network = recurrent_network(actor)
-        self._remembered: dict[str, Tensor] = {}
+        self._recurrent_state: dict[str, Tensor] = {}
         if network is not None:
-            self._remembered = {
+            self._recurrent_state = {
                 STATE: torch.zeros(num_envs, network.state_size, device=device),
                 "is_init": torch.ones(num_envs, 1, dtype=torch.bool, device=device),
             }
@@ -132,21 +132,21 @@ class WholeActing:
 
     def __call__(self, observation: Mapping[str, Tensor]) -> Tensor:
         """See `DeviceActing`."""
-        tensordict = TensorDict({**observation, **self._remembered}, [self._num_envs], device=self._device)
+        tensordict = TensorDict({**observation, **self._recurrent_state}, [self._num_envs], device=self._device)
         with set_exploration_type(ExplorationType.RANDOM):
             written = self._actor(tensordict).exclude(*observation)
-        if self._remembered:
-            going_on = torch.zeros_like(self._remembered["is_init"])
+        if self._recurrent_state:
+            going_on = torch.zeros_like(self._recurrent_state["is_init"])
             written["next", "is_init"] = going_on
-            self._remembered = {STATE: written["next", STATE], "is_init": going_on}
+            self._recurrent_state = {STATE: written["next", STATE], "is_init": going_on}
         self._written.append(written)
         action: Tensor = written["action"]
         return action
 
     def restart(self, chosen: Tensor) -> None:
         """See `DeviceActing`."""
-        if self._remembered:  # copies: the batch holds what was remembered
-            self._remembered = {STATE: self._remembered[STATE].masked_fill(chosen, 0), "is_init": chosen}
+        if self._recurrent_state:  # copies: the batch holds the state of before
+            self._recurrent_state = {STATE: self._recurrent_state[STATE].masked_fill(chosen, 0), "is_init": chosen}
 
     def outputs(self, batch: TensorDictBase) -> TensorDictBase:
         """See `DeviceActing`."""
@@ -155,8 +155,8 @@ class WholeActing:
 
     def state(self) -> dict[str, Tensor]:
         """See `DeviceActing`."""
-        return {key: value.clone() for key, value in self._remembered.items()}
+        return {key: value.clone() for key, value in self._recurrent_state.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """See `DeviceActing`."""
-        self._remembered = {key: state[key].to(value) for key, value in self._remembered.items()}
+        self._recurrent_state = {key: state[key].to(value) for key, value in self._recurrent_state.items()}

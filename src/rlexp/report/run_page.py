@@ -155,10 +155,10 @@ def _video(folder: Path) -> tuple[str, str]:
     """
     if not folder.is_dir() or folder.is_symlink():
         return "", ""
-    films = [path for path in folder.glob("*.mp4") if path.is_file() and not path.is_symlink()]
-    if not films:
+    videos = [path for path in folder.glob("*.mp4") if path.is_file() and not path.is_symlink()]
+    if not videos:
         return "", ""
-    newest = max(films, key=lambda path: (path.stat().st_mtime, path.name))
+    newest = max(videos, key=lambda path: (path.stat().st_mtime, path.name))
     if newest.stat().st_size > _LARGEST_VIDEO:
         return "", str(newest)
     return f"data:video/mp4;base64,{base64.b64encode(newest.read_bytes()).decode()}", ""

@@ -53,7 +53,7 @@ class TrainState:
         learner: all else that the learner needs: optimizer, schedule, coefficients, reward statistics.
         simulators: each simulator in the middle of its episode; None where it cannot be had.
         collector: the transition that the next batch starts from.
-        callbacks: what each callback gives to remember, by its name.
+        callbacks: the state of each callback, by its name.
         rng: states of the random generators of Python, NumPy and torch.
         unverified: whether code of the user's own takes part, which may keep state that cannot be seen.
         inexact: why a resumed run cannot equal one that never stopped; empty where it will.

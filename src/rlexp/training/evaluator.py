@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class Evaluator:
-    """Evaluates the deterministic policy on the same episodes each time, and remembers the best.
+    """Evaluates the deterministic policy on the same episodes each time, and keeps the best.
 
     Args:
         config: the checked config.

@@ -8,26 +8,19 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
 from rlexp.agent.evaluation import EvaluationError
-from rlexp.agent.video import check_recording
-from rlexp.callbacks import Callback
-from rlexp.collectors import Source, WorkersConfig
-from rlexp.config import ConfigError, Problem, build_at, check_targets, new_run_path
+from rlexp.config import ConfigError, Problem, check_targets, new_run_path
 from rlexp.config.redaction import redact
-from rlexp.envs import EnvConfig
-from rlexp.envs.arrays import ArrayEnv
-from rlexp.envs.normalization import commit_normalization, init_normalization
+from rlexp.envs.normalization import commit_normalization
 from rlexp.envs.snapshot import SavesState, State, StateUnavailableError
 from rlexp.envs.transforms import (
     episodes_state,
@@ -37,8 +30,6 @@ from rlexp.envs.transforms import (
 )
 from rlexp.experiment import ExperimentConfig, read_config
 from rlexp.files import write_json
-from rlexp.machine import cores, pick_device, set_threads
-from rlexp.policies.recurrent import carry_state
 from rlexp.runs import checkpoint, store
 from rlexp.runs.checkpoint import Checkpoint, TrainState
 from rlexp.runs.errors import CheckpointError
@@ -46,11 +37,11 @@ from rlexp.runs.resume import resume_run
 from rlexp.runs.rundir import RunDir
 from rlexp.runs.session import LogBuffer, Session
 from rlexp.runs.stops import Stopped
-from rlexp.seeding import load_rng_state, rng_state, seed_everything, unmoved_generators
-from rlexp.training.checks import check_checkpoint, check_env
-from rlexp.training.evaluator import Evaluator, passed
+from rlexp.seeding import load_rng_state, rng_state
+from rlexp.training.checks import check_checkpoint
+from rlexp.training.evaluator import passed
 from rlexp.training.finite import TrainingError, check_batch, check_metrics, check_statistics
-from rlexp.training.learners import build_learner
+from rlexp.training.parts import build_parts
 from rlexp.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -90,64 +81,34 @@ class Trainer:
         if run_dir is None:
             run_dir = new_run_path(config.env.name)
         self.run = run_dir if isinstance(run_dir, RunDir) else RunDir(Path(run_dir))
-        # A constructor that fails leaves no lock and no process.
+        self._watched: list[object] = []
         watchdog = Watchdog(config.collector.timeout, self._watched)
+        # A constructor that fails leaves no lock and no process.
         with LogBuffer() as logged, ExitStack() as on_failure, watchdog:
             self.run.lock()
             on_failure.callback(self.run.discard)
             if start is None and self.run.started:
                 message = "holds a run already: continue it with resume=..., or choose another folder."
                 raise ConfigError([Problem("hydra.run.dir", message, str(self.run.path))])
-            self._build(start, on_failure)
+            iteration = None if start is None else start.state.iteration
+            parts = build_parts(config, iteration, self._watched, on_failure)
+            self.device, self.threads = parts.device, parts.threads
+            self.env, self.networks, self.collector = parts.env, parts.networks, parts.collector
+            self.learner, self.evaluator, self.callbacks = parts.learner, parts.evaluator, parts.callbacks
+            self._batches: Iterator[TensorDictBase] = iter(self.collector)
+            self.frames = 0
+            self.iteration = 0
+            self.saved: Path | None = None
+            self.saved_at = time.monotonic()
+            self.seconds = {"collect": 0.0, "update": 0.0, "eval": 0.0}
+            self._stop = False
+            self._failure: TrainingError | None = None
+            # The agent of a W&B sweep has named its run already; W&B would log under no other id.
+            named = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+            self.run_id = named or secrets.token_hex(4)
             self._restore(start)
             self._closing = on_failure.pop_all()
         self._logged = logged.records
-
-    def _build(self, start: Checkpoint | None, on_failure: ExitStack) -> None:
-        config = self.config
-        if config.checks:
-            check_env(config.env)
-        if config.evaluation.video_interval is not None:
-            check_recording(config.env, "evaluation.video_interval")
-        self.device = pick_device(config.device)
-        torch.set_num_threads(1)  # the first weights must not depend on how many cores this machine has
-        seed_everything(config.seed)
-
-        env_config = _with_workers(config).on(self.device)
-        self.env = env_config.build(env_config.num_envs)
-        on_failure.callback(_close, "the environment", partial(self.env.close, raise_if_closed=False))
-        self.env.base_env.timeout = config.collector.timeout
-        if config.checks and isinstance(self.env.base_env, ArrayEnv):
-            self.env.base_env.check_every_step()
-        seed = config.seed if start is None else _seed_after(config.seed, start.state.iteration)
-        self.env.set_seed(seed)
-        init_normalization(self.env, env_config.init_random_steps)
-        self.networks = config.policy.build(self.env, self.device)
-        carry_state(self.env, self.networks.actor)
-        self.evaluator = Evaluator(config, env_config, self.networks)
-        on_failure.callback(_close, "the evaluation's environment", self.evaluator.close)
-        self.learner = build_learner(config, self.networks, self.device)
-        self.threads = set_threads(
-            config.threads, self.learner.weights.numel(), config.minibatch_size, config.collector.busy_while_learning
-        )
-        source = Source(env_config, config.policy, seed, config.use_kernels)
-        self.collector = config.collector.build(self.env, self.networks.actor, source, self.device)
-        on_failure.callback(_close, "the collector", self.collector.shutdown)
-        self._batches: Iterator[TensorDictBase] = iter(self.collector)
-
-        self.callbacks: dict[str, Callback] = {
-            name: build_at(f"callbacks.{name}", node.build) for name, node in config.callbacks.items()
-        }
-        self.frames = 0
-        self.iteration = 0
-        self.saved: Path | None = None
-        self.saved_at = time.monotonic()
-        self.seconds = {"collect": 0.0, "update": 0.0, "eval": 0.0}
-        self._stop = False
-        self._failure: TrainingError | None = None
-        # The agent of a W&B sweep has named its run already; W&B would log under no other id.
-        named = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
-        self.run_id = named or secrets.token_hex(4)
 
     @classmethod
     def from_config(cls, config: ExperimentConfig | Mapping[str, Any], run_dir: Path | str | None = None) -> Trainer:
@@ -454,13 +415,6 @@ class Trainer:
     def _frames_before(self) -> int:
         return self.frames - self.config.collector.frames_per_batch
 
-    def _watched(self) -> Iterator[object]:
-        """The environments that this process steps, as far as they are built."""
-        if hasattr(self, "env"):
-            yield self.env.base_env
-        if hasattr(self, "evaluator"):
-            yield self.evaluator.env.base_env
-
     def _give_up(self, message: str) -> None:
         """Write down why the process is about to be ended, of which nothing else will."""
         write_json(self.run.summary, {"status": "failed", "error": message, "frames": self.frames})
@@ -481,37 +435,10 @@ class Trainer:
         self.seconds[kind] += time.perf_counter() - start
 
 
-def _close(part: str, close: Callable[[], object]) -> None:
-    """Close a part; what it raises then is logged, since the run's results are whole."""
-    try:
-        close()
-    except Exception as error:
-        log.warning("%s cannot be closed: %s: %s", part.capitalize(), type(error).__name__, error)
-
-
 def parameters_hash(weights: Tensor) -> int:
     """The first 48 bits of the weights' SHA-256: a number that a metrics row holds exactly."""
     digest = hashlib.sha256(weights.detach().cpu().numpy().tobytes())
     return int.from_bytes(digest.digest()[:6])
-
-
-def _with_workers(config: ExperimentConfig) -> EnvConfig:
-    """The environment with the number of workers that ``env.num_workers=auto`` stands for, which is logged.
-
-    Where a collector divides the simulators among its processes, each of them has one worker.
-
-    Raises:
-        ConfigError: a simulator cannot be made.
-    """
-    if isinstance(config.collector, WorkersConfig):
-        return config.env
-    with unmoved_generators():
-        return config.env.with_workers(config.total_frames, cores())
-
-
-def _seed_after(seed: int, iteration: int) -> int:
-    """Seeds episodes that begin afresh after a resume, so that they are not the run's first ones again."""
-    return int(np.random.SeedSequence([seed, iteration]).generate_state(1)[0])
 
 
 def _status(stop: signal.Signals | None) -> str:

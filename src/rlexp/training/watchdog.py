@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -27,16 +27,14 @@ class Watchdog:
 
     Args:
         timeout: seconds that one call of ``step`` or ``reset`` may take.
-        envs: gives the environments to watch, whatever their kind.
+        envs: the environments to watch, whatever their kind; there may come more.
         give_up: what is done with the message before the process is ended; None leaves it alive.
 
     Raises:
         SimulatorError: in the block, a simulator hangs.
     """
 
-    def __init__(
-        self, timeout: float, envs: Callable[[], Iterable[object]], give_up: Callable[[str], None] | None = None
-    ) -> None:
+    def __init__(self, timeout: float, envs: Sequence[object], give_up: Callable[[str], None] | None = None) -> None:
         self._timeout, self._envs, self._give_up = timeout, envs, give_up
         self._done = threading.Event()
         self._message: str | None = None
@@ -61,7 +59,7 @@ class Watchdog:
         since: dict[int, tuple[object, float]] = {}
         while not self._done.wait(min(1.0, self._timeout / 4)):
             now = time.monotonic()
-            for env in self._envs():
+            for env in tuple(self._envs):
                 at = env.at if isinstance(env, ArrayEnv) else None
                 before, start = since.get(id(env), (None, now))
                 if at is None or at != before:

@@ -1,0 +1,160 @@
+"""Settings of Gymnasium's environments, by the backend that steps them."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+from rlexp.config import ConfigError, Problem, did_you_mean
+from rlexp.envs.config.simulators import SimulatorConfig
+
+if TYPE_CHECKING:
+    from torchrl.envs import EnvBase
+
+ENVPOOL_OWN = {"num_envs", "num_threads", "batch_size", "seed"}
+ENVPOOL_OWN_HINT = "use env.num_envs, env.num_workers and seed"
+
+log = logging.getLogger(__name__)
+
+
+class GymConfig(SimulatorConfig):
+    """Any Gymnasium environment whose actions are a Box, Discrete, MultiDiscrete or MultiBinary.
+
+    Builds `rlexp.envs.gymnasium.BatchedGymEnv`, `rlexp.envs.mujoco.batch.BatchedMujoco` or
+    `rlexp.envs.envpool.BatchedEnvPool`.
+
+    Attributes:
+        id: Gymnasium's id; ``module:id`` imports the module that registers it first.
+        backend: what steps the simulators: ``gymnasium``; ``mujoco``, MuJoCo's own batches for Gymnasium's MuJoCo
+            tasks, equal to the bit; ``envpool``, EnvPool's C++ threads for the tasks that it has; ``auto``, ``mujoco``
+            where it can and ``gymnasium`` elsewhere.
+        action_mask: where masks of the actions come from (`rlexp.envs.actions.ActionMask`): ``auto``, the entry
+            ``action_mask`` of a Dict observation, if it has one; ``info``, that of ``info``; false, nowhere.
+    """
+
+    id: str
+    backend: Literal["auto", "gymnasium", "mujoco", "envpool"]
+    action_mask: Literal["auto", "info", False]
+
+    @property
+    def resolved_backend(self) -> Literal["gymnasium", "mujoco", "envpool"]:
+        """The backend that ``auto`` stands for."""
+        if self.backend != "auto":
+            return self.backend
+        return "gymnasium" if self._without_mujoco() else "mujoco"
+
+    def _without_mujoco(self) -> str | None:
+        """Why ``mujoco.batch`` cannot simulate this; None where it can."""
+        from rlexp.envs.mujoco.tasks import TASKS
+
+        if self.id not in TASKS:
+            return f"{self.id} is not one of {', '.join(TASKS)}"
+        if self.from_pixels:
+            return "env.from_pixels renders images"
+        if self.action_mask == "info":
+            return "its tasks have no env.action_mask"
+        unknown = self.kwargs.keys() - inspect.signature(TASKS[self.id]).parameters.keys()
+        if unknown:
+            return f"it does not know env.kwargs.{min(unknown)}"
+        return None
+
+    @property
+    def gymnasium_id(self) -> str:
+        """Gymnasium's id of one simulator."""
+        return self.id
+
+    def imports(self) -> Iterator[tuple[str, str, str]]:
+        """The module that registers the id, and the keyword arguments."""
+        module, colon, _ = self.id.rpartition(":")
+        if colon:
+            yield "id", module, self.id
+        yield from super().imports()
+
+    def problems(self) -> Iterator[Problem]:
+        """The id must be registered, with a time limit: evaluation runs whole episodes."""
+        yield from super().problems()
+        yield from self._envpool_problems() if self.backend == "envpool" else self._gymnasium_problems()
+        if self.action_mask == "info" and self.backend == "envpool":
+            yield Problem("action_mask", "is read from Gymnasium's own simulators: use env.backend=gymnasium.", "info")
+        if self.backend == "mujoco" and (reason := self._without_mujoco()) is not None:
+            yield Problem("backend", f"cannot simulate this: {reason}. Use env.backend=auto or gymnasium.", "mujoco")
+
+    def _gymnasium_problems(self) -> Iterator[Problem]:
+        import gymnasium
+
+        module, _, name = self.id.rpartition(":")
+        try:
+            if module:
+                importlib.import_module(module)
+            spec = gymnasium.spec(name)
+        except ImportError as error:
+            yield Problem("id", f"its module cannot be imported: {error}.", self.id)
+        except gymnasium.error.Error:
+            hint = did_you_mean(name, list(gymnasium.registry), f"{module}:" if module else "")
+            yield Problem("id", f"Gymnasium has no environment of this id. {hint}", self.id)
+        else:
+            if spec.max_episode_steps is None and self.max_episode_steps is None:
+                yield Problem("max_episode_steps", f"is needed: {self.id} is registered without a time limit.", "null")
+
+    def _envpool_problems(self) -> Iterator[Problem]:
+        if self.from_pixels:
+            yield Problem("backend", "gives no pictures: use env.backend=gymnasium.", "envpool")
+        for name in ENVPOOL_OWN & self.kwargs.keys():
+            yield Problem(f"kwargs.{name}", f"is an argument of EnvPool's that rlexp sets: {ENVPOOL_OWN_HINT}.", name)
+        try:
+            import envpool
+        except ImportError:
+            yield Problem("backend", "needs the package envpool: pip install 'rlexp[envpool]'.", "envpool")
+            return
+        if self.id not in (ids := envpool.list_all_envs()):
+            hint = did_you_mean(self.id, ids)
+            yield Problem("id", f"EnvPool has no environment of this id; env.backend=gymnasium may. {hint}", self.id)
+
+    def with_workers(self, frames: int, cores: int) -> SimulatorConfig:
+        """As `SimulatorConfig` has it, the backend logged as well."""
+        if self.backend == "auto":
+            reason = self._without_mujoco()
+            log.info("env.backend=auto: %s", "mujoco" if reason is None else f"gymnasium, since {reason}")
+        return super().with_workers(frames, cores)
+
+    def _workers(self, frames: int, cores: int) -> tuple[int, str]:
+        """As `SimulatorConfig` has it; as many threads as there are cores for the backends that have threads."""
+        if self.resolved_backend == "gymnasium":
+            return super()._workers(frames, cores)
+        return min(cores, self.num_envs), "its threads take no time to start"
+
+    def build_base(self, num_envs: int) -> EnvBase:
+        """The simulators, divided among no more processes or threads than there are simulators."""
+        match self.resolved_backend:
+            case "gymnasium":
+                return self._batched(num_envs, self.action_mask)
+            case "mujoco":
+                return self._mujoco(num_envs)
+        from rlexp.envs.envpool import BatchedEnvPool
+
+        threads, kwargs = self._share(num_envs), self._kwargs()
+        return BatchedEnvPool(
+            self.id, num_envs=num_envs, frame_skip=self.frame_skip, num_threads=threads, kwargs=kwargs
+        )
+
+    def _mujoco(self, num_envs: int) -> EnvBase:
+        import gymnasium
+
+        from rlexp.envs.mujoco.batch import BatchedMujoco
+        from rlexp.envs.mujoco.tasks import TASKS
+
+        try:
+            task = TASKS[self.id](**self.kwargs)
+        except (OSError, TypeError, ValueError, KeyError) as error:
+            raise ConfigError([Problem("env.id", f"cannot be made: {error}", self.id)]) from error
+        return BatchedMujoco(
+            task,
+            self.id,
+            num_envs=num_envs,
+            max_episode_steps=self.max_episode_steps or gymnasium.spec(self.id).max_episode_steps,
+            repeat=self.frame_skip,
+            num_threads=self._share(num_envs),
+        )

@@ -1,0 +1,129 @@
+"""What a trainer is made of, built from its config in the order in which one part needs another."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torchrl.collectors import BaseCollector
+from torchrl.envs import TransformedEnv
+
+from rlexp.agent.video import check_recording
+from rlexp.callbacks import Callback
+from rlexp.collectors import Source, WorkersConfig
+from rlexp.config import build_at
+from rlexp.envs import EnvConfig
+from rlexp.envs.arrays import ArrayEnv
+from rlexp.envs.normalization import init_normalization
+from rlexp.experiment import ExperimentConfig
+from rlexp.machine import cores, pick_device, set_threads
+from rlexp.policies import ActorCritic
+from rlexp.policies.recurrent import carry_state
+from rlexp.seeding import seed_everything, unmoved_generators
+from rlexp.training.checks import check_env
+from rlexp.training.evaluator import Evaluator
+from rlexp.training.learners import Learner, build_learner
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Parts:
+    """The parts of a training.
+
+    Attributes:
+        device: where networks and batches are.
+        env: the training environment, behind its transforms.
+        networks: actor and critic.
+        evaluator: evaluates the policy.
+        learner: improves the networks on a batch.
+        threads: of torch, in the update.
+        collector: yields batches ``[num_envs, steps]``.
+        callbacks: of the user's own, by name.
+    """
+
+    device: torch.device
+    env: TransformedEnv
+    networks: ActorCritic
+    evaluator: Evaluator
+    learner: Learner
+    threads: int
+    collector: BaseCollector
+    callbacks: dict[str, Callback]
+
+
+def build_parts(config: ExperimentConfig, iteration: int | None, watched: list[object], closing: ExitStack) -> Parts:
+    """Build the parts.
+
+    Args:
+        config: the checked config.
+        iteration: batches trained on before, of a run that is resumed; None starts afresh.
+        watched: takes the environments that this process steps, as soon as there are any.
+        closing: takes what closes the parts; where one cannot be built, the caller closes those before it.
+
+    Raises:
+        ConfigError: a part cannot be built with these settings.
+    """
+    if config.checks:
+        check_env(config.env)
+    if config.evaluation.video_interval is not None:
+        check_recording(config.env, "evaluation.video_interval")
+    device = pick_device(config.device)
+    torch.set_num_threads(1)  # the first weights must not depend on how many cores this machine has
+    seed_everything(config.seed)
+
+    env_config = with_workers(config).on(device)
+    env = env_config.build(env_config.num_envs)
+    closing.callback(_close, "the environment", partial(env.close, raise_if_closed=False))
+    watched.append(env.base_env)
+    env.base_env.timeout = config.collector.timeout
+    if config.checks and isinstance(env.base_env, ArrayEnv):
+        env.base_env.check_every_step()
+    seed = config.seed if iteration is None else _seed_after(config.seed, iteration)
+    env.set_seed(seed)
+    init_normalization(env, env_config.init_random_steps)
+    networks = config.policy.build(env, device)
+    carry_state(env, networks.actor)
+    evaluator = Evaluator(config, env_config, networks)
+    closing.callback(_close, "the evaluation's environment", evaluator.close)
+    watched.append(evaluator.env.base_env)
+    learner = build_learner(config, networks, device)
+    busy = config.collector.busy_while_learning
+    threads = set_threads(config.threads, learner.weights.numel(), config.minibatch_size, busy)
+    source = Source(env_config, config.policy, seed, config.use_kernels)
+    collector = config.collector.build(env, networks.actor, source, device)
+    closing.callback(_close, "the collector", collector.shutdown)
+    callbacks = {name: build_at(f"callbacks.{name}", node.build) for name, node in config.callbacks.items()}
+    return Parts(device, env, networks, evaluator, learner, threads, collector, callbacks)
+
+
+def _close(part: str, close: Callable[[], object]) -> None:
+    """Close a part; what it raises then is logged, since the run's results are whole."""
+    try:
+        close()
+    except Exception as error:
+        log.warning("%s cannot be closed: %s: %s", part.capitalize(), type(error).__name__, error)
+
+
+def with_workers(config: ExperimentConfig) -> EnvConfig:
+    """The environment with the number of workers that ``env.num_workers=auto`` stands for, which is logged.
+
+    Where a collector divides the simulators among its processes, each of them has one worker.
+
+    Raises:
+        ConfigError: a simulator cannot be made.
+    """
+    if isinstance(config.collector, WorkersConfig):
+        return config.env
+    with unmoved_generators():
+        return config.env.with_workers(config.total_frames, cores())
+
+
+def _seed_after(seed: int, iteration: int) -> int:
+    """Seeds episodes that begin afresh after a resume, so that they are not the run's first ones again."""
+    return int(np.random.SeedSequence([seed, iteration]).generate_state(1)[0])
