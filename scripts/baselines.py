@@ -62,6 +62,7 @@ class Workload:
 
 
 PENDULUM = "InvertedDoublePendulum-v5"
+MUJOCO = ("HalfCheetah", "Hopper", "Ant", "Humanoid")
 GOOD = 9_300  # mean return of ten deterministic episodes; the ceiling is 9,360
 WORKLOADS = {
     "A": Workload("InvertedDoublePendulum-v4", 1, 1000, 64, (256, 256, 256), ["experiment=tutorial"]),
@@ -73,6 +74,7 @@ WORKLOADS = {
     "G-stable-baselines3": Workload(PENDULUM, 16, 64, 256, (64, 64)),
     "F64": Workload(PENDULUM, 16, 128, 64, (64, 64)),
     "F512": Workload(PENDULUM, 16, 128, 512, (64, 64)),
+    **{f"L-{name}": Workload(f"{name}-v5", 16, 128, 2048, (64, 64), ["env=gym"]) for name in MUJOCO},
     "K": Workload("", 512, 32, 2048, (64, 64), ["env=torch_cartpole"]),
 }
 
@@ -172,6 +174,11 @@ def rlexp_alone(work: Workload, frames: int, seed: int, clock: Clock) -> None:
 def rlexp_sync(work: Workload, frames: int, seed: int, clock: Clock) -> None:
     """The same with torchrl's collector."""
     rlexp(work, frames, seed, clock, "collector=sync")
+
+
+def rlexp_gymnasium(work: Workload, frames: int, seed: int, clock: Clock) -> None:
+    """The same on Gymnasium's simulators, in as many processes as pay, and not on MuJoCo's batches."""
+    rlexp(work, frames, seed, clock, "env.backend=gymnasium")
 
 
 def tutorial(work: Workload, frames: int, seed: int, clock: Clock) -> None:
@@ -319,6 +326,33 @@ def bare_loop_once(env_id: str, num_envs: int, seed: int, steps: int, together: 
     together.wait()
 
 
+def physics(work: Workload, frames: int, seed: int, clock: Clock) -> None:
+    """MuJoCo's steps alone, of one simulator in a loop with random actions; Gymnasium's Python is not counted."""
+    import gymnasium
+
+    spent = 0.0
+
+    def timed(simulate: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: Any) -> None:
+            nonlocal spent
+            start = time.perf_counter()
+            simulate(*arguments)
+            spent += time.perf_counter() - start
+
+        return call
+
+    env = gymnasium.make(work.env_id)
+    env.reset(seed=seed)
+    env.action_space.seed(seed)
+    base: Any = env.unwrapped
+    base.do_simulation = timed(base.do_simulation)
+    for _ in range(frames):
+        *_, terminated, truncated, _ = env.step(env.action_space.sample())
+        if terminated or truncated:
+            env.reset()
+    clock.seconds["collect"] = spent
+
+
 def bare_loop(env_id: str, num_envs: int, seed: int) -> Callable[[int], None]:
     """Steps simulators so many times, each after the other, and resets those that are done."""
     import gymnasium
@@ -409,6 +443,8 @@ SYSTEMS: dict[str, Callable[[Workload, int, int, Clock], None]] = {
     "rlexp-alone": rlexp_alone,
     "rlexp-envpool": rlexp_envpool,
     "rlexp-sync": rlexp_sync,
+    "rlexp-gymnasium": rlexp_gymnasium,
+    "physics": physics,
     "tutorial": tutorial,
     "stable-baselines3": stable_baselines3,
     "stable-baselines3-normalized": stable_baselines3_normalized,

@@ -10,8 +10,10 @@ D  Humanoid, as C               E  collection alone, 1 to 256 envs      F  the u
 G  time from the command to the first evaluation of at least 9,300      H  time to the first batch, and to --help
 I  peak memory, of C            J  two runs at once against two in a row
 K  collection alone of 512 simulators in tensors
+L  collection alone of MuJoCo's tasks, beside MuJoCo's own steps and Gymnasium's simulators
 
-rlexp-alone is rlexp in one process, env.num_workers=1; rlexp-sync collects with torchrl's Collector.
+rlexp-alone is rlexp in one process, env.num_workers=1; rlexp-sync collects with torchrl's Collector; rlexp-gymnasium is
+env.backend=gymnasium; physics is MuJoCo's own steps and nothing else.
 """
 
 from __future__ import annotations
@@ -93,6 +95,11 @@ COMPARISONS = {
     ],
     "F": [Comparison(f"F{n}", ("rlexp", "bare-update"), 8_192, "update") for n in (64, 512)],
     "K": [Comparison("K", ("rlexp", "rlexp-sync"), 163_840, "collect")],
+    "L": [
+        Comparison(f"L-{name}", systems, 61_440, "collect", variant)
+        for name in ("HalfCheetah", "Hopper", "Ant", "Humanoid")
+        for variant, systems in {"one core": ("rlexp-alone", "physics"), "all": ("rlexp", "rlexp-gymnasium")}.items()
+    ],
     "I": [Comparison("C", ("rlexp", "rlexp-alone", "stable-baselines3"), 8_192)],
 }
 
@@ -250,7 +257,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workloads", nargs="+", choices=names, default=names)
     parser.add_argument("--repeats", type=int, default=3, help="runs of each system; G takes at least 5")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the frames of A to F and I to K, in whole batches")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the frames of A to F, I to L, in whole batches")
     parser.add_argument("--output", type=Path, default=Path("docs/benchmark"))
     arguments = parser.parse_args()
 
