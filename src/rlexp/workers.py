@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import pickle
 import select
@@ -125,9 +126,9 @@ class Workers:
         Raises:
             WorkerError: a worker raised, died, or did not answer in time.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        patience = Patience(timeout)
         asked, self._asked = self._asked, []
-        found = [self._receive(i, deadline, timeout) for i in asked]
+        found = [self._receive(i, patience) for i in asked]
         for raised, value in found:
             if raised:
                 raise value
@@ -155,16 +156,16 @@ class Workers:
             self._pipes[i].send_bytes(message)
         except OSError as error:
             # What it says of its end, if anything, tells more than that it is gone.
-            self._receive(i, time.monotonic() + 5, 5)
+            self._receive(i, Patience(5))
             raise self._died(i) from error
         self._asked.append(i)
 
-    def _receive(self, i: int, deadline: float | None, timeout: float | None) -> tuple[bool, Any]:
+    def _receive(self, i: int, patience: Patience) -> tuple[bool, Any]:
         pipe = self._pipes[i]
         _busy_wait(self._polls[i])
         try:
-            if deadline is not None and not pipe.poll(max(0.0, deadline - time.monotonic())):
-                raise self._fail(f"{self._workers[i]} did not answer in {timeout:g} s (collector.timeout).")
+            if not patience.outlasts(pipe):
+                raise self._fail(f"{self._workers[i]} did not answer in {patience.seconds:g} s (collector.timeout).")
             kind, value = pickle.loads(pipe.recv_bytes())
         except (EOFError, OSError) as error:
             raise self._died(i) from error
@@ -199,6 +200,27 @@ class Workers:
             end.close()
 
 
+class Patience:
+    """How long to wait for answers. What passes while this process itself is stopped (Ctrl-Z, SIGSTOP) does not count.
+
+    Args:
+        seconds: to wait in all; None is for ever.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds = math.inf if seconds is None else seconds
+        self._left = self.seconds
+
+    def outlasts(self, pipe: Connection) -> bool:
+        """Wait until there is something to receive; false where it takes longer than is left."""
+        while True:
+            turn, start = min(max(self._left, 0.0), _TURN), time.monotonic()
+            ready = pipe.poll(turn)
+            self._left -= min(time.monotonic() - start, turn)
+            if ready or self._left <= 0:
+                return ready
+
+
 def _start_program(control_fd: int, pipe_fds: Sequence[int], fds: Sequence[int]) -> subprocess.Popen[bytes]:
     """Start `fork_workers` in a new interpreter that has this one's path and these file descriptors."""
     program = (
@@ -212,6 +234,7 @@ def _start_program(control_fd: int, pipe_fds: Sequence[int], fds: Sequence[int])
 
 _ANSWERED, _RAISED, _NOT_MADE, _FAILED = range(4)
 _BUSY_WAIT = 1e-3  # seconds
+_TURN = 1.0  # seconds
 _GRACE = 3.0  # seconds
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 

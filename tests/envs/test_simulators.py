@@ -240,10 +240,15 @@ def test_observations_are_those_of_the_declared_space(
 
 
 TROUBLE = """
+import os
+import signal
+import subprocess
 import time
 from contextlib import suppress
 import gymnasium
 import numpy as np
+
+os.environ.setdefault("TRAINING", str(os.getpid()))  # workers inherit it
 
 class Trouble(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(-1, 1, (3,), np.float32)
@@ -260,6 +265,12 @@ class Trouble(gymnasium.Env):
         self.steps += 1
         if self.kind == "exit" and self.steps == 25:
             raise SystemExit(0)
+        here = os.environ["TRAINING"] == str(os.getpid())
+        if self.steps == 25 and (self.kind == "stopped" or self.kind == "stopped by a worker" and not here):
+            wake = subprocess.Popen(["sh", "-c", f"sleep 3; kill -CONT {os.environ['TRAINING']}"])
+            os.kill(int(os.environ["TRAINING"]), signal.SIGSTOP)
+            wake.wait()
+            time.sleep(1)
         if self.kind == "hang" and self.steps == 25:
             time.sleep(600)
         while self.kind == "stubborn" and self.steps == 25:
@@ -281,6 +292,8 @@ gymnasium.register("Trouble-v0", Trouble, max_episode_steps=20)
         ("hang", 1, "failed", "simulator 0 of trouble:Trouble-v0 has not returned for 2 s (collector.timeout)"),
         ("stubborn", 1, "failed", "simulator 0 of trouble:Trouble-v0 has not returned for 2 s (collector.timeout)"),
         ("exit", 1, "failed", "simulator 0 of trouble:Trouble-v0 called sys.exit"),
+        ("stopped", 0, "completed", "final evaluation"),
+        ("stopped by a worker", 0, "completed", "final evaluation"),
         ("close", 0, "completed", "simulator 0 of trouble:Trouble-v0 cannot be closed: OSError: the window is gone"),
     ],
 )
@@ -289,6 +302,7 @@ def test_exit_code_status_and_message_agree(kind: str, code: int, status: str, r
     done = run_command(
         "rlexp-train",
         *("env=gym", "env.id=trouble:Trouble-v0", f"env.kwargs.kind={kind}", "env.num_envs=2", "total_frames=40"),
+        f"env.num_workers={1 + (kind == 'stopped by a worker')}",
         *("env.init_random_steps=20", "logger=none", "threads=1", "device=cpu", "collector.timeout=2"),
         *("collector.frames_per_batch=40", "minibatch_size=20", "num_epochs=1", "evaluation.episodes=1"),
         "hydra.run.dir=run",
@@ -296,5 +310,5 @@ def test_exit_code_status_and_message_agree(kind: str, code: int, status: str, r
         PYTHONPATH=str(tmp_path),
     )
     assert done.returncode == code, done.stderr
-    assert reported in done.stderr
+    assert reported in done.stderr + done.stdout
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == status

@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import Any
@@ -57,8 +56,9 @@ class Watchdog:
 
     def _watch(self) -> None:
         since: dict[int, tuple[object, float]] = {}
-        while not self._done.wait(min(1.0, self._timeout / 4)):
-            now = time.monotonic()
+        turn, now = min(1.0, self._timeout / 4), 0.0
+        while not self._done.wait(turn):
+            now += turn  # the clock's time passes while this process is stopped (Ctrl-Z, SIGSTOP) as well
             for env in tuple(self._envs):
                 at = env.at if isinstance(env, ArrayEnv) else None
                 before, start = since.get(id(env), (None, now))
