@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,10 +18,10 @@ import pytest
 import torch
 from commands import TINY
 
-from rlexp import Trainer, load_config
+from rlexp import Trainer, load_config, machine
 from rlexp.config import ConfigError
 from rlexp.envs.worker_count import best_workers
-from rlexp.machine import resource_use, set_threads, usable_cpus, use_compiler
+from rlexp.machine import process_state, resource_use, set_threads, this_process, usable_cpus, use_compiler
 from rlexp.seeding import seed_everything
 from rlexp.training.parts import with_workers
 
@@ -204,3 +205,26 @@ def test_memory_and_time_of_children_count() -> None:
         assert during["children_peak_memory_mib"] - before.get("children_peak_memory_mib", 0) >= 200
         assert during["cpu_seconds"] - before["cpu_seconds"] >= 0.9
     assert after["cpu_seconds"] - before["cpu_seconds"] >= 0.9
+
+
+@pytest.mark.parametrize(
+    ("there", "state"),
+    [
+        ("m b p", "dead"),
+        ("m another p", "dead"),  # restarted since
+        ("- another p", "remote"),  # restarted since, or another machine: not known
+        ("another b p", "remote"),
+        ("m b another", "remote"),  # a container
+        (None, "dead"),  # written by an earlier version
+    ],
+)
+def test_a_process_is_dead_only_where_this_machine_can_tell(
+    there: str | None, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unknown = there is not None and there.startswith("-")
+    monkeypatch.setattr(machine, "_here", lambda: ("-" if unknown else "m", "b", "p"))
+    name = f"process 999999999 on {socket.gethostname()}"
+    assert process_state(name if there is None else f"{name}\n{there}") == state
+    assert process_state(f"process 999999999 on another-machine\n{there or 'm b p'}") == "remote"
+    assert process_state(this_process()) == "alive"
+    assert process_state("nobody") is None

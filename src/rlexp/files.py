@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+_MOUNTS = Path("/proc/self/mounts")
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+# NFS, or with NFSv3's nolock; Lustre
+_LOCAL_LOCKS = {"local_lock=all", "local_lock=flock", "localflock"}
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -66,6 +73,48 @@ def read_regular(path: Path, limit: int) -> bytes:
 def alone(path: Path) -> Iterator[None]:
     """Wait for every other process that is within this, for the same lock file, and keep them out."""
     with path.open("w") as file:
-        # The kernel lets go of it when the process dies: no dead owner can hold it.
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock(file, wait=True)
         yield
+
+
+def lock(file: IO[str], *, wait: bool) -> None:
+    """Keep other processes out of a lock file that is open for writing, until it is closed.
+
+    Raises:
+        BlockingIOError: another process has the lock, and ``wait`` is False.
+        OSError: the file system has no locks, or another fault.
+    """
+    try:
+        # The kernel lets go of it when the process dies: no dead owner can hold it.
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise OSError(
+            f"{Path(file.name).parent} is on a file system without file locks ({error.strerror}), which keep two "
+            "processes from writing one run. Mount it with them (Lustre: -o flock; NFS: not nolock), or choose another "
+            "folder: hydra.run.dir=..., or hydra.sweep.dir=... of a sweep."
+        ) from error
+
+
+def locks_are_local(path: Path) -> bool:
+    """Whether the file system of an absolute path is mounted so that locks keep out this machine's processes alone."""
+    try:
+        lines = _MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        return False
+    options: dict[Path, str] = {}  # a later mount hides an earlier one
+    for _, point, _, given, *_ in map(str.split, lines):
+        options[Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), point))] = given
+    given = next((options[folder] for folder in (path, *path.parents) if folder in options), "")
+    return not _LOCAL_LOCKS.isdisjoint(given.split(","))
+
+
+def read_shared(path: Path) -> str:
+    """The text of a file that a process of another machine may be replacing."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+        return path.read_text(encoding="utf-8")  # NFS: the file that was opened is gone, and the new one is there

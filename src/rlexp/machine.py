@@ -1,12 +1,14 @@
-"""What a run takes of the machine: its device, cores and threads, and whether compiling pays."""
+"""What a run takes of the machine: its device, cores and threads, and whether compiling pays; processes by name."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
 import resource
 import shutil
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -109,6 +111,59 @@ def resource_use() -> dict[str, float]:
         if peak := re.search(r"VmHWM:\s+(\d+) kB", status):
             found["children_peak_memory_mib"] += int(peak[1]) / 2**10
     return {key: round(value, 1) for key, value in (found | {"cpu_seconds": cpu}).items()}
+
+
+def this_process() -> str:
+    """This process, for `process_state` on any machine: a line for people, and one that tells machines apart."""
+    return f"process {os.getpid()} on {socket.gethostname()}\n{' '.join(_here())}"
+
+
+def process_state(name: str) -> Literal["alive", "dead", "remote"] | None:
+    """The state of a process that `this_process` named.
+
+    Returns:
+        ``remote`` for one of another machine or container, which cannot be checked; None where it names no process.
+    """
+    found = re.fullmatch(r"process (\d{1,9}) on (.+)(?:\n(\S+) (\S+) (\S+))?", name.strip())
+    if found is None:
+        return None
+    pid, host, *there = found.groups()
+    if host != socket.gethostname():
+        return "remote"
+    if there != [None] * 3:  # earlier versions wrote the first line alone
+        (machine, boot, pids), here = there, _here()
+        if machine != here[0]:
+            return "remote"
+        if boot != here[1]:  # this machine has been restarted, or it is another one of the same name
+            return "remote" if machine == "-" else "dead"
+        if pids != here[2]:
+            return "remote"
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return "dead"
+    except PermissionError:  # a process of another user
+        pass
+    return "alive"
+
+
+def _here() -> tuple[str, str, str]:
+    """The machine, its start, and the container whose process ids these are; ``-`` where that is not known."""
+
+    def read(path: str) -> str:
+        try:
+            return Path(path).read_text(encoding="ascii").strip()
+        except OSError:
+            return ""
+
+    machine, boot = read("/etc/machine-id"), read("/proc/sys/kernel/random/boot_id")
+    try:
+        pids = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        pids = ""
+    # machine-id(5): the number itself must not be published.
+    hashed = hashlib.sha256(f"rlexp {machine}".encode()).hexdigest()[:16] if machine else ""
+    return hashed or "-", boot or "-", pids or "-"
 
 
 def use_compiler(setting: bool | Literal["auto"], device: torch.device, minibatches: int) -> bool:

@@ -152,8 +152,9 @@ def test_a_torn_last_line_with_a_line_end_is_skipped(tmp_path: Path) -> None:
         (f"process {os.getpid()} on {socket.gethostname()}", "running"),
         (f"process 999999999 on {socket.gethostname()}", "killed"),
         ("process 1 on another-machine", "running"),
+        (f"process 999999999 on {socket.gethostname()}\nanother boot-id pid:[1]", "running"),
     ],
-    ids=["no owner", "this process", "a dead process", "another machine"],
+    ids=["no owner", "this process", "a dead process", "another machine", "another machine of this name"],
 )
 def test_a_run_without_an_end_is_told_by_its_process(owner: str | None, status: str, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", config(), [1.0], status="running")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import re
-import socket
 from pathlib import Path
 from typing import Literal
+
+from rlexp.machine import process_state
 
 
 def owner_of(folder: Path) -> Literal["alive", "dead", "remote"] | None:
@@ -16,18 +15,6 @@ def owner_of(folder: Path) -> Literal["alive", "dead", "remote"] | None:
         ``remote`` for a process of another machine, which cannot be checked; None where no process is known.
     """
     try:
-        text = (folder / ".lock").read_text(encoding="utf-8", errors="replace")
+        return process_state((folder / ".lock").read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return None
-    owner = re.fullmatch(r"process (\d{1,9}) on (.+)", text.strip())
-    if owner is None:
-        return None
-    if owner[2] != socket.gethostname():
-        return "remote"
-    try:
-        os.kill(int(owner[1]), 0)
-    except ProcessLookupError:
-        return "dead"
-    except PermissionError:  # a process of another user
-        pass
-    return "alive"

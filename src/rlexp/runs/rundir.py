@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
-import os
 import platform
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -22,8 +19,8 @@ from typing import IO, Any
 from omegaconf import OmegaConf
 
 from rlexp.config.redaction import redact
-from rlexp.files import write_json, write_text
-from rlexp.machine import resource_use, usable_cpus
+from rlexp.files import lock, locks_are_local, write_json, write_text
+from rlexp.machine import resource_use, this_process, usable_cpus
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +67,7 @@ class RunDir:
 
         Raises:
             RunBusyError: another process is at work here.
-            OSError: the folder cannot be written.
+            OSError: the folder cannot be written, or its file system has no locks.
         """
         if self._lock is not None:
             return
@@ -78,15 +75,21 @@ class RunDir:
         self.path.mkdir(parents=True, exist_ok=True)
         file = (self.path / _LOCK).open("a+", encoding="utf-8")
         try:
-            # The kernel lets go of it when the process dies: no dead owner can hold it.
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file, wait=False)
         except BlockingIOError as error:
             file.seek(0)
-            owner = file.read().strip()
+            owner = file.readline().strip()
             file.close()
             raise RunBusyError(f"{self.path} is in use by {owner or 'another process'}.") from error
+        except OSError:
+            file.close()
+            self.discard()
+            raise
+        if locks_are_local(self.path):
+            message = "%s is mounted so that locks keep out this machine's processes alone: take care that no other "
+            log.warning(message + "machine starts or resumes this run as well.", self.path)
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.write(this_process())
         file.flush()
         self._lock = file
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from rlexp.config import ConfigError, Problem, Sources, flat, load
 from rlexp.config.redaction import redact
 from rlexp.experiment import check_config
 from rlexp.files import write_json
+from rlexp.machine import this_process
 from rlexp.runs.stops import STOPS, Stopped
 from rlexp.sweeps.folder import COMPLETED, RUNNING, UNFINISHED, Job, SweepDir, SweepPlan, read_summary
 from rlexp.sweeps.job import SweepContext, supervise
@@ -72,7 +71,7 @@ def run_jobs(
         done = set()
     todo = [number for number in range(len(jobs)) if number not in done]
     configs = _configs(plan, todo)
-    context = SweepContext(str(sweep.path), str(Path.cwd()), socket.gethostname(), os.getpid(), fail_fast)
+    context = SweepContext(str(sweep.path), str(Path.cwd()), this_process(), fail_fast)
     launcher = JobLauncher(partial(supervise, context), context.sweep, max(1, len(todo)), plan)
     sweep.lock()
     try:

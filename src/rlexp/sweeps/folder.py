@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlexp.config import Sources
-from rlexp.files import alone, write_json, write_text
+from rlexp.files import alone, read_shared, write_json, write_text
 from rlexp.runs.rundir import RunDir
 from rlexp.text import csv_cell
 
@@ -171,7 +171,7 @@ class SweepDir:
 def read_summary(run: RunDir) -> dict[str, Any]:
     """A run's ``summary.json``; empty where it has none."""
     try:
-        values: dict[str, Any] = json.loads(run.summary.read_text(encoding="utf-8"))
+        values: dict[str, Any] = json.loads(read_shared(run.summary))
     except FileNotFoundError:
         return {}
     return values

@@ -6,7 +6,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import threading
 import traceback
@@ -21,6 +20,7 @@ from omegaconf import DictConfig
 from rlexp.config import Sources, load, quoted
 from rlexp.config.redaction import redact
 from rlexp.files import write_json
+from rlexp.machine import process_state
 from rlexp.runs.rundir import RunBusyError, RunDir
 from rlexp.sweeps.folder import COMPLETED, FAILED, RUNNING, STOPPED, SweepDir, read_summary
 
@@ -34,27 +34,19 @@ class SweepContext:
     Attributes:
         sweep: the folder of the sweep.
         cwd: the working directory of the sweep.
-        host: the machine of the sweep's main process.
-        pid: the sweep's main process.
+        owner: the sweep's main process, by `this_process`.
         fail_fast: whether the first failure stops the sweep.
     """
 
     sweep: str
     cwd: str
-    host: str
-    pid: int
+    owner: str
     fail_fast: bool
 
     @property
     def orphaned(self) -> bool:
         """Whether the sweep's main process is gone; False on another machine, where that cannot be checked."""
-        if self.host != socket.gethostname():
-            return False
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        return False
+        return process_state(self.owner) == "dead"
 
 
 def supervise(context: SweepContext, config: DictConfig) -> None:

@@ -1,0 +1,102 @@
+"""Locks and files on shared file systems, with the answers that NFS and Lustre give."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from rlexp import files
+from rlexp.cli import train
+from rlexp.files import alone, locks_are_local, read_shared
+from rlexp.runs.rundir import RunDir
+from rlexp.sweeps import run_jobs
+
+NO_LOCKS = [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP]
+
+
+def without_locks(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+@pytest.mark.parametrize("number", NO_LOCKS)
+def test_a_file_system_without_locks_is_refused_with_the_remedy(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_locks(monkeypatch, number)
+    with pytest.raises(OSError, match=r"without file locks \(.+-o flock.+hydra\.run\.dir"):
+        RunDir(tmp_path / "outputs" / "run").lock()
+    with pytest.raises(OSError, match="without file locks"), alone(tmp_path / ".index.lock"):
+        pytest.fail("it was entered")
+    assert not (tmp_path / "outputs").exists(), "nothing is left behind"
+
+
+def test_neither_a_training_nor_a_sweep_starts_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without_locks(monkeypatch, errno.ENOLCK)
+    monkeypatch.chdir(tmp_path)
+    assert train.train(["hydra.run.dir=run", "logger=none"]) == 1
+    assert "without file locks" in capsys.readouterr().err
+    with pytest.raises(OSError, match="without file locks"):
+        run_jobs("sweep", [["logger=none"]])
+    assert not [*tmp_path.iterdir()]
+
+
+def test_another_fault_of_a_lock_is_not_taken_for_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_locks(monkeypatch, errno.EIO)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        RunDir(tmp_path / "run").lock()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "local"),
+    [
+        ("nfs4", "rw,hard,local_lock=none", False),
+        ("nfs", "rw,nolock,local_lock=all", True),
+        ("nfs", "rw,local_lock=flock", True),
+        ("lustre", "rw,flock", False),
+        ("lustre", "rw,localflock", True),
+    ],
+)
+def test_locks_that_hold_on_one_machine_alone_are_announced(
+    kind: str,
+    options: str,
+    local: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shared = tmp_path / "shared folder"
+    mounts = tmp_path / "mounts"
+    point = str(shared).replace(" ", r"\040")
+    other = "localflock" if not local else "rw"
+    mounts.write_text(f"none / ext4 {other} 0 0\nserver:/x {point} {kind} {options} 0 0\n")
+    monkeypatch.setattr(files, "_MOUNTS", mounts)
+    run = RunDir(shared / "runs" / "1")
+    run.lock()
+    run.unlock()
+    assert ("no other machine starts or resumes this run" in caplog.text) is local
+    assert locks_are_local(tmp_path) is not local
+
+
+def test_a_file_that_another_machine_replaces_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "summary.json").write_text("new")
+    answers = [OSError(errno.ESTALE, os.strerror(errno.ESTALE))]
+    read = Path.read_text
+
+    def read_text(path: Path, encoding: str) -> str:
+        if answers:
+            raise answers.pop()
+        return read(path, encoding=encoding)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert read_shared(tmp_path / "summary.json") == "new"
+    with pytest.raises(FileNotFoundError):
+        read_shared(tmp_path / "none")
