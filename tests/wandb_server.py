@@ -27,6 +27,7 @@ class Server(ThreadingHTTPServer):
         self.views: list[dict[str, Any]] = []
         self.alerts: list[dict[str, Any]] = []
         self.received = 0  # frames of the run's summary
+        self.links: list[dict[str, Any]] = []
         self.artifacts: list[dict[str, Any]] = []
         self.manifest = b""
         self.files: dict[str, bytes] = {}
@@ -100,6 +101,9 @@ class Handler(BaseHTTPRequestHandler):
             run = {"id": "r", "name": variables["name"], "displayName": "run", "summaryMetrics": summary,
                    "config": "{}", "tags": [], "wandbConfig": '{"t": 1}'} | counts | tails  # fmt: skip
             return {"data": {"model": {"id": "p", "name": "rlexp", "entity": {"id": "e", "name": "me"}, "bucket": run}}}
+        if "FetchOrgInfo" in query:
+            organization = {"name": "Lab", "orgEntity": {"name": "lab"}}
+            return {"data": {"entity": {"organization": organization, "user": None}}}
         if "rtifact" in query:
             return {"data": self._artifact(request.get("operationName") or query, variables)}
         return {"data": {}}
@@ -123,23 +127,20 @@ class Handler(BaseHTTPRequestHandler):
             self.server.artifacts.append(variables["input"])
             created = {"id": "a", "state": "PENDING", "artifactSequence": {"latestArtifact": None}}
             return {"createArtifact": {"artifact": created}}
+        if "LinkArtifact" in query:
+            self.server.links.append(variables["input"])
+            return {"result": {"versionIndex": 0}}
         if "CommitArtifact" in query:
             return {"commitArtifact": {"artifact": {"id": "a", "digest": "d"}}}
         if "ArtifactMembershipByName" in query:
             if not self.server.artifacts:
                 return {"project": {"artifactCollectionMembership": None}}
-            project = {"id": "p", "internalId": "1", "name": "rlexp", "entity": {"name": "me"}}
-            name = variables["name"].partition(":")[0]
-            kept = {"__typename": "ArtifactSequence", "name": name, "project": project}
-            unset = dict.fromkeys(("description", "historyStep", "updatedAt"))
-            dates = {"createdAt": "2030-01-01T00:00:00Z"}
-            artifact = {"__typename": "Artifact", "id": "a", "artifactSequence": kept, "versionIndex": 0, "tags": [],
-                        "state": "COMMITTED", "artifactType": {"name": "model"}, "metadata": "{}", "aliases": [],
-                        "ttlDurationSeconds": -2, "ttlIsInherited": False, "size": 1, "digest": "d", "commitHash": "c",
-                        "fileCount": 1} | unset | dates  # fmt: skip
+            artifact = _artifact(variables["name"])
             member = {"__typename": "ArtifactCollectionMembership", "id": "m", "versionIndex": 0, "aliases": [],
-                      "artifactCollection": kept, "artifact": artifact} | dates  # fmt: skip
+                      "artifactCollection": artifact["artifactSequence"], "artifact": artifact} | _DATES  # fmt: skip
             return {"project": {"artifactCollectionMembership": member}}
+        if "ArtifactByID" in query:
+            return {"artifact": _artifact(variables["id"])}
         if "FileUrls" in query:
             names = json.loads(self.server.manifest)["contents"]
             edges = [
@@ -161,6 +162,21 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+
+
+_DATES = {"createdAt": "2030-01-01T00:00:00Z"}
+
+
+def _artifact(name: str) -> dict[str, Any]:
+    """The artifact of a name such as ``x:best``, which is its id as well."""
+    project = {"id": "p", "internalId": "1", "name": "rlexp", "entity": {"name": "me"}}
+    kept = {"__typename": "ArtifactSequence", "name": name.partition(":")[0], "project": project}
+    unset = dict.fromkeys(("description", "historyStep", "updatedAt"))
+    artifact = {"__typename": "Artifact", "id": name, "artifactSequence": kept, "versionIndex": 0, "tags": [],
+                "state": "COMMITTED", "artifactType": {"name": "model"}, "metadata": "{}", "aliases": [],
+                "ttlDurationSeconds": -2, "ttlIsInherited": False, "size": 1, "digest": "d", "commitHash": "c",
+                "fileCount": 1}  # fmt: skip
+    return artifact | unset | _DATES
 
 
 @contextmanager

@@ -64,7 +64,7 @@ _ADDED: dict[str, dict[str, Any]] = {
     },
     "loss": {"normalize_value": False},
     "evaluation": {"average": None},
-    "logger": {"artifacts": "none", "alerts": False},
+    "logger": {"artifacts": "none", "registry": None, "alerts": False},
 }
 _ADDED_AT_THE_TOP: dict[str, Any] = {
     "critic_num_epochs": None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,8 @@ _MODES: Mapping[str, Literal["online", "offline", "disabled"]] = {
 }
 _NOT_IN_A_PROJECT = set("/\\#?%:")
 _LONGEST_PROJECT = 128
+# W&B limits a registry, its prefix included, and a collection to 128 characters.
+_COLLECTION = re.compile(r"(?:[^/:]+/)?(?=[^/]{1,128}/)wandb-registry-[^/\\#?%:\s][^/\\#?%:\r\n]*/[^/:\s][^/:]{0,127}")
 
 
 class LoggerConfig(Config):
@@ -106,6 +109,8 @@ class WandbConfig(LoggerConfig):
         init_timeout: seconds to wait for the server before logging offline.
         finish_timeout: seconds to wait at the end for the last rows to be uploaded.
         artifacts: checkpoints that become versions of an artifact: ``none``, each ``best`` one, or ``all``.
+        registry: ``wandb-registry-REGISTRY/COLLECTION`` to which the best checkpoint is linked when the run is
+            complete, with ``ORGANIZATION/`` before it where the account has several; None links nothing.
         alerts: whether W&B sends an alert when the run fails.
     """
 
@@ -118,6 +123,7 @@ class WandbConfig(LoggerConfig):
     init_timeout: Positive
     finish_timeout: Positive
     artifacts: Literal["none", "best", "all"]
+    registry: str | None
     alerts: bool
 
     def missing_requirements(self) -> Iterator[Problem]:
@@ -136,6 +142,14 @@ class WandbConfig(LoggerConfig):
             yield Problem("project", message, self.project)
         if any(not tag.strip() for tag in self.tags):
             yield Problem("tags", "has an empty tag, which W&B does not take.", str(list(self.tags)))
+        if self.registry is not None:
+            if not _COLLECTION.fullmatch(self.registry):
+                message = "must be wandb-registry-REGISTRY/COLLECTION, such as wandb-registry-model/hopper."
+                yield Problem("registry", message, self.registry)
+            if self.artifacts == "none":
+                yield Problem("registry", "links an artifact: it needs logger.artifacts=best or all.", self.registry)
+            if self.mode == "offline":
+                yield Problem("registry", "needs W&B's server, and logger.mode is offline.", self.registry)
 
     def open(self, run_dir: Path, config: Mapping[str, Any], run_id: str, frames: int) -> list[Sink]:
         """One W&B run, inside the run's folder or in ``WANDB_DIR``."""
@@ -160,5 +174,13 @@ class WandbConfig(LoggerConfig):
             "id": run_id,
         }
         return open_wandb(
-            mode, folder, config, arguments, self.init_timeout, self.finish_timeout, self.artifacts, alerts=self.alerts
+            mode,
+            folder,
+            config,
+            arguments,
+            self.init_timeout,
+            self.finish_timeout,
+            self.artifacts,
+            self.registry,
+            alerts=self.alerts,
         )

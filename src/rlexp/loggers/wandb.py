@@ -14,7 +14,7 @@ import wandb
 from rlexp.config import NO_RESULTS, flat, is_under
 from rlexp.config.redaction import redact
 from rlexp.loggers.sink import Row, Sink
-from rlexp.loggers.wandb_artifact import checkpoint_artifact
+from rlexp.loggers.wandb_artifact import checkpoint_artifact, link_best
 from rlexp.loggers.wandb_log import logged_rows
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ def open_wandb(
     init_timeout: float,
     finish_timeout: float,
     artifacts: Literal["none", "best", "all"],
+    registry: str | None,
     *,
     alerts: bool,
 ) -> list[Sink]:
@@ -46,6 +47,7 @@ def open_wandb(
         init_timeout: seconds to wait for the server.
         finish_timeout: seconds to wait at the end for the last rows to be uploaded.
         artifacts: checkpoints that become versions of an artifact.
+        registry: collection to which the best of them is linked when the run is complete.
         alerts: whether a run that fails sends an alert.
     """
     settings = wandb.Settings(
@@ -77,7 +79,7 @@ def open_wandb(
             else:
                 log.warning("W&B could not start, logging to metrics.jsonl alone: %s", error)
         else:
-            return [WandbSink(run, earlier, elsewhere, artifacts, alerts=alerts)]
+            return [WandbSink(run, earlier, elsewhere, artifacts, registry, finish_timeout, alerts=alerts)]
     return []
 
 
@@ -151,6 +153,8 @@ class WandbSink(Sink):
         elsewhere: frames up to which it has the rows of a process on another machine, whose log is not here; these
             are not sent again either.
         artifacts: checkpoints that become versions of the run's artifact.
+        registry: collection to which the best of them is linked when the run is complete.
+        finish_timeout: seconds to wait for its upload.
         alerts: whether a run that fails sends an alert.
     """
 
@@ -160,6 +164,8 @@ class WandbSink(Sink):
         earlier: Set[Key],
         elsewhere: float,
         artifacts: Literal["none", "best", "all"],
+        registry: str | None,
+        finish_timeout: float,
         *,
         alerts: bool,
     ) -> None:
@@ -167,6 +173,9 @@ class WandbSink(Sink):
         self._earlier = earlier
         self._elsewhere = elsewhere
         self._artifacts = artifacts
+        self._registry = registry
+        self._finish_timeout = finish_timeout
+        self._best: wandb.Artifact | None = None
         self._alerts = alerts
         self._frames = {frames for frames, _ in earlier}
 
@@ -199,6 +208,7 @@ class WandbSink(Sink):
         try:
             artifact = checkpoint_artifact(path, self._run.id)
             self._run.log_artifact(artifact, aliases=["latest", *(["best"] if best else [])])
+            self._best = artifact if best else self._best
         except Exception as error:
             log.warning("W&B did not take the checkpoint %s: %s", path.name, error)
 
@@ -211,12 +221,27 @@ class WandbSink(Sink):
             if self._alerts and summary["status"] == "failed":
                 run.alert(title=f"{run.name} failed", text=str(summary.get("error", "")), level=wandb.AlertLevel.ERROR)
             run.summary.update({f"final/{key}": value for key, value in summary.items() if value is not None})
+            if self._registry and summary["status"] == "completed":
+                self._link(run, self._registry)
             run.finish(exit_code=0 if summary["status"] == "completed" else 1)
         except Exception as error:
             self._fail(error)
         else:
             offline = f"offline; upload with: wandb sync {Path(run.dir).parent}"
             log.info("W&B: %s", offline if run.offline else run.url)
+
+    def _link(self, run: wandb.Run, collection: str) -> None:
+        """Link the best checkpoint to a collection; where W&B does not, the run still ends as it should."""
+        try:
+            if run.offline:
+                raise RuntimeError("it logged offline; link the artifact on its page after wandb sync")
+            if self._best is not None:
+                self._best.wait(timeout=max(1, round(self._finish_timeout)))
+            link_best(run, collection)
+        except Exception as error:
+            log.warning("W&B did not link the best checkpoint to %s: %s", collection, error)
+        else:
+            log.info("W&B: the best checkpoint is linked to %s", collection)
 
     def _fail(self, error: Exception) -> None:
         log.warning("W&B failed and gets no more rows; metrics.jsonl has them all: %s", error)

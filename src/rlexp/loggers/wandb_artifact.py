@@ -30,6 +30,18 @@ def checkpoint_artifact(checkpoint: Path, run_id: str) -> wandb.Artifact:
     return artifact
 
 
+def link_best(run: wandb.Run, collection: str) -> None:
+    """Link a run's best checkpoint, which the server has, to a collection of a registry.
+
+    Args:
+        run: a W&B run that is online.
+        collection: ``wandb-registry-REGISTRY/COLLECTION``.
+    """
+    # Asked for by its name: an earlier process of the run may have uploaded it.
+    best = wandb.Api().artifact(f"{run.entity}/{run.project}/{_name(run.id)}:best", type="model")
+    run.link_artifact(best, collection)
+
+
 def download_run(address: str, folder: Path) -> None:
     """Download the newest checkpoint of a W&B run, as a run's folder that can be resumed.
 
