@@ -15,7 +15,7 @@ from typing import IO, Any
 
 _MOUNTS = Path("/proc/self/mounts")
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-# NFS, or with NFSv3's nolock; Lustre
+# Options in the table of mounts: the first two are NFS's (nolock is shown as the first), the third is Lustre's.
 _LOCAL_LOCKS = {"local_lock=all", "local_lock=flock", "localflock"}
 
 

@@ -265,6 +265,18 @@ def test_a_signal_saves_what_runs_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert (sweep / "0" / "checkpoints" / "latest").read_text() == f"{last['frames']:012d}"
 
 
+def test_the_signal_of_a_time_limit_is_the_supervisor_s_to_pass_on(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    with started(["--multirun", *LONG, "seed=0", f"hydra.sweep.dir={sweep}"], tmp_path) as process:
+        wait_for_rows(sweep, 1, process)
+        # Slurm signals the training as well, and not the supervisor alone.
+        owner = (sweep / "0" / ".lock").read_text()
+        os.kill(int(owner.split()[1]), signal.SIGUSR2)
+        process.join(60)
+        assert process.exitcode == 0, (tmp_path / "output.txt").read_text()
+    assert [row["status"] for row in index(sweep)] == ["completed"]
+
+
 @contextmanager
 def started(arguments: list[str], cwd: Path) -> Iterator[ForkServerProcess]:
     """The command, running, in a folder that no process outlives; it writes to ``output.txt``."""

@@ -110,6 +110,8 @@ def _note(run: RunDir, ending: Mapping[str, str]) -> None:
 def _train(context: SweepContext, folder: Path, overrides: Sequence[str], sources: Sources) -> None:
     """The job's process; does what ``rlexp-train OVERRIDES hydra.run.dir=FOLDER resume=auto`` does."""
     os.setpgrp()  # so that Ctrl-C in the terminal does not reach the job twice
+    # submitit's signal at the time limit. Slurm gives it to every process of a job; the supervisor then sends SIGTERM.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     os.chdir(context.cwd)
     run = RunDir(folder)
     log = os.open(run.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
