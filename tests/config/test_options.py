@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from rlexp import Trainer, load_config
 from rlexp.config import Config, Sources, check_targets, conf_dir, load, option_text
-from rlexp.config.spec import locate
+from rlexp.config.spec import locate, path_of
 
 CONF = conf_dir()
 # What rlexp-search tries is no part of an experiment; its own test checks it.
@@ -51,6 +51,18 @@ def test_option_composes_instantiates_and_learns(path: Path, tmp_path: Path) -> 
     trainer = Trainer.from_config(experiment, tmp_path)
     assert trainer.update(trainer.collect())
     trainer.close()
+
+
+def test_a_saved_target_is_the_one_that_options_name() -> None:
+    """A resume compares them, with ``env=hopper`` on its command line."""
+    named = {
+        target for path in CONF.glob("**/*.yaml") for target in re.findall(r"_target_: (rlexp\.\S+)", path.read_text())
+    }
+    schemas = {
+        target: found for target in named if inspect.isclass(found := locate(target)) and issubclass(found, Config)
+    }
+    assert len(schemas) > 20
+    assert {target: path_of(found) for target, found in schemas.items()} == {target: target for target in schemas}
 
 
 def settings_of(path: Path) -> Iterator[tuple[str, str, Any, str]]:

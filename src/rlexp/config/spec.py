@@ -180,10 +180,11 @@ def _forwards_to_a_simulator(target: Callable[..., Any]) -> bool:
 
 
 def path_of(cls: type) -> str:
-    """Where users import a class from: the package that re-exports it, else its module."""
-    package = cls.__module__.rsplit(".", 1)[0]
-    exported = getattr(importlib.import_module(package), cls.__name__, None)
-    return f"{package if exported is cls else cls.__module__}.{cls.__name__}"
+    """Where users import a class from: the outermost package that re-exports it, else its module."""
+    parts = cls.__module__.split(".")
+    packages = (".".join(parts[:depth]) for depth in range(1, len(parts)))
+    exporting = (name for name in packages if getattr(importlib.import_module(name), cls.__name__, None) is cls)
+    return f"{next(exporting, cls.__module__)}.{cls.__name__}"
 
 
 def _target_problems(value: object, path: str) -> Iterator[Problem]:
