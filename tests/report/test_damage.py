@@ -174,7 +174,7 @@ def test_an_environment_in_which_all_are_equal_pulls_no_mean_down(tmp_path: Path
     made = make_report(load_runs([tmp_path]))
     assert made.overall is not None
     assert made.overall.name == "2 of 3 environments"
-    means = {variant: estimates[1].value for variant, estimates in made.overall.aggregates.items()}
+    means = {variant: estimates["mean"].value for variant, estimates in made.overall.aggregates.items()}
     assert means == {"loss.clip_epsilon=0.1": 0.0, "loss.clip_epsilon=0.2": 1.0}
     assert "all final evaluations are equal in reacher" in markdown(made)
     write_report(made, tmp_path / "report")

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 _HELP = """\
 rlexp-report: summarise many runs in tables, plots and one page, or show one run.
 
-usage: rlexp-report DIR... [out=report] [threshold=RETURN] [ignore=[SETTING,...]] [--wandb-workspace[=online]]
+usage: rlexp-report DIR... [out=report] [threshold=RETURN] [reference.ENV=[RETURN,RETURN]] [ignore=[SETTING,...]]
+                    [--wandb-workspace[=online]]
        rlexp-report DIR... --watch [interval=2]
 
   DIR         a run's folder, or a folder with runs anywhere below it, such as outputs/ or a multirun's; the page of
@@ -27,6 +28,9 @@ usage: rlexp-report DIR... [out=report] [threshold=RETURN] [ignore=[SETTING,...]
   out         folder for the page (index.html), the tables (Markdown, LaTeX, CSV) and the plots
   threshold   return to reach, for the frames and seconds it takes: one for all environments, or
               threshold.hopper=3000; default: Gymnasium's registered reward threshold
+  reference   reference.hopper=[18,3372], and so for every environment: the returns that count as 0 and 1 where
+              scores are aggregated over environments, such as random actions' and a published one; default: the
+              lowest and the highest final evaluation in the report
   ignore      settings in which runs of one configuration may differ, besides seed, logger, checkpoint, resume,
               threads, env.num_workers
 
@@ -50,6 +54,7 @@ class ReportConfig(Config):
     dirs: Annotated[list[str], Field(min_length=1)]
     out: Annotated[str, Field(min_length=1)] = "report"
     threshold: float | dict[str, float] | None = None
+    reference: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]] = Field(default={})
     ignore: list[str] = Field(default=[])
     wandb_workspace: Literal["offline", "online"] | None = None
     watch: bool = False
@@ -88,7 +93,8 @@ def report(arguments: list[str]) -> int:
             if not runs[0].counted and settings.wandb_workspace is None:
                 print(printable(_written(lambda out: write_page(page, out), settings.out)))
                 return Exit.DONE
-        made = make_report(runs, settings.threshold, settings.ignore)
+        reference = {name: (zero, one) for name, (zero, one) in settings.reference.items()}
+        made = make_report(runs, settings.threshold, settings.ignore, reference)
     except ReportError as error:
         return report_error("rlexp-report", error)
     environments = {group.environment for group in made.groups}

@@ -16,6 +16,7 @@ def markdown(report: Report) -> str:
     if report.overall is not None:
         parts.append(f"Over {report.overall.name}, normalized scores:")
         parts.append(tables.to_markdown(tables.aggregate_table(report.overall)))
+        parts.append(tables.scale_note(report.overall, report.given))
     if note := tables.overall_note(report.overall, report.tied):
         parts.append(note)
     if (damaged := tables.damaged_table(report.groups)).rows:
@@ -58,7 +59,7 @@ def write_report(report: Report, folder: Path, page: str | None = None) -> list[
         "table.csv": tables.results_csv(report.results, report.groups),
         "runs.csv": tables.runs_csv(report.groups, report.unread),
     }
-    if report.comparisons:
+    if any(comparison.improvements for comparison in report.comparisons):
         files["improvement.csv"] = tables.comparisons_csv(report.comparisons)
     files |= {f"plots/{figure.file}.png": figure.png for figure in figures}
     _clear(folder)

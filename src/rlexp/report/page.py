@@ -73,7 +73,7 @@ def draw(report: Report, curves: Curves) -> list[ReportFigure]:
     for comparison in report.comparisons:
         png = figures.performance_profile(comparison, look)
         add("Performance profiles", "profile", "Performance profile", comparison.name, png)
-    for comparison in report.comparisons:
+    for comparison in (comparison for comparison in report.comparisons if comparison.improvements):
         png = figures.probability_of_improvement(comparison, look)
         add("Probability of improvement", "improvement", "Probability of improvement", comparison.name, png)
     for environment, results in by_environment.items():
@@ -128,6 +128,7 @@ def render(report: Report, drawn: Sequence[ReportFigure], curves: Curves) -> str
         note=tables.NOTE,
         results=tables.results_table(report.results),
         overall=None if report.overall is None else tables.aggregate_table(report.overall),
+        scale_note=None if report.overall is None else tables.scale_note(report.overall, report.given),
         overall_note=tables.overall_note(report.overall, report.tied),
         sections=sections,
         shown=figures.SHOWN,

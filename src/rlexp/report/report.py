@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
+from rlexp.config import ConfigError, Problem
 from rlexp.report.grouping import Group, group_runs
-from rlexp.report.results import Comparison, Result, compare, registered_threshold, result_of, tied_environments
+from rlexp.report.results import (
+    Comparison,
+    References,
+    Result,
+    compare,
+    registered_threshold,
+    result_of,
+    tied_environments,
+)
 from rlexp.report.runs import ReportError, Run
 
 Thresholds = float | Mapping[str, float] | None
@@ -22,6 +31,7 @@ class Report:
         comparisons: of variants in the same environments.
         tied: environments that are in no comparison over environments, because all their final evaluations are equal.
         unread: runs that belong to no group because their config cannot be read.
+        given: whether the references of the comparison over environments were given.
     """
 
     groups: tuple[Group, ...]
@@ -29,6 +39,7 @@ class Report:
     comparisons: tuple[Comparison, ...]
     tied: tuple[str, ...]
     unread: tuple[Run, ...]
+    given: bool = False
 
     @property
     def left_out(self) -> tuple[Run, ...]:
@@ -41,7 +52,12 @@ class Report:
         return next((comparison for comparison in self.comparisons if comparison.normalized), None)
 
 
-def make_report(runs: Sequence[Run], threshold: Thresholds = None, ignore: Sequence[str] = ()) -> Report:
+def make_report(
+    runs: Sequence[Run],
+    threshold: Thresholds = None,
+    ignore: Sequence[str] = (),
+    reference: References | None = None,
+) -> Report:
     """Group runs and compute every number of a report.
 
     Args:
@@ -49,11 +65,16 @@ def make_report(runs: Sequence[Run], threshold: Thresholds = None, ignore: Seque
         threshold: return to reach, for all environments or by environment; environments without one take Gymnasium's
             registered reward threshold where there is one.
         ignore: settings that do not separate groups, besides the seed and `rlexp.config.NO_RESULTS`.
+        reference: for every environment the returns whose normalized scores are 0 and 1, such as those of random
+            actions and of a published result; by default the lowest and the highest final evaluation.
 
     Raises:
+        ConfigError: ``reference`` is wrong, or lacks an environment, or no run has one that it names.
         ReportError: no run was completed.
     """
     groups = group_runs(runs, ignore)
+    if reference:
+        _check(reference, {group.environment for group in groups})
 
     def chosen(group: Group) -> float | None:
         named = threshold.get(group.environment) if isinstance(threshold, Mapping) else threshold
@@ -62,11 +83,28 @@ def make_report(runs: Sequence[Run], threshold: Thresholds = None, ignore: Seque
     report = Report(
         groups=tuple(groups),
         results=tuple(result_of(group, chosen(group)) for group in groups if group.runs),
-        comparisons=tuple(compare(groups)),
-        tied=tied_environments(groups),
+        comparisons=tuple(compare(groups, reference)),
+        tied=() if reference else tied_environments(groups),
         unread=tuple(run for run in runs if not run.settings),
+        given=bool(reference),
     )
     if not report.results:
         listed = "\n".join(f"  {run.path}: {run.status}{f', {run.problem}' if run.problem else ''}" for run in runs)
         raise ReportError(f"no run was completed, so there is nothing to average:\n{listed}\nFinish or repeat them.")
     return report
+
+
+def _check(reference: References, environments: Set[str]) -> None:
+    problems = [
+        Problem(
+            f"reference.{name}", "the first return, score 0, must be below the second, score 1.", f"[{zero}, {one}]"
+        )
+        for name, (zero, one) in reference.items()
+        if zero >= one
+    ]
+    unknown = f"no run has this environment. Available: {', '.join(sorted(environments))}."
+    problems += [Problem(f"reference.{name}", unknown) for name in sorted(reference.keys() - environments)]
+    missing = "is missing: with references every environment needs its own, the returns of the scores 0 and 1."
+    problems += [Problem(f"reference.{name}", missing) for name in sorted(environments - reference.keys())]
+    if problems:
+        raise ConfigError(problems)

@@ -17,6 +17,9 @@ FEW_SEEDS = 5
 ALL_ENVIRONMENTS = "all environments"
 _ALL_PAIRS_UP_TO = 4
 
+References = Mapping[str, tuple[float, float]]
+"""Environment to the returns that are the normalized scores 0 and 1."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -83,25 +86,29 @@ class Improvement:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two variants or more that were run in the same environments.
+    """Variants that were run in the same environments.
 
     Attributes:
         name: the environment, or a phrase for all that are compared.
         environments: the environments.
-        normalized: scores are returns mapped per environment so that 0 is the lowest final evaluation in the report and
-            1 the highest (Gorsane et al. 2022, https://arxiv.org/abs/2209.10485); else plain returns.
+        references: the returns that are mapped to 0 and 1 in each environment; empty where scores are plain returns.
         scores: variant to its sample, one array ``[runs]`` per environment; highest interquartile mean first.
-        aggregates: variant to interquartile mean, mean and median over all its runs.
+        aggregates: variant to each of `statistics.AGGREGATES`, of normalized scores; empty for plain returns.
         improvements: every pair up to four variants; beyond that each against the one with the highest interquartile
             mean.
     """
 
     name: str
     environments: tuple[str, ...]
-    normalized: bool
+    references: References
     scores: Mapping[str, list[Floats]]
-    aggregates: Mapping[str, tuple[Estimate, Estimate, Estimate]]
+    aggregates: Mapping[str, Mapping[str, Estimate]]
     improvements: tuple[Improvement, ...]
+
+    @property
+    def normalized(self) -> bool:
+        """Whether it is over environments, of normalized scores."""
+        return bool(self.references)
 
 
 def result_of(group: Group, threshold: float | None) -> Result:
@@ -149,12 +156,18 @@ def registered_threshold(group: Group) -> float | None:
     return None if changed or spec is None or spec.reward_threshold is None else float(spec.reward_threshold)
 
 
-def compare(groups: Sequence[Group]) -> list[Comparison]:
+def compare(groups: Sequence[Group], references: References | None = None) -> list[Comparison]:
     """Every comparison that the groups allow.
 
+    Args:
+        groups: what to compare.
+        references: of every environment; by default the lowest and the highest final evaluation of the groups there
+            (Gorsane et al. 2022, https://arxiv.org/abs/2209.10485).
+
     Returns:
-        One for each environment with two variants or more, then one over all environments, without
-        `tied_environments`, where two or more remain and at least two variants were run in each.
+        One for each environment with two variants or more, then one over all environments, where two or more remain
+        and at least two variants, or one with given references, were run in each. Without them it leaves out
+        `tied_environments`.
     """
     finals = _finals(groups)
     comparisons = [
@@ -162,14 +175,19 @@ def compare(groups: Sequence[Group]) -> list[Comparison]:
         for environment, variants in finals.items()
         if len(variants) > 1
     ]
-    tied = tied_environments(groups)
+    tied = () if references else tied_environments(groups)
     compared = {environment: variants for environment, variants in finals.items() if environment not in tied}
     everywhere = [v for v in next(iter(compared.values()), {}) if all(v in variants for variants in compared.values())]
-    if len(compared) > 1 and len(everywhere) > 1:
+    if len(compared) > 1 and len(everywhere) > (0 if references else 1):
         name = f"{len(compared)} of {len(finals)} environments" if tied else ALL_ENVIRONMENTS
-        scaled = {environment: _normalized(variants) for environment, variants in compared.items()}
-        samples = {variant: [scaled[environment][variant] for environment in scaled] for variant in everywhere}
-        comparisons.append(_comparison(name, tuple(compared), samples, normalized=True))
+        scales = {
+            environment: (references or {}).get(environment) or _extremes(v) for environment, v in compared.items()
+        }
+        samples = {
+            variant: [statistics.normalized(compared[env][variant], *scale) for env, scale in scales.items()]
+            for variant in everywhere
+        }
+        comparisons.append(_comparison(name, tuple(compared), samples, scales))
     return comparisons
 
 
@@ -197,31 +215,22 @@ def _finals(groups: Sequence[Group]) -> dict[str, dict[str, Floats]]:
     return finals
 
 
-def _normalized(variants: Mapping[str, Floats]) -> dict[str, Floats]:
+def _extremes(variants: Mapping[str, Floats]) -> tuple[float, float]:
     pooled = np.concatenate(list(variants.values()))
-    low, span = pooled.min(), np.ptp(pooled)
-    return {variant: (scores - low) / span for variant, scores in variants.items()}
+    return float(pooled.min()), float(pooled.max())
 
 
 def _comparison(
-    name: str, environments: tuple[str, ...], samples: Mapping[str, list[Floats]], *, normalized: bool = False
+    name: str, environments: tuple[str, ...], samples: Mapping[str, list[Floats]], references: References | None = None
 ) -> Comparison:
-    kinds = (statistics.interquartile_mean, statistics.mean, statistics.median)
-    aggregates = {
-        variant: (
-            statistics.estimate(sample, kinds[0]),
-            statistics.estimate(sample, kinds[1]),
-            statistics.estimate(sample, kinds[2]),
-        )
-        for variant, sample in samples.items()
-    }
-    ranked = sorted(samples, key=lambda variant: (-aggregates[variant][0].value, variant))
+    middle = {variant: float(statistics.interquartile_mean(*sample)) for variant, sample in samples.items()}
+    ranked = sorted(samples, key=lambda variant: (-middle[variant], variant))
     pairs = combinations(ranked, 2) if len(ranked) <= _ALL_PAIRS_UP_TO else ((ranked[0], y) for y in ranked[1:])
     return Comparison(
         name,
         environments,
-        normalized,
+        references or {},
         {variant: samples[variant] for variant in ranked},
-        {variant: aggregates[variant] for variant in ranked},
+        {variant: statistics.aggregates(samples[variant]) for variant in ranked} if references else {},
         tuple(Improvement(x, y, statistics.probability_of_improvement(samples[x], samples[y])) for x, y in pairs),
     )

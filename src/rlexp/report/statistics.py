@@ -9,7 +9,7 @@ their environment. SciPy does the resampling and the estimators.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,11 @@ def estimate(sample: Sample, statistic: Statistic, resamples: int = RESAMPLES) -
     return Estimate(value, float(low), float(high))
 
 
+def aggregates(sample: Sample) -> dict[str, Estimate]:
+    """Each of `AGGREGATES` of normalized scores, with its interval."""
+    return {name: estimate(sample, statistic) for name, statistic in AGGREGATES.items()}
+
+
 def band(sample: Sample, statistic: Statistic, resamples: int = CURVE_RESAMPLES) -> tuple[Floats, Floats, Floats]:
     """A statistic at many points with its pointwise interval; whole runs are resampled.
 
@@ -100,6 +105,30 @@ def above(sample: Sample, thresholds: Floats) -> list[Floats]:
 def mean_of_strata(*sample: Floats, axis: int = -1) -> Any:
     """Mean over environments of the mean over runs."""
     return np.mean([scores.mean(axis=axis) for scores in sample], axis=0)
+
+
+def median_of_strata(*sample: Floats, axis: int = -1) -> Any:
+    """Median over environments of the mean over runs."""
+    return np.median([scores.mean(axis=axis) for scores in sample], axis=0)
+
+
+def optimality_gap(*sample: Floats, axis: int = -1) -> Any:
+    """By how much runs miss a normalized score of 1, those above it not at all; mean over environments."""
+    return mean_of_strata(*(np.maximum(1 - scores, 0) for scores in sample), axis=axis)
+
+
+AGGREGATES: Mapping[str, Statistic] = {
+    "IQM": interquartile_mean,
+    "median": median_of_strata,
+    "mean": mean_of_strata,
+    "optimality gap": optimality_gap,
+}
+"""What Agarwal et al. (2021) report of normalized scores over environments."""
+
+
+def normalized(scores: Floats, zero: float, one: float) -> Floats:
+    """Scores on a scale on which the return ``zero`` is 0 and ``one`` is 1."""
+    return (scores - zero) / (one - zero)
 
 
 def probability_of_improvement(x: Sample, y: Sample) -> Estimate:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from rlexp.report.grouping import Group
 from rlexp.report.results import FEW_SEEDS, Comparison, Result
 from rlexp.report.runs import Run
-from rlexp.report.statistics import Estimate
+from rlexp.report.statistics import AGGREGATES, Estimate
 from rlexp.text import csv_cell, printable
 
 NONE = "\N{EN DASH}"
@@ -98,8 +98,19 @@ def aggregate_table(comparison: Comparison) -> Table:
     rows = []
     for variant, estimates in comparison.aggregates.items():
         seeds = min(len(scores) for scores in comparison.scores[variant])
-        rows.append((variant, str(seeds), *(interval(estimate, seeds) for estimate in estimates)))
-    return Table(("variant", "seeds", "IQM", "mean", "median"), tuple(rows))
+        cells = (interval(estimate, seeds) for estimate in estimates.values())
+        rows.append((variant or "all runs", str(seeds), *cells))
+    return Table(("variant", "seeds", *AGGREGATES), tuple(rows))
+
+
+def scale_note(overall: Comparison, given: bool) -> str:
+    """What the normalized scores 0 and 1 are, and the aggregates that need a word."""
+    returns = "; ".join(f"{env} {number(zero)} and {number(one)}" for env, (zero, one) in overall.references.items())
+    of = "the returns given" if given else "the lowest and the highest final evaluation in this report"
+    return printable(
+        f"Normalized scores: 0 and 1 are {of} ({returns}). The median is that over environments of the mean over runs, "
+        "the optimality gap by how much runs miss 1 on average. Runs are resampled within their environment."
+    )
 
 
 def improvement_table(comparisons: Sequence[Comparison]) -> Table:
