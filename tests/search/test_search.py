@@ -39,6 +39,7 @@ FOUR = {
 def option(cwd: Path, space: dict[str, Any]) -> list[str]:
     """A space of the user's own."""
     values = {"trials": 5, "seeds": 2, "startup": 2, "prune": True, "warmup": 0.25, "seed": 0, "space": space}
+    values |= {"first_seed": 0, "confirm": 0, "confirm_seeds": 1, "workers": 1, "tasks": {}}
     (cwd / "conf" / "search").mkdir(parents=True)
     (cwd / "conf" / "search" / "own.yaml").write_text(yaml.safe_dump(values))
     return ["--config-dir", "conf", "search=own", *SMALL, "dir=found"]

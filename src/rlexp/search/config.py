@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Collection, Iterator, Mapping
-from typing import Annotated, Any
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 
 from rlexp.config import Config, ConfigError, Count, Fraction, Integer, Problem, read
 from rlexp.experiment import read_config
+from rlexp.machine import usable_cpus
 
 _ENTRY = {"low", "high", "log", "choices"}
+_NAME = re.compile(r"\w[\w-]*")  # of a folder
+
+S = TypeVar("S", bound=Config)
 
 
 class CandidatesConfig(Config):
@@ -50,26 +55,81 @@ class CandidatesConfig(Config):
         return [self.low, self.high] if self.choices is None else self.choices
 
 
+class TaskConfig(Config):
+    """One of the tasks that a search scores settings on.
+
+    Attributes:
+        overrides: what selects it, as after ``rlexp-train``.
+        random: the return that scores 0, such as the mean return of random actions.
+        reference: the return that scores 1, such as a published result. Without the two a return is its own score.
+    """
+
+    overrides: list[str]
+    random: float | None = None
+    reference: float | None = None
+
+    def problems(self) -> Iterator[Problem]:
+        """A scale has two ends."""
+        if (self.random is None) != (self.reference is None):
+            missing, other = ("random", "reference") if self.random is None else ("reference", "random")
+            yield Problem(missing, f"is missing: a scale has both, and {other} is given.")
+        elif self.random is not None and self.reference is not None and self.random >= self.reference:
+            yield Problem("random", f"must be less than reference, which is {self.reference}.", str(self.random))
+
+    def score(self, mean_return: float) -> float:
+        """A return on the task's scale."""
+        if self.random is None or self.reference is None:
+            return mean_return
+        return (mean_return - self.random) / (self.reference - self.random)
+
+
 class SearchConfig(Config):
     """A search over hyperparameters.
 
     Attributes:
         trials: number of trials, including those that are pruned or fail.
-        seeds: training seeds of each trial, from 0; its score is the mean of their final evaluations' mean returns.
+        seeds: training seeds of each trial; its score is the mean over them, and over tasks, of the final evaluation's
+            mean return on the task's scale.
+        first_seed: the first of these seeds.
+        confirm: the trials with the highest scores that are trained again on fresh seeds, which name the winner; with 0
+            it is the trial with the highest score.
+        confirm_seeds: number of fresh seeds, which follow those of the trials.
+        workers: runs that are trained at once.
         startup: trials with random settings, before the sampler learns from them and the pruner compares with them.
         prune: whether to stop a trial whose best evaluation is below the median of the other trials at the same frames.
         warmup: fraction of a run's frames before which no trial is pruned.
         seed: seed of the sampler.
+        tasks: the tasks by name; empty where the experiment is the only one.
         space: the candidates for each setting, by its full path.
     """
 
     trials: Count
     seeds: Count
+    first_seed: Annotated[Integer, Field(ge=0)]
+    confirm: Annotated[Integer, Field(ge=0)]
+    confirm_seeds: Count
+    workers: Count
     startup: Count
     prune: bool
     warmup: Fraction
     seed: Annotated[Integer, Field(ge=0, lt=2**32)]
+    tasks: dict[str, TaskConfig]
     space: dict[str, CandidatesConfig]
+
+    @property
+    def scored_on(self) -> Mapping[str, TaskConfig]:
+        """The tasks; the experiment alone is one without a name."""
+        return self.tasks or {"": TaskConfig(overrides=[])}
+
+    @property
+    def screening_seeds(self) -> range:
+        """The seeds of every trial."""
+        return range(self.first_seed, self.first_seed + self.seeds)
+
+    @property
+    def fresh_seeds(self) -> range:
+        """The seeds of the confirmation."""
+        return range(self.screening_seeds.stop, self.screening_seeds.stop + self.confirm_seeds)
 
 
 class _Root(Config):
@@ -79,13 +139,15 @@ class _Root(Config):
 
 
 def read_search(
-    values: Mapping[str, Any], experiment: Mapping[str, Any], trust: Collection[str] | None = None
+    values: Mapping[str, Any],
+    experiment: Callable[[Sequence[str]], Mapping[str, Any]],
+    trust: Collection[str] | None = None,
 ) -> SearchConfig:
-    """Check the settings of a search, and that the experiment allows every value that may be tried.
+    """Check the settings of a search, and that the experiment of each task allows every value that may be tried.
 
     Args:
         values: the ``search`` group, its space nested as the config is.
-        experiment: plain values of the experiment that the settings belong to, valid in itself.
+        experiment: plain values of the experiment with a task's overrides, valid in itself; may raise `ConfigError`.
         trust: None where the values are the user's own; for those of a search's folder, the packages that they may
             import beside what rlexp itself builds (docs/security.md).
 
@@ -93,25 +155,66 @@ def read_search(
         ConfigError: with every problem found, settings under ``search.space``.
     """
     problems: list[Problem] = []
-    space: dict[str, CandidatesConfig] = {}
-    for key, entry in _entries(values.get("space") or {}):
-        try:
-            space[key] = read(CandidatesConfig, entry)
-        except ConfigError as error:
-            problems += [problem.under(f"search.space.{key}.") for problem in error.problems]
+    space = _read_each(CandidatesConfig, "space", dict(_entries(values.get("space") or {})), problems)
+    tasks = _read_each(TaskConfig, "tasks", values.get("tasks") or {}, problems)
+    problems += _task_problems(tasks)
     try:
-        settings = read(_Root, {"search": {**values, "space": {}}}).search
+        settings = read(_Root, {"search": {**values, "space": {}, "tasks": {}}}).search
     except ConfigError as error:
         problems += error.problems
-    for key, candidates in space.items():
-        problems += dict.fromkeys(_refused(key, candidates, experiment, trust))
+    else:
+        if settings.workers > usable_cpus():
+            message = f"must be from 1 to {usable_cpus()}, the cores of this machine."
+            problems.append(Problem("search.workers", message, str(settings.workers)))
     if "seed" in space:
         problems.append(Problem("search.space.seed", "cannot be searched: a score is the mean over search.seeds."))
     if not space and not problems:
         problems.append(Problem("search.space", "is empty: there is nothing to search."))
+    if tasks or not values.get("tasks"):
+        for name, overrides in ({name: task.overrides for name, task in tasks.items()} or {"": []}).items():
+            try:
+                composed = experiment(overrides)
+            except ConfigError as error:
+                problems += [_of_task(problem, name) for problem in error.problems]
+                continue
+            for key, candidates in space.items():
+                problems += _refused(key, candidates, composed, trust)
     if problems:
-        raise ConfigError(problems)
-    return settings.model_copy(update={"space": space})
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return settings.model_copy(update={"space": space, "tasks": tasks})
+
+
+def _read_each(schema: type[S], group: str, entries: object, problems: list[Problem]) -> dict[str, S]:
+    """Entries without a ``_target_``, by name; what is wrong with them is added to the problems."""
+    found: dict[str, S] = {}
+    for name, entry in entries.items() if isinstance(entries, Mapping) else [("", entries)]:
+        key = f"search.{group}.{name}".rstrip(".")
+        if not isinstance(entry, Mapping):
+            problems.append(Problem(key, f"must have the entries {', '.join(schema.model_fields)}.", str(entry)))
+            continue
+        try:
+            found[str(name)] = read(schema, entry)
+        except ConfigError as error:
+            problems += [problem.under(f"{key}.") for problem in error.problems]
+    return found
+
+
+def _task_problems(tasks: Mapping[str, TaskConfig]) -> Iterator[Problem]:
+    for name, task in tasks.items():
+        if not _NAME.fullmatch(name):
+            yield Problem(f"search.tasks.{name}", "is no name of a folder: letters, digits, _ and - make one.")
+        if len(tasks) > 1 and task.random is None:
+            message = (
+                "is missing: the returns of several tasks have a common scale only if each has random and reference."
+            )
+            yield Problem(f"search.tasks.{name}.random", message)
+
+
+def _of_task(problem: Problem, name: str) -> Problem:
+    if not name:
+        return problem
+    given = problem.key if problem.value is None else f"{problem.key}={problem.value}"
+    return Problem(f"search.tasks.{name}", f"{given}: {problem.message}")
 
 
 def _entries(node: object, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -19,7 +19,7 @@ from rlexp.plots import label, new_axes, score_colour, smooth_curve, to_png
 if TYPE_CHECKING:
     from optuna import Study
 
-_SCORE = "mean final evaluation"
+_SCORE = "score (mean final evaluation)"
 
 
 def draw(study: Study) -> dict[str, bytes]:
@@ -77,7 +77,7 @@ def parallel_coordinates(completed: Sequence[FrozenTrial]) -> bytes:
         axes.axvline(place, color="0.25", linewidth=1)
         for text, height in scale.ticks:
             axes.text(place, height, label(text), ha="center", va="center", fontsize=8, bbox=box, zorder=3)
-    labels = [*(label(key.replace(".", ".\n", 1)) for key in keys), "mean final\nevaluation"]
+    labels = [*(label(key.replace(".", ".\n", 1)) for key in keys), "score"]
     axes.set_xticks(range(len(scales)), labels, fontsize=9)
     axes.set_yticks([])
     axes.set_xlim(-0.35, len(scales) - 0.65)

@@ -17,12 +17,16 @@ import yaml
 from rlexp.config import Composed, Sources, load
 from rlexp.files import alone, write_text
 from rlexp.runs.rundir import RunDir
-from rlexp.search.config import SearchConfig
+from rlexp.search.config import SearchConfig, TaskConfig
 from rlexp.text import csv_cell
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
+
+
+# Settings that a search has gained, with the values that mean what earlier versions did.
+_EARLIER = {"first_seed": 0, "confirm": 0, "confirm_seeds": 5, "workers": 1, "tasks": {}}
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,17 @@ class SearchPlan:
         overrides: the overrides that all trials share, as after ``rlexp-train``.
         settings: the settings of the search.
         config_dir: a folder of the user's own options.
+        command: the command line that the search was started with.
     """
 
     overrides: Sequence[str]
     settings: SearchConfig
     config_dir: str | None
+    command: Sequence[str] = ()
+
+    def of_run(self, params: Mapping[str, Any], task: TaskConfig, seed: int) -> list[str]:
+        """The overrides of one run."""
+        return [*self.overrides, *task.overrides, *overrides_of(params), f"seed={seed}"]
 
     def load(self, overrides: Sequence[str]) -> Composed:
         """Compose a config as the search does."""
@@ -58,36 +68,57 @@ class SearchDir:
         self.trials = self.path / "trials.csv"
         self.plots = self.path / "plots"
         self.best = self.path / "conf" / "experiment" / "best.yaml"
+        self.protocol = self.best.with_suffix(".md")
 
     def trial(self, number: int) -> RunDir:
         """A trial's folder, which the process that runs the trial holds locked."""
         return RunDir(self.path / "trials" / f"{number:03d}")
 
-    def run(self, number: int, seed: int) -> Path:
+    def run(self, number: int, task: str, seed: int) -> Path:
         """The folder of one of a trial's runs."""
-        return self.trial(number).path / f"seed_{seed}"
+        return self.trial(number).path / task / f"seed_{seed}"
+
+    def confirmation(self, number: int, task: str, seed: int) -> Path:
+        """The folder of one of a trial's runs on fresh seeds."""
+        return self.path / "confirmation" / f"{number:03d}" / task / f"seed_{seed}"
 
     def alone(self) -> AbstractContextManager[None]:
         """A lock that one process at a time holds, to claim a trial or to write results."""
         return alone(self.path / ".alone.lock")
 
-    def write_plan(self, overrides: Sequence[str], config_dir: str | None, search: Mapping[str, Any]) -> None:
-        """Save what a resume needs."""
+    def write_plan(self, plan: SearchPlan, search: Mapping[str, Any]) -> None:
+        """Save what a resume needs; ``search`` are the settings as they were given."""
         self.path.mkdir(parents=True, exist_ok=True)
-        values = {"overrides": list(overrides), "config_dir": config_dir, "search": dict(search)}
+        values = {
+            "command": list(plan.command),
+            "overrides": list(plan.overrides),
+            "config_dir": plan.config_dir,
+            "search": dict(search),
+        }
         write_text(self.plan, yaml.safe_dump(values, sort_keys=False))
 
     def read_plan(self) -> dict[str, Any]:
         """What `write_plan` saved."""
         values: dict[str, Any] = yaml.safe_load(self.plan.read_text(encoding="utf-8"))
-        return values
+        return values | {"search": _EARLIER | values["search"]}
 
-    def write_results(self, study: Study) -> None:
-        """Rewrite ``trials.csv`` and the best trial's preset from the study; several processes may do so at once."""
+    def write_results(self, study: Study, *, preset: bool = True) -> None:
+        """Rewrite ``trials.csv`` and the best trial's preset from the study; several processes may do so at once.
+
+        Args:
+            study: the study.
+            preset: False where the trial with the highest score is not yet the winner.
+        """
         with self.alone():
             self._write_trials(study)
-            if (best := best_of(study)) is not None:
-                self._write_best(best)
+            if preset and (best := best_of(study)) is not None:
+                self._write_best(best, "")
+
+    def write_winner(self, winner: FrozenTrial, protocol: str) -> None:
+        """Write the winner's preset and, beside it, how it was found."""
+        with self.alone():
+            self._write_best(winner, f" {self.protocol.name} says how it was found.")
+            write_text(self.protocol, protocol)
 
     def _write_trials(self, study: Study) -> None:
         """Number, state, score and settings of every trial."""
@@ -104,8 +135,10 @@ class SearchDir:
             rows.writerow(map(csv_cell, row))
         write_text(self.trials, text.getvalue())
 
-    def _write_best(self, best: FrozenTrial) -> None:
-        """Write the best trial's settings as a preset: ``rlexp-train --config-dir DIR/conf experiment=best``."""
+    def _write_best(self, best: FrozenTrial, note: str) -> None:
+        """Write a trial's settings as a preset: ``rlexp-train --config-dir DIR/conf experiment=best``."""
+        from rlexp.report.tables import number
+
         values: dict[str, Any] = {}
         for key, value in best.params.items():
             *nodes, name = key.split(".")
@@ -114,25 +147,24 @@ class SearchDir:
                 node = node.setdefault(part, {})
             node[name] = json.loads(value) if isinstance(value, str) and value[:1] in "[{" else value
         self.best.parent.mkdir(parents=True, exist_ok=True)
-        comment = f"Trial {best.number} of a search: mean final evaluation {best.value:,.1f}."
+        comment = f"Trial {best.number} of a search, with a score of {number(best.value)}.{note}"
         write_text(self.best, f"# @package _global_\n# {comment}\n{yaml.safe_dump(values, sort_keys=False)}")
 
-    def commands(self, plan: SearchPlan, best: FrozenTrial) -> list[str]:
-        """The commands that run the best settings: on seeds that the search has not used, and as a preset."""
-        seeds = f"seed=range({plan.settings.seeds},{plan.settings.seeds + 10})"
+    def commands(self, plan: SearchPlan, best: FrozenTrial) -> tuple[list[str], str]:
+        """The commands that run the best settings: on each task with seeds of no run so far, and as a preset."""
+        first = 0 if plan.settings.first_seed >= 10 else plan.settings.fresh_seeds.stop
         # An override on the command line would take precedence over the preset.
         common = [text for text in plan.overrides if text.partition("=")[0] not in best.params]
         own = [] if plan.config_dir is None else ["--config-dir", plan.config_dir]
-        found = overrides_of(best.params)
-        conf = str(self.best.parents[1])
-        if plan.config_dir is not None:
-            preset = f"copy {self.best} to {plan.config_dir}/experiment/best.yaml"
-        else:
-            preset = shlex.join(["rlexp-train", "--config-dir", conf, *common, "experiment=best"])
-        return [
-            shlex.join(["rlexp-train", "--multirun", *own, *common, *found, seeds]),
-            preset,
+        found = [*overrides_of(best.params), f"seed=range({first},{first + 10})"]
+        fresh = [
+            shlex.join(["rlexp-train", "--multirun", *own, *common, *task.overrides, *found])
+            for task in plan.settings.scored_on.values()
         ]
+        if plan.config_dir is not None:
+            return fresh, f"copy {self.best} to {plan.config_dir}/experiment/best.yaml"
+        conf = str(self.best.parents[1])
+        return fresh, shlex.join(["rlexp-train", "--config-dir", conf, *common, "experiment=best"])
 
 
 def overrides_of(params: Mapping[str, Any]) -> list[str]:

@@ -1,10 +1,12 @@
-"""A resumable Optuna study whose trials are trainings."""
+"""The screening of a search: a resumable Optuna study whose trials are trainings."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from itertools import product
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +16,11 @@ from optuna.trial import Trial, TrialState
 
 from rlexp.callbacks import Callback, Training
 from rlexp.config import ConfigError
+from rlexp.report.tables import number as shown
 from rlexp.runs.resume import open_run
 from rlexp.runs.rundir import RunBusyError, RunDir
 from rlexp.runs.stops import Stopped
 from rlexp.search.config import SearchConfig
-from rlexp.search.figures import draw
 from rlexp.search.folder import SearchDir, SearchPlan, best_of, overrides_of, state_of
 from rlexp.training.trainer import Trainer
 
@@ -27,21 +29,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+POLL = 1.0  # seconds between looks at what other processes do
 
-def search(folder: SearchDir, plan: SearchPlan) -> optuna.Study:
-    """Run trials until there are as many as the plan asks for; several processes may share a folder.
+
+def screen(folder: SearchDir, plan: SearchPlan, go_on: Callable[[], None]) -> None:
+    """Run trials until as many as the plan asks for have ended; several processes may share a folder.
 
     The settings and scores of every trial are in the study's database as soon as they are known, and its runs are in
-    folders of their own. A search that was killed at any time resumes the trial that it was in, and the runs of that
-    trial from their checkpoints. With one process, an interrupted search tries the same settings as one that was not
+    folders of their own. A screening that was killed at any time resumes the trial that it was in, and the runs of that
+    trial from their checkpoints. With one process, an interrupted screening tries the same settings as one that was not
     interrupted.
 
     Args:
         folder: the folder of the search.
         plan: what to search.
-
-    Returns:
-        The study.
+        go_on: called before each trial, and while others run theirs; raises what is to end this.
 
     Raises:
         ConfigError: a part of the experiment cannot be built.
@@ -50,54 +52,65 @@ def search(folder: SearchDir, plan: SearchPlan) -> optuna.Study:
     """
     study = open_study(folder, plan.settings)
     while True:
-        folder.write_results(study)  # a killed process may have reported a trial to the study without writing it here
-        if (claimed := _claim(study, folder, plan.settings)) is None:
-            break
+        # A killed process may have reported a trial to the study without writing it here.
+        folder.write_results(study, preset=not plan.settings.confirm)
+        while (claimed := _claim(study, folder, plan.settings)) is None:
+            if all(trial.state.is_finished() for trial in study.get_trials(deepcopy=False)):
+                return
+            time.sleep(POLL)
+            go_on()
         trial, held = claimed
         try:
+            go_on()
             _run(study, trial, folder, plan)
         finally:
             held.unlock()
         _log_trial(study, trial.number, plan.settings.trials)
-    folder.plots.mkdir(exist_ok=True)
-    with folder.alone():
-        for name, png in draw(study).items():
-            (folder.plots / f"{name}.png").write_bytes(png)
-    return study
 
 
 def open_study(folder: SearchDir, settings: SearchConfig) -> optuna.Study:
     """The study of a folder, new or existing."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # Steps are frames, counted over all seeds of a trial; the warm-up is within the first seed's.
+    # Steps are frames, counted over all runs of a trial; the warm-up is within the first run's.
     pruner = optuna.pruners.MedianPruner(n_startup_trials=settings.startup) if settings.prune else None
-    return optuna.create_study(
-        storage=f"sqlite:///{folder.database}",
-        study_name="search",
-        direction="maximize",
-        pruner=pruner or optuna.pruners.NopPruner(),
-        load_if_exists=True,
-    )
+    with folder.alone():  # Optuna's own creation of the tables fails where two processes do it at once
+        return optuna.create_study(
+            storage=f"sqlite:///{folder.database}",
+            study_name="search",
+            direction="maximize",
+            pruner=pruner or optuna.pruners.NopPruner(),
+            load_if_exists=True,
+        )
 
 
 class Pruning(Callback):
     """Reports evaluations to a trial, and stops the run when the study's pruner decides to.
 
-    The reported value is the mean of the evaluation and the final evaluations of the trial's earlier seeds: the score
-    that the trial would have if this seed ended here.
+    The reported value is the mean of the evaluation and the final evaluations of the trial's earlier runs, each on its
+    task's scale: the score that the trial would have if this run were its last and ended here.
 
     Args:
         trial: the trial that the run belongs to.
         reported: steps that were reported before the trial was interrupted.
-        finals: final evaluations of the trial's earlier seeds.
-        before: frames that the earlier seeds were trained for.
+        scores: of the trial's earlier runs.
+        score: of a mean return.
+        before: frames that the earlier runs were trained for.
         warmup: frames of a run before which nothing is pruned.
     """
 
-    def __init__(self, trial: Trial, reported: set[int], finals: Sequence[float], before: int, warmup: float) -> None:
+    def __init__(
+        self,
+        trial: Trial,
+        reported: set[int],
+        scores: Sequence[float],
+        score: Callable[[float], float],
+        before: int,
+        warmup: float,
+    ) -> None:
         self._trial = trial
         self._reported = reported
-        self._finals = finals
+        self._scores = scores
+        self._score = score
         self._before = before
         self._warmup = warmup
         self.pruned = False
@@ -108,7 +121,7 @@ class Pruning(Callback):
             return
         step = self._before + trainer.frames
         if step not in self._reported:  # a run that resumes from a checkpoint repeats evaluations
-            self._trial.report(fmean([*self._finals, evaluation.mean_return]), step)
+            self._trial.report(fmean([*self._scores, self._score(evaluation.mean_return)]), step)
         if not trainer.finished and self._trial.should_prune():
             self.pruned = True
             trainer.stop()
@@ -143,30 +156,29 @@ def _sampler(settings: SearchConfig, number: int) -> optuna.samplers.BaseSampler
 
 
 def _run(study: optuna.Study, trial: Trial, folder: SearchDir, plan: SearchPlan) -> None:
-    """Train a trial's seeds one after another, and report the result to the study.
+    """Train a trial's seeds one after another, each on every task, and report the result to the study.
 
     Raises:
-        As `search`; nothing is then reported to the study, and the trial can be resumed.
+        As `screen`; nothing is then reported to the study, and the trial can be resumed.
     """
-    chosen = overrides_of({key: _suggest(trial, key, plan.settings) for key in plan.settings.space})
+    params = {key: _suggest(trial, key, plan.settings) for key in plan.settings.space}
     reported = set(study.trials[trial.number].intermediate_values)
-    log.info("Trial %d: %s", trial.number, " ".join(chosen))
-    finals: list[float] = []
+    log.info("Trial %d: %s", trial.number, " ".join(overrides_of(params)))
+    runs = list(product(plan.settings.screening_seeds, plan.settings.scored_on.items()))
+    scores: list[float] = []
     frames = 0
-    for seed in range(plan.settings.seeds):
+    for seed, (name, task) in runs:
         if trial.should_prune():
             break
-        run = folder.run(trial.number, seed)
-        overrides = [*plan.overrides, *chosen, f"seed={seed}"]
-        composed = plan.load(overrides)
-        begin = open_run(composed, overrides, run, "auto")
+        overrides = plan.of_run(params, task, seed)
+        begin = open_run(plan.load(overrides), overrides, folder.run(trial.number, name, seed), "auto")
         total = begin.config.total_frames
         if begin.complete:
-            finals.append(begin.complete_return)
+            scores.append(task.score(begin.complete_return))
             frames += total
             continue
         trainer = Trainer(begin.config, begin.run, begin.checkpoint)
-        pruning = Pruning(trial, reported, finals, frames, plan.settings.warmup * total)
+        pruning = Pruning(trial, reported, scores, task.score, frames, plan.settings.warmup * total)
         trainer.callbacks["rlexp-search"] = pruning
         try:
             summary = trainer.fit()
@@ -178,10 +190,10 @@ def _run(study: optuna.Study, trial: Trial, folder: SearchDir, plan: SearchPlan)
             return
         if pruning.pruned:
             break
-        finals.append(summary["final"]["eval/return"])
+        scores.append(task.score(summary["final"]["eval/return"]))
         frames += total
-    if len(finals) == plan.settings.seeds:
-        study.tell(trial, fmean(finals))
+    if len(scores) == len(runs):
+        study.tell(trial, fmean(scores))
     else:
         study.tell(trial, state=TrialState.PRUNED)
 
@@ -204,9 +216,9 @@ def _scalar(choice: Any) -> Any:
 
 def _log_trial(study: optuna.Study, number: int, trials: int) -> None:
     ended = study.trials[number]
-    score = f" with {ended.value:,.1f}" if ended.state is TrialState.COMPLETE else ""
+    score = f" with {shown(ended.value)}" if ended.state is TrialState.COMPLETE else ""
     best = best_of(study)
-    so_far = "" if best is None else f"; the best so far is trial {best.number} with {best.value:,.1f}"
+    so_far = "" if best is None else f"; the highest score so far is trial {best.number}'s, {shown(best.value)}"
     log.info("Trial %d of %d: %s%s%s.", number, trials, state_of(ended), score, so_far)
 
 
