@@ -3,6 +3,7 @@
     python benchmarks/learning.py                                        every task, seeds 0 to 9
     python benchmarks/learning.py --tasks hopper ant --seeds 0-4 --workers 2
     python benchmarks/learning.py --no-run                               only table and figure, of the results there are
+    python benchmarks/learning.py --random                               measures random actions, into random.csv
 
 A command that was stopped or killed goes on where it was when it is given again. Runs whose results are there already,
 with the same settings, are not repeated; with other settings they are refused. Each run has one core.
@@ -16,10 +17,12 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium
+import mujoco
 import numpy as np
 import yaml
 
@@ -147,6 +150,70 @@ def published() -> dict[str, list[dict[str, str]]]:
     return found
 
 
+def measure_random(tasks: Sequence[str], episodes: int) -> None:
+    """Write the returns of uniformly random actions to ``random.csv``; episode i, and its actions, have seed i."""
+    rows = [",".join(("task", "score", "spread", "episodes", "seeds", "env", "versions"))]
+    versions = f"gymnasium {gymnasium.__version__}; mujoco {mujoco.__version__}"
+    for task in tasks:
+        settings = load_config(preset(task)).to_dict()["env"]
+        env = gymnasium.make(settings["id"], **settings["kwargs"])
+        returns = np.array([_random_return(env, seed) for seed in range(episodes)])
+        spread = f"{returns.std(ddof=1):.6g} s.d."
+        rows.append(f"{task},{returns.mean():.6g},{spread},{episodes},0-{episodes - 1},{settings['id']},{versions}")
+    write_text(HERE / "random.csv", "\n".join(rows) + "\n")
+
+
+def _random_return(env: gymnasium.Env[Any, Any], seed: int) -> float:
+    env.reset(seed=seed)
+    env.action_space.seed(seed)
+    total, ended = 0.0, False
+    while not ended:
+        _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+        total, ended = total + float(reward), terminated or truncated
+    return total
+
+
+def scale() -> dict[str, tuple[float, float]]:
+    """Task to the returns whose normalised scores are 0 and 1: of random actions, and the best published."""
+    with (HERE / "random.csv").open(newline="", encoding="utf-8") as file:
+        zeros = {row["task"]: float(row["score"]) for row in csv.DictReader(file)}
+    return {task: (zeros[task], max(float(row["score"]) for row in rows)) for task, rows in published().items()}
+
+
+def aggregates(results: Results, tasks: Sequence[str], seeds: Sequence[int]) -> str:
+    """Markdown: aggregates of normalised scores over the tasks in which every seed has finished, if there are two.
+
+    They are `rlexp.report.statistics.AGGREGATES` and, averaged over tasks, the share of runs at the best published
+    return or above, each with its interval.
+    """
+    found = _normalized(results, tasks, seeds)
+    if len(found) < 2:
+        return ""
+    sample = list(found.values())
+    reached = statistics.estimate([(scores >= 1).astype(float) for scores in sample], statistics.mean_of_strata)
+    estimates = {**statistics.aggregates(sample), "runs at 1 or above": reached}
+    left_out = ", ".join(task for task in tasks if task not in found)
+    lines = [
+        f"Over {len(found)} tasks and all {len(seeds)} seeds, of scores from 0, random actions, to 1, the table's best",
+        f"published return{f'; without {left_out}, where seeds are missing' if left_out else ''}:",
+        "",
+        f"| {' | '.join(estimates)} |",
+        "|" + " --- |" * len(estimates),
+        f"| {' | '.join(_interval(one, '{:.2f}'.format) for one in estimates.values())} |",
+    ]
+    return "\n" + "\n".join(lines) + "\n"
+
+
+def _normalized(results: Results, tasks: Sequence[str], seeds: Sequence[int]) -> dict[str, Floats]:
+    """The normalised scores of every seed, ``[seeds]``, of the tasks in which every seed has finished."""
+    found, ends = {}, scale()
+    for task in tasks:
+        curves = results.read(task)
+        if all(seed in curves for seed in seeds):
+            found[task] = statistics.normalized(np.array([curves[seed].returns[-1] for seed in seeds]), *ends[task])
+    return found
+
+
 def _cited(row: Mapping[str, str]) -> str:
     spread = f" ± {row['spread']}" if row["spread"] else ""
     of = ", ".join(row[key] for key in ("algorithm", "version", "frames", "seeds", "kind") if row[key])
@@ -159,7 +226,7 @@ def shown(value: float) -> str:
 
 
 def table(results: Results, tasks: Sequence[str], seeds: Sequence[int]) -> str:
-    """Markdown: a row a task, seeds without a finished run named as missing.
+    """Markdown: a row a task, seeds without a finished run named as missing, and the `aggregates` below.
 
     Mean and interquartile mean are over the seeds' last evaluations, each with its 95% interval, a percentile bootstrap
     over seeds (`rlexp.report.statistics`). Seconds of collection and update are the median over seeds.
@@ -172,29 +239,34 @@ def table(results: Results, tasks: Sequence[str], seeds: Sequence[int]) -> str:
         cells = [task, *[""] * 5, "<br>".join(map(_cited, others.get(task, [])))]
         if curves:
             scores = np.array([curve.returns[-1] for curve in curves.values()])
-            cells[1:3] = [_interval(scores, which) for which in (statistics.mean, statistics.interquartile_mean)]
+            kinds = (statistics.mean, statistics.interquartile_mean)
+            cells[1:3] = [_interval(statistics.estimate([scores], kind)) for kind in kinds]
             cells[3] = ", ".join(map(shown, scores))
             cells[4] = ", ".join(f"{frames:,.0f}" for frames in sorted({c.frames[-1] for c in curves.values()}))
             cells[5] = f"{np.median([curve.seconds[-1] for curve in curves.values()]):,.0f}"
         if missing:
             cells[3] += f"{'; ' if curves else ''}missing: {', '.join(missing)}"
         rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows) + "\n"
+    return "\n".join(rows) + "\n" + aggregates(results, tasks, seeds)
 
 
-def _interval(scores: Floats, which: statistics.Statistic) -> str:
-    found = statistics.estimate([scores], which)
+def _interval(found: statistics.Estimate, form: Callable[[float], str] = shown) -> str:
     if found.low is None or found.high is None:
-        return shown(found.value)
-    return f"{shown(found.value)} [{shown(found.low)}, {shown(found.high)}]"
+        return form(found.value)
+    return f"{form(found.value)} [{form(found.low)}, {form(found.high)}]"
 
 
 def figure(results: Results, tasks: Sequence[str], seeds: Sequence[int]) -> bytes:
-    """PNG: for each task every seed's curve, their interquartile mean, and dashed the first published number."""
+    """PNG: for each task every seed's curve, their interquartile mean, and dashed the first published number.
+
+    Where there are aggregates, the last panel is the performance profile: the share of runs above each score.
+    """
     columns, others = 4, published()
-    drawing = new_figure(3.4 * columns, 2.6 * -(-len(tasks) // columns), dpi=110)
+    scores = _normalized(results, tasks, seeds)
+    rows = -(-(len(tasks) + (len(scores) > 1)) // columns)
+    drawing = new_figure(3.4 * columns, 2.6 * rows, dpi=110)
     for number, task in enumerate(tasks, start=1):
-        axes = drawing.add_subplot(-(-len(tasks) // columns), columns, number)
+        axes = drawing.add_subplot(rows, columns, number)
         curves = [curve for seed, curve in results.read(task).items() if seed in seeds]
         for curve in curves:
             axes.plot(curve.frames, curve.returns, color="C0", linewidth=0.8, alpha=0.4)
@@ -205,6 +277,14 @@ def figure(results: Results, tasks: Sequence[str], seeds: Sequence[int]) -> byte
             axes.axhline(float(others[task][0]["score"]), color="0.4", linewidth=1, linestyle="--")
         style_axes(axes, f"{task}, {len(curves)} seeds", "", "")
         frames_on_x(axes)
+    if len(scores) > 1:
+        axes = drawing.add_subplot(rows, columns, len(tasks) + 1)
+        grid = np.linspace(0, max(1.2, *(one.max() for one in scores.values())), 121)
+        middle, low, high = statistics.band(statistics.above(list(scores.values()), grid), statistics.mean_of_strata)
+        axes.plot(grid, middle, color="C0", linewidth=2)
+        axes.fill_between(grid, low, high, color="C0", alpha=0.15, linewidth=0)
+        axes.axvline(1, color="0.4", linewidth=1, linestyle="--")
+        style_axes(axes, f"runs above a score, {len(scores)} tasks", "", "")
     return to_png(drawing)
 
 
@@ -234,10 +314,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, help="page that the table is written into; without it, it is printed")
     parser.add_argument("--figure", type=Path, help="PNG to write")
     parser.add_argument("--no-run", action="store_true", help="only table and figure, of the results there are")
+    parser.add_argument("--random", action="store_true", help="only measure random actions, 100 episodes a task")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every run")
     given = parser.parse_args(arguments)
     seeds = sorted({seed for text in given.seeds for seed in numbers(text)})
     results = Results(given.results)
+    if given.random:
+        measure_random(TASKS, 100)
+        return 0
     if given.set and given.results == HERE / "results":
         parser.error("--set needs --results: its runs are not the presets'")
     settings = {task: load_config([*preset(task), *given.set]).to_dict() for task in given.tasks}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from pathlib import Path
 
+import gymnasium
 import learning
 import numpy as np
 import pytest
@@ -83,6 +85,52 @@ def test_statistics_are_those_of_the_last_evaluations(tmp_path: Path) -> None:
         found, low, high = numbers(cell)
         assert found == pytest.approx(value, abs=0.51)
         assert (low, high) == pytest.approx(tuple(np.quantile(resampled, [0.025, 0.975])), rel=0.03)
+
+
+def test_aggregates_are_over_the_tasks_whose_seeds_have_all_finished(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    scores = np.random.default_rng(2).normal(0.9, 0.2, (3, 10))  # [task, seed]
+    tasks = ("hopper", "ant", "walker2d")
+    for task, normalised in zip(tasks, scores, strict=True):
+        zero, one = learning.scale()[task]
+        returns = [float(zero + (one - zero) * score) for score in normalised]
+        results.add(
+            task, curves(returns[: 9 if task == "walker2d" else 10]), load_config(learning.preset(task)).to_dict()
+        )
+    assert learning.aggregates(results, ["hopper", "walker2d"], range(10)) == "", "one task alone is no aggregate"
+    text = learning.aggregates(results, tasks, range(10))
+    assert "without walker2d" in text
+    cells = [numbers(cell)[0] for cell in text.splitlines()[-1].strip("|").split("|")]
+    both = scores[:2]
+    expected = [
+        np.sort(both.ravel())[5:15].mean(),
+        np.median(both.mean(1)),
+        both.mean(),
+        1 - np.minimum(both, 1).mean(),
+    ]
+    assert cells == pytest.approx([*expected, (both >= 1).mean()], abs=0.006)
+
+
+def test_the_scale_is_from_random_actions_to_the_best_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scale = learning.scale()
+    assert scale.keys() == set(learning.TASKS)
+    assert all(zero < one for zero, one in scale.values())
+    assert scale["half_cheetah"][1] == 7185
+    monkeypatch.setattr(learning, "HERE", tmp_path)
+    learning.measure_random([TASK], 100)
+    with (tmp_path / "random.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["score"]) == pytest.approx(scale[TASK][0], rel=0.05)
+    env = gymnasium.make("InvertedPendulum-v5")
+    assert (row["env"], row["seeds"]) == ("InvertedPendulum-v5", "0-99")
+    env.reset(seed=99)
+    env.action_space.seed(99)
+    steps = 1  # each but the last has a reward of 1
+    while not env.step(env.action_space.sample())[2]:
+        steps += 1
+    assert learning._random_return(env, 99) == steps - 1
 
 
 def test_the_page_shows_the_results_there_are(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ usage: rlexp-report DIR... [out=report] [threshold=RETURN] [reference.ENV=[RETUR
   out         folder for the page (index.html), the tables (Markdown, LaTeX, CSV) and the plots
   threshold   return to reach, for the frames and seconds it takes: one for all environments, or
               threshold.hopper=3000; default: Gymnasium's registered reward threshold
-  reference   reference.hopper=[18,3372], and so for every environment: the returns that count as 0 and 1 where
+  reference   reference.hopper=[17,3372], and so for every environment: the returns that count as 0 and 1 where
               scores are aggregated over environments, such as random actions' and a published one; default: the
               lowest and the highest final evaluation in the report
   ignore      settings in which runs of one configuration may differ, besides seed, logger, checkpoint, resume,
