@@ -23,6 +23,7 @@ from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, ValueType
 from hydra.errors import ConfigCompositionException, HydraException
@@ -154,8 +155,7 @@ def origins(overrides: Sequence[str], sources: Sources = Sources()) -> dict[str,
     found: dict[str, str] = {}
     with _hydra(sources):
         checked, _ = _tolerant(overrides, sources)
-        loader = GlobalHydra.instance().config_loader()
-        assert isinstance(loader, ConfigLoaderImpl)
+        loader = _loader()
         defaults = loader.compute_defaults_list(sources.config_name or CONFIG_NAME, checked, RunMode.RUN)
         for default in defaults.defaults:
             file = default.config_path
@@ -181,14 +181,13 @@ def groups(sources: Sources = Sources()) -> dict[str, dict[str, str]]:
     """Every group of options, and the first line of each option's description."""
     found: dict[str, dict[str, str]] = {}
     with _hydra(sources):
-        loader = GlobalHydra.instance().config_loader()
-        pending = [name for name in loader.list_groups("") if name != "hydra"]
+        pending = [name for name in _names("", ObjectType.GROUP) if name != "hydra"]
         while pending:
             group = pending.pop(0)
-            options = loader.get_group_options(group)
+            options = _names(group, ObjectType.CONFIG)
             if options:
                 found[group] = {name: _description(option_file(f"{group}/{name}", sources)) for name in options}
-            pending += [f"{group}/{name}" for name in loader.list_groups(group)]
+            pending += [f"{group}/{name}" for name in _names(group, ObjectType.GROUP)]
     return dict(sorted(found.items()))
 
 
@@ -329,7 +328,7 @@ def _parse(text: str) -> Override:
 def _tolerant(overrides: Sequence[str], sources: Sources) -> tuple[list[str], list[Problem]]:
     checked: list[str] = []
     problems: list[Problem] = []
-    groups = set(GlobalHydra.instance().config_loader().list_groups(""))
+    groups = set(_names("", ObjectType.GROUP))
     for given in overrides:
         if (text := current_override(literal(given))) is None:
             continue
@@ -354,7 +353,7 @@ def _tolerant(overrides: Sequence[str], sources: Sources) -> tuple[list[str], li
 
 def _wrong_options(override: Override, sources: Sources) -> Iterator[Problem]:
     group = override.key_or_group
-    options = GlobalHydra.instance().config_loader().get_group_options(group)
+    options = _names(group, ObjectType.CONFIG)
     if not options:
         yield Problem(group, "there is no such group of options.")
     elif not override.is_delete():
@@ -415,6 +414,17 @@ def search_path(sources: Sources) -> list[str]:
     """Folders that are searched after the folder of the primary config."""
     own = [] if sources.config_path is None else [conf_dir()]
     return [f"file://{folder}" for folder in (*own, *_advertised().values())]
+
+
+def _loader() -> ConfigLoaderImpl:
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)
+    return loader
+
+
+def _names(group: str, kind: ObjectType) -> list[str]:
+    """The options or the groups in a group, without the copy of all sources that the loader makes to list them."""
+    return _loader().repository.get_group_options(group, kind)
 
 
 @contextmanager
