@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import importlib
 import json
@@ -19,6 +20,7 @@ import warm
 from warm import processes
 
 from rlexp import workers
+from rlexp.runs import session
 
 # Batches of 256 frames from four environments: every part of a run, in a second or two.
 TINY = [
@@ -38,6 +40,11 @@ TINY = [
 def _matplotlib_cache() -> str:
     """One for all commands: matplotlib would otherwise index the fonts in each new home."""
     return tempfile.mkdtemp(prefix="matplotlib_")
+
+
+def without_plots() -> None:
+    """End runs of this process without their plots, which take half a second; `tiny_run`, started cold, has them."""
+    session.plot_training = lambda rows, folder: []  # type: ignore[attr-defined]
 
 
 def clean_environment(home: Path, **variables: str) -> dict[str, str]:
@@ -139,12 +146,32 @@ def _main(
     importlib.invalidate_caches()
     warnings.simplefilter("default")
     workers._start_program = warm.start_program  # type: ignore[assignment]
+    without_plots()
     sys.argv = [console_script(name), *arguments]
-    module = "evaluate" if name == "rlexp-eval" else name.removeprefix("rlexp-")
     try:
-        importlib.import_module(f"rlexp.cli.{module}").main()
+        _module(name).main()
     finally:
         atexit._run_exitfuncs()  # which multiprocessing leaves out
+
+
+def _module(command: str) -> Any:
+    name = "evaluate" if command == "rlexp-eval" else command.removeprefix("rlexp-")
+    return importlib.import_module(f"rlexp.cli.{name}")
+
+
+def call_command(name: str, *arguments: str, cwd: Path) -> int:
+    """The exit code of a console command's function, called in this process: where the command itself is not tested."""
+    module, path = _module(name), [*sys.path]
+    try:
+        with contextlib.chdir(cwd):
+            code: int = getattr(module, module.__name__.rpartition(".")[2])([*arguments])
+            return code
+    finally:
+        sys.path[:] = path
+        for own in [
+            key for key, value in sys.modules.items() if str(getattr(value, "__file__", "")).startswith(f"{cwd}/")
+        ]:
+            del sys.modules[own]
 
 
 def only_run(cwd: Path) -> Path:

@@ -11,19 +11,23 @@ from pathlib import Path
 
 import pytest
 import warm
-from commands import TINY, clean_environment, only_run, run_command
+from commands import TINY, clean_environment, only_run, run_command, without_plots
+from composing import compose_once
 
 from rlexp import workers
+from rlexp.config import compose
 
 # Two workers on two cores: threads would only spin against each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ |= {"RAY_gcs_server_port_wait_time_s": "120"}  # 30 by default, which a busy machine may exceed
 workers._start_program = warm.start_program  # type: ignore[assignment]
+compose.compose = compose_once  # type: ignore[attr-defined]
+without_plots()
 # Processes inherit a SIGINT that is ignored, as it is where a shell runs the suite in the background.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Names by which a test module has processes started.
-STARTERS = {"run_command", "start_command", "launch", "complete"}
+STARTERS = {"run_command", "start_command", "launch", "complete", "call_command"}
 
 
 @pytest.hookimpl(tryfirst=True)

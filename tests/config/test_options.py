@@ -14,10 +14,12 @@ from omegaconf import OmegaConf
 from rlexp import Trainer, load_config
 from rlexp.config import Config, Sources, check_targets, conf_dir, load, option_text
 from rlexp.config.spec import locate, path_of
+from rlexp.experiment import read_config
 
 CONF = conf_dir()
 # What rlexp-search tries is no part of an experiment; its own test checks it.
 FILES = [path for path in sorted(CONF.glob("*/**/*.yaml")) if path.parent.name != "search"]
+FIRST = {path.parent: path for path in reversed(FILES)}.values()
 # What an option cannot have a value of its own for.
 NEEDED = {
     **{f"collector/{name}": ["collector.num_workers=1"] for name in ("multi_sync", "multi_async", "ray")},
@@ -48,6 +50,8 @@ def test_option_composes_instantiates_and_learns(path: Path, tmp_path: Path) -> 
     needed = NEEDED.get(option(path), [])
     experiment = load_config([f"{group}={name}", *needed, *SMALL])
     check_targets(experiment)
+    values = experiment.to_dict()
+    assert read_config(values, trust=[]).to_dict() == values  # what is shipped needs no trust
     trainer = Trainer.from_config(experiment, tmp_path)
     assert trainer.update(trainer.collect())
     trainer.close()
@@ -83,10 +87,13 @@ def settings_of(path: Path) -> Iterator[tuple[str, str, Any, str]]:
 
 @pytest.mark.parametrize("path", FILES, ids=option)
 def test_a_copy_to_edit_has_all_settings_and_composes_to_the_same(path: Path, tmp_path: Path) -> None:
+    text = option_text(option(path))
+    assert "base_" not in text
+    if text == path.read_text() and path not in FIRST:
+        return  # a copy of the same text composes to the same as that of the group's first option
     copy = tmp_path / path.relative_to(CONF)
     copy.parent.mkdir(parents=True)
-    copy.write_text(option_text(option(path)))
-    assert "base_" not in copy.read_text()
+    copy.write_text(text)
     group, _, name = option(path).rpartition("/")
     overrides = [f"{group}={name}", *NEEDED.get(option(path), [])]
     assert load(overrides, Sources(config_dir=str(tmp_path))).values == load(overrides).values

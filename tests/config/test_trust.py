@@ -19,7 +19,7 @@ from rlexp.cli.export import export
 from rlexp.cli.search import search
 from rlexp.cli.train import train
 from rlexp.cli.verify import verify
-from rlexp.config import ConfigError, Node, groups
+from rlexp.config import ConfigError, Node
 from rlexp.config.spec import locate
 from rlexp.config.trust import ALLOWED
 from rlexp.experiment import load_config, read_config
@@ -249,28 +249,6 @@ def test_what_rlexp_ships_needs_no_trust(overrides: list[str]) -> None:
     values = load_config([*overrides, "logger=none"]).to_dict()
     assert read_config(values, trust=[]).to_dict() == values
     assert read_config(json.loads(json.dumps(values)), trust=[]).to_dict() == values
-
-
-@pytest.mark.parametrize(
-    ("group", "option"),
-    [
-        (group, option)
-        for group in ("collector", "env", "env/transforms", "experiment", "loss", "optim", "policy")
-        for option in groups()[group]
-        if (group, option)
-        not in {
-            ("env", "dm_control"),
-            ("env", "gym"),
-            ("env", "mujoco"),
-            ("env", "torchrl"),
-            ("loss", "any"),
-            ("optim", "any"),
-        }
-    ],
-)
-def test_no_shipped_option_needs_trust(group: str, option: str) -> None:
-    values = load_config([f"{group}={option}", "logger=none"]).to_dict()
-    assert read_config(values, trust=[]).to_dict() == values
 
 
 def test_trust_is_for_what_a_package_defines_and_not_for_what_it_imported(
