@@ -1,4 +1,4 @@
-"""Trainers whose collectors have processes, and one that dies while they work."""
+"""Trainers and simulators that have processes, and what runs with them in a process of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import signal
 import time
 from pathlib import Path
 
-from rlexp import Trainer, load_config
+import warm
+
+from rlexp import Trainer, load_config, workers
+from rlexp.envs.gymnasium import BatchedGymEnv
 
 # Episodes of 25 steps and batches of 32 a simulator: resets fall into every batch, and batches end in mid-episode.
 SMALL = [
@@ -19,6 +22,19 @@ SMALL = [
 
 def trainer(kind: str, folder: Path, *overrides: str) -> Trainer:
     return Trainer(load_config([*SMALL, f"collector={kind}", *overrides]), folder)
+
+
+def simulate(folder: Path, warm_process: str, env_id: str, *, die: bool = False) -> None:
+    """Step simulators of two processes in a folder, which then holds the workers' numbers; close them, or be killed."""
+    os.environ[warm.ADDRESS] = warm_process
+    workers._start_program = warm.start_program  # type: ignore[assignment]
+    os.chdir(folder)
+    env = BatchedGymEnv(env_id, num_envs=2, num_workers=2)
+    env.rollout(2)
+    (folder / "pids").write_text(" ".join(str(worker.pid) for worker in env.workers))
+    if die:
+        os.kill(os.getpid(), signal.SIGKILL)
+    env.close()
 
 
 def die_while_workers_work(folder: Path) -> None:

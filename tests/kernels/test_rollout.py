@@ -56,12 +56,12 @@ SCALED = "env.transforms.scale={_target_: torchrl.envs.RewardScaling, loc: 0.5, 
     ids=["hopper", "one_env", "float32_wide", "no_norm", "elu_frame_skip", "discrete", "clipped", "scaled_clipped"],
 )
 def test_batches_equal_torchrls_entry_by_entry(overrides: list[str]) -> None:
-    config = load_config([*overrides, "collector.frames_per_batch=300", "minibatch_size=30"])
+    config = load_config([*overrides, "collector.frames_per_batch=120", "minibatch_size=30"])
     ours, theirs = config.env.build(config.env.num_envs), config.env.build(config.env.num_envs)
     for env in (ours, theirs):
         torch.manual_seed(0)
         env.set_seed(3)
-        init_normalization(env, 50)
+        init_normalization(env, 20)
     networks = config.policy.build(ours, CPU)
     with torch.no_grad():
         for parameter in networks.actor.parameters():

@@ -76,7 +76,7 @@ def test_values_are_those_of_stepping_through_every_episode(overrides: list[str]
 @pytest.mark.parametrize("overrides", RECURRENT, ids=["gru", "lstm", "torchrl"])
 def test_resumed_run_remembers_what_the_run_did(overrides: list[str], tmp_path: Path) -> None:
     """Every number and the final state are the same; without what is remembered they are not."""
-    config = composed(*overrides, *SMALL, "total_frames=512")
+    config = composed(*overrides, *SMALL, "total_frames=512", "evaluation.interval=512", "num_epochs=1")
 
     def train(trainer: Trainer, iterations: int) -> list[dict[str, float]]:
         return [trainer.iterate() for _ in range(iterations)]

@@ -94,7 +94,8 @@ def test_preset_takes_every_path_of_a_run(folder: Path) -> None:
     ids=["unseeded", "forgetful", "nan"],
 )
 def test_what_is_wrong_is_said(overrides: list[str], code: int, told: str, folder: Path) -> None:
-    process = launch(["experiment=debug", "env=gym", *overrides], folder, PYTHONPATH=str(folder))
+    small = ["total_frames=480", "num_epochs=1", "evaluation.episodes=1", "policy.num_cells=[8]"]
+    process = launch(["experiment=debug", "env=gym", *small, *overrides], folder, PYTHONPATH=str(folder))
     process.join(60)
     said = (folder / "output.txt").read_text()
     assert process.exitcode == code, said
@@ -104,5 +105,5 @@ def test_what_is_wrong_is_said(overrides: list[str], code: int, told: str, folde
 def test_checks_change_nothing(tmp_path: Path) -> None:
     runs = {checks: tmp_path / str(checks) for checks in (True, False)}
     for checks, path in runs.items():
-        Trainer(load_config(["experiment=debug", f"checks={checks}"]), path).fit()
+        Trainer(load_config(["experiment=debug", f"checks={checks}", "total_frames=960", "num_epochs=1"]), path).fit()
     assert rows_of(runs[True]) == rows_of(runs[False])

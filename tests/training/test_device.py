@@ -19,9 +19,9 @@ from rlexp.policies.recurrent import carry_state
 from rlexp.training.learners import build_learner
 
 SMALL = [
-    *("env.num_envs=4", "collector.frames_per_batch=128", "minibatch_size=64", "num_epochs=2", "compile=false"),
+    *("env.num_envs=4", "collector.frames_per_batch=64", "minibatch_size=32", "num_epochs=2", "compile=false"),
     *("policy.num_cells=[8]", "env.init_random_steps=30", "env.transforms.step_counter.max_steps=20", "threads=1"),
-    *("evaluation.episodes=1", "evaluation.interval=100_000", "logger=none", "total_frames=256"),
+    *("evaluation.episodes=1", "evaluation.interval=100_000", "logger=none", "total_frames=128"),
 ]
 CARTPOLE = ["env=torch_cartpole", *SMALL]
 SLIDER = ["env=torchrl", "env.make={_target_: slider.Slider, num_envs: 4, device: auto}", "collector=device", *SMALL]
