@@ -21,7 +21,7 @@ from rlexp.config import compose
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ |= {"RAY_gcs_server_port_wait_time_s": "120"}  # 30 by default, which a busy machine may exceed
 workers._start_program = warm.start_program  # type: ignore[assignment]
-compose.compose = compose_once  # type: ignore[attr-defined]
+compose.compose = compose_once  # type: ignore[assignment, attr-defined]
 without_plots()
 # Processes inherit a SIGINT that is ignored, as it is where a shell runs the suite in the background.
 signal.signal(signal.SIGINT, signal.default_int_handler)
