@@ -22,7 +22,7 @@ class MixedDevicesError(AssertionError):
 
 
 class Pretended(Tensor):
-    """A tensor that says it is on `DEVICE`.
+    """A tensor that reports that it is on `DEVICE`.
 
     Args:
         held: its numbers.

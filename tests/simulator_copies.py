@@ -35,7 +35,7 @@ def assert_goes_on_exactly(spec: EnvConfig, steps: int = 12, more: int = 60) -> 
     assert ended  # episodes that begin later need the generator
 
 
-def stacked_pictures_go_on_exactly(overrides: list[str], folder: Path) -> None:
+def stacked_images_go_on_exactly(overrides: list[str], folder: Path) -> None:
     os.environ["MUJOCO_GL"] = "egl"  # read when the renderer is first imported, hence a process of its own
     os.chdir(folder)
     assert_goes_on_exactly(load_config([*overrides, *PIXELS, "env.max_episode_steps=8"]).env, steps=5, more=6)

@@ -55,7 +55,7 @@ class Slider(EnvBase):  # type: ignore[misc]
 
 
 class Stateless(Slider):
-    """One that says that its state is an entry of the tensordict."""
+    """One that declares that its state is an entry of the tensordict."""
 
     def __init__(self, num_envs: int, device: str = "cpu") -> None:
         super().__init__(num_envs, device)

@@ -224,7 +224,7 @@ def _plain(value: Any) -> Any:
     return np.asarray(value).tobytes() if isinstance(value, Tensor | np.ndarray | np.generic) else repr(value)
 
 
-def test_where_simulators_cannot_be_saved_the_checkpoint_says_so(
+def test_where_simulators_cannot_be_saved_the_checkpoint_reports_it(
     tmp_path: Path, close: list[Trainer], caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("envpool")
@@ -277,14 +277,14 @@ def faulty(fault: str, folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "reported"),
     [
         ("exception", r"failed in process \d+:(.|\n)*ZeroDivisionError: division by zero"),
         ("hang", r"process \d+, did not answer in 2 s \(collector.timeout\)"),
     ],
 )
 def test_a_worker_that_fails_is_named(
-    fault: str, told: str, tmp_path: Path, close: list[Trainer], monkeypatch: pytest.MonkeyPatch
+    fault: str, reported: str, tmp_path: Path, close: list[Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides = faulty(fault, tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -294,7 +294,7 @@ def test_a_worker_that_fails_is_named(
     if fault == "hang":
         subject.collector.workers._timeout = 2  # once the processes have started, which may take longer
     with pytest.raises(
-        WorkerError, match=rf"collector worker \d of 2 \(environments \d to \d of faulty\)(.|\n)*{told}"
+        WorkerError, match=rf"collector worker \d of 2 \(environments \d to \d of faulty\)(.|\n)*{reported}"
     ):
         train(subject, 3)
     subject.close()

@@ -1,4 +1,4 @@
-"""Wrong command lines are told what is wrong, before anything is built."""
+"""What is wrong with a command line is reported before anything is built."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_wrong_command_line_is_named_with_its_remedy(
     assert remedy in str(problem)
 
 
-def test_all_problems_are_told_together() -> None:
+def test_all_problems_are_reported_together() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(["env=hoper", "loss.clip_epsilom=0.1", "minibatch_size=abc", "+typo=1"])
     assert {p.key for p in caught.value.problems} == {"env", "loss.clip_epsilom", "minibatch_size", "typo"}
@@ -228,10 +228,10 @@ def test_unbuildable_parts_are_config_errors(tmp_path: Path) -> None:
     assert discrete.returncode == 2
     assert "policy=categorical" in discrete.stderr
     transform = "env.transforms.mine={_target_: torchrl.envs.StepCounter, max_stepz: 3}"
-    for override, told in {
+    for override, reported in {
         transform: r"Did you mean max_steps\?",
         "~env.transforms.reward_sum": r"must hold a torchrl\.envs\.RewardSum",
     }.items():
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=reported):
             call_command("rlexp-train", "logger=none", override, cwd=tmp_path)
     assert not list(tmp_path.glob("outputs/*/*"))

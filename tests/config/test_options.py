@@ -100,7 +100,7 @@ def test_a_copy_to_edit_has_all_settings_and_composes_to_the_same(path: Path, tm
 
 
 @pytest.mark.parametrize("path", FILES, ids=option)
-def test_values_that_differ_from_the_targets_defaults_say_why(path: Path) -> None:
+def test_values_that_differ_from_the_targets_defaults_have_a_reason(path: Path) -> None:
     for target, key, value, comment in settings_of(path):
         found = locate(target) if target != "???" else None
         is_spec = inspect.isclass(found) and issubclass(found, Config)

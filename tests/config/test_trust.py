@@ -132,7 +132,7 @@ def plain() -> dict[str, Any]:
 
 @pytest.fixture
 def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a module that says when it is imported, where the command runs and Python looks."""
+    """A folder with a module that leaves a mark when it is imported, where the command runs and Python looks."""
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / MARKER)!r}, 'w')\ndef f(*a, **k): ...\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -263,7 +263,7 @@ def test_trust_is_for_what_a_package_defines_and_not_for_what_it_imported(
         return changed(plain, "env.transforms.x", {"_target_": f"trusted_lab.{name}", "in_keys": ["observation"]})
 
     found = read_config(node("made"), trust=["trusted_lab"]).env.transforms["x"]
-    assert found == Node(target="trusted_lab.made", arguments={"in_keys": ["observation"]})  # a function, as said
+    assert found == Node(target="trusted_lab.made", arguments={"in_keys": ["observation"]})  # a function, as named
     with pytest.raises(ConfigError, match="trusted_lab"):
         read_config(node("made"), trust=["trusted"])
     with pytest.raises(ConfigError, match=r"subprocess\.Popen"):

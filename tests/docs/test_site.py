@@ -46,7 +46,7 @@ def test_every_option_is_on_the_page_of_its_group() -> None:
             assert f"`{group}={name}`" in text
             assert description.split()[0] in text
         for line in re.findall(r"^\| `.*$", text, re.M):
-            assert not line.endswith("|  |"), f"{line} says nothing"
+            assert not line.endswith("|  |"), f"{line} is empty"
 
 
 @pytest.mark.parametrize(

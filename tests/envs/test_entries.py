@@ -95,15 +95,15 @@ def test_a_dict_of_one_entry_is_that_entry() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "reported"),
     [
         ({"reward": spaces.Box(0, 1, (1,))}, "'reward' is called like something else that a batch holds"),
         ({"deep": spaces.Dict(x=spaces.Box(0, 255, (8, 8, 3), np.uint8))}, r"'deep.x' is an image(.|\n)*outermost"),
         ({"many": spaces.Sequence(spaces.Discrete(2))}, "of no fixed size"),
     ],
 )
-def test_entries_that_cannot_be_kept_are_refused(more: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_entries_that_cannot_be_kept_are_refused(more: dict[str, Any], reported: str) -> None:
+    with pytest.raises(ConfigError, match=reported):
         BatchedGymEnv("parts:Parts-v0", num_envs=1, kwargs=more)
 
 
@@ -167,13 +167,13 @@ def test_an_image_alone_leaves_nothing_to_normalise() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "reported"),
     [
         (["env/transforms=frozen"], r"observation_norm(.|\n)*normalises observation, and the environment observes arm"),
         (["env.transforms.observation_norm.in_keys=[camera]"], r"camera is uint8 \[1, 8, 8\](.|\n)*transforms=none"),
         (["env.transforms.observation_norm.in_keys=[legs]"], "normalises legs, and the environment observes arm"),
     ],
 )
-def test_a_normalisation_that_does_not_fit_is_refused(overrides: list[str], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_a_normalisation_that_does_not_fit_is_refused(overrides: list[str], reported: str) -> None:
+    with pytest.raises(ConfigError, match=reported):
         load_config([*parts.ENV, "policy=cnn", *overrides]).env.build(2)

@@ -1,4 +1,4 @@
-"""The EnvPool backend: no junk step, true ends, and what it says of what it cannot do."""
+"""The EnvPool backend: no junk step, true ends, and what it refuses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlexp.config import ConfigError
 HOPPER = ["env=hopper", "env.backend=envpool", "env.num_envs=4"]
 
 
-def test_a_missing_package_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "envpool", None)
     with pytest.raises(ConfigError, match=r"pip install 'rlexp\[envpool\]'"):
         load_config(HOPPER)

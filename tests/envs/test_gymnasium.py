@@ -144,14 +144,16 @@ def test_flags_alone_become_floats() -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "told"),
+    ("part", "reported"),
     [
         (gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8), r"'2' is an image of shape \(8, 8, 3\) within a Tuple"),
         (gymnasium.spaces.Sequence(gymnasium.spaces.Discrete(2)), "of no fixed size"),
     ],
 )
-def test_observations_that_are_no_vector_are_refused(part: gymnasium.spaces.Space[Any], told: str, odd: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_observations_that_are_no_vector_are_refused(
+    part: gymnasium.spaces.Space[Any], reported: str, odd: str
+) -> None:
+    with pytest.raises(ConfigError, match=reported):
         BatchedGymEnv(odd, num_envs=1, kwargs={"part": part})
 
 
@@ -199,15 +201,15 @@ gymnasium.register("Faulty-v0", Faulty, max_episode_steps=20)
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "reported"),
     [
         ("death", "died with exit code -9"),
         ("exception", "ZeroDivisionError: division by zero"),
         ("hang", "did not answer in 3 s"),
     ],
 )
-def test_fault_in_a_worker_is_told_with_its_simulators(
-    fault: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_fault_in_a_worker_is_reported_with_its_simulators(
+    fault: str, reported: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "faulty.py").write_text(f"FIRST = {os.getpid()}\n{FAULTY}")
     monkeypatch.syspath_prepend(tmp_path)
@@ -215,7 +217,7 @@ def test_fault_in_a_worker_is_told_with_its_simulators(
     pids = worker_pids(env)
     tensordict = env.reset()
     env.timeout = 3
-    with pytest.raises(SimulatorError, match=f"simulators 2 to 3 of faulty:Faulty-v0(.|\n)*{told}"):
+    with pytest.raises(SimulatorError, match=f"simulators 2 to 3 of faulty:Faulty-v0(.|\n)*{reported}"):
         env.rollout(5, tensordict=tensordict)
     env.close()
     assert not any(alive(pid) for pid in pids)

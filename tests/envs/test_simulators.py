@@ -97,7 +97,7 @@ def test_a_nested_target_is_built_for_each_simulator(recorder: str) -> None:
 
 OBSERVATION = np.zeros(3, np.float32)
 FIVE: tuple[Any, ...] = (OBSERVATION, 1.0, False, False, {})
-# What step() returns, and what is said of it.
+# What step() returns, and what is reported of it.
 STEPS: dict[str, tuple[Any, str]] = {
     "four": (
         (OBSERVATION, 1.0, False, {}),

@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from simulator_copies import PIXELS, assert_goes_on_exactly, stacked_pictures_go_on_exactly
+from simulator_copies import PIXELS, assert_goes_on_exactly, stacked_images_go_on_exactly
 from warm import processes
 
 from rlexp import load_config
@@ -49,7 +49,7 @@ def test_what_cannot_be_saved_is_named() -> None:
             env.simulator_state()
 
 
-def test_stacked_pictures_go_on_exactly() -> None:
+def test_stacked_images_go_on_exactly() -> None:
     pytest.importorskip("cv2", reason="the extra rlexp[pixels] is not installed")
     assert_goes_on_exactly(load_config(["env=cartpole", *PIXELS]).env, more=20)
 
@@ -58,8 +58,8 @@ def test_stacked_pictures_go_on_exactly() -> None:
 @pytest.mark.parametrize(
     "overrides", [["env=inverted_pendulum"], ["env=dm_control", "env.domain=cartpole", "env.task=swingup"]]
 )
-def test_stacked_pictures_of_mujoco_go_on_exactly(overrides: list[str], tmp_path: Path) -> None:
-    process = processes.Process(target=stacked_pictures_go_on_exactly, args=(overrides, tmp_path))
+def test_stacked_images_of_mujoco_go_on_exactly(overrides: list[str], tmp_path: Path) -> None:
+    process = processes.Process(target=stacked_images_go_on_exactly, args=(overrides, tmp_path))
     process.start()
     process.join(120)
     assert process.exitcode == 0

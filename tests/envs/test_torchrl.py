@@ -71,14 +71,14 @@ def test_frames_are_skipped_behind_the_camera() -> None:
             rewards.append(tensordict["reward"].item())
         seen.append(tensordict["observation"][0])
         assert sum(rewards) == 4
-    # The same instants: every second picture of the one is every picture of the other.
+    # The same instants: every second image of the one is every image of the other.
     assert torch.equal(seen[0][[1, 3]], seen[1][[2, 3]])
     assert seen[0].dtype is torch.uint8
     assert not torch.equal(seen[0][1], seen[0][3])
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "reported"),
     [
         (
             ["env=cartpole", "env.from_pixels=true", "env/transforms=frozen"],
@@ -92,8 +92,8 @@ def test_frames_are_skipped_behind_the_camera() -> None:
         (["env=torchrl"], r"env\.make\._target_(.|\n)*has no value yet"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_built(overrides: list[str], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_what_cannot_be_is_refused_before_anything_is_built(overrides: list[str], reported: str) -> None:
+    with pytest.raises(ConfigError, match=reported):
         load_config(overrides)
 
 
@@ -139,12 +139,12 @@ BODIES = [
 ]
 
 
-def test_what_the_actor_reads_of_a_torchrl_environment_is_said_and_not_guessed() -> None:
+def test_what_the_actor_reads_of_a_torchrl_environment_is_named_and_not_guessed() -> None:
     groups = [*BODIES, "env.make.actor=[2]", "env.make.critic=[3]"]
     config = load_config(groups)
     cpu = torch.device("cpu")
-    told = r"policy\.actor_keys(.|\n)*observes actor \[2\], critic \[3\](.|\n)*\[actor\], or all, \[actor,critic\]"
-    with pytest.raises(ConfigError, match=told):
+    reported = r"policy\.actor_keys(.|\n)*observes actor \[2\], critic \[3\](.|\n)*\[actor\], or all, \[actor,critic\]"
+    with pytest.raises(ConfigError, match=reported):
         config.policy.build(config.env.build(4), cpu)
     chosen = load_config([*groups, "policy.actor_keys=[actor]"]).policy.build(config.env.build(4), cpu)
     assert (list(chosen.actor.in_keys), list(chosen.critic.in_keys)) == (["actor"], ["actor", "critic"])
@@ -191,13 +191,13 @@ def test_evaluation_counts_the_environments_own_rewards() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "reported"),
     [
         (lambda: torch.nn.Tanh(), "gives a Tanh, which is no torchrl environment"),
     ],
 )
-def test_torchrl_environments_that_do_not_fit_are_refused(make: Any, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_torchrl_environments_that_do_not_fit_are_refused(make: Any, reported: str) -> None:
+    with pytest.raises(ConfigError, match=reported):
         batched(make, 2, 2).reset()
 
 
@@ -222,7 +222,7 @@ def test_a_torchrl_environment_is_collected_by_torchrls_collector(tmp_path: Path
     trainer.close()
 
 
-def test_a_checkpoint_says_that_its_resume_is_not_exact(tmp_path: Path) -> None:
+def test_a_checkpoint_reports_that_its_resume_is_not_exact(tmp_path: Path) -> None:
     limit = "env.transforms.step_counter.max_steps=30"
     Trainer.from_config(load_config([*SHORT, *PENDULUM, limit]), tmp_path / "run").fit()
     assert checkpoint.load(tmp_path / "run").state.inexact == ["SerialEnv cannot give its simulators' state"]

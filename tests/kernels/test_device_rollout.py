@@ -201,7 +201,7 @@ BINARY = "env.transforms.binary={_target_: torchrl.envs.BinarizeReward}"
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "reported"),
     [
         (["env=cartpole"], "BatchedGymEnv steps its simulators one by one"),
         (["env=torchrl", PENDULUM], "SerialEnv steps its simulators one by one"),
@@ -210,9 +210,9 @@ BINARY = "env.transforms.binary={_target_: torchrl.envs.BinarizeReward}"
         (["env=torchrl", SLIDES, "env/transforms=frozen", RESCALED], "it has no ObservationNorm with these settings"),
     ],
 )
-def test_what_it_cannot_collect_is_refused_with_the_remedy(overrides: list[str], told: str) -> None:
+def test_what_it_cannot_collect_is_refused_with_the_remedy(overrides: list[str], reported: str) -> None:
     config = settings(*overrides, "collector=device")
-    with pytest.raises(ConfigError, match=rf"{told}(.|\n)*Use collector=sync"):
+    with pytest.raises(ConfigError, match=rf"{reported}(.|\n)*Use collector=sync"):
         _built(config, CPU)
 
 

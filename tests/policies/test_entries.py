@@ -113,7 +113,7 @@ def test_kernels_change_nothing_that_is_learned(name: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "reported"),
     [
         (["policy.actor_keys=[arms]"], r"policy\.actor_keys=arms\n(.|\n)*no such entry. Did you mean arm"),
         (["policy.critic_keys=[secrets]", *parts.SMALL_CNN], "no such entry. Did you mean secret"),
@@ -134,8 +134,8 @@ def test_kernels_change_nothing_that_is_learned(name: str, tmp_path: Path) -> No
         ([*PRIVILEGED, f"policy.encoders.arm._target_={__name__}.Scalar"], r"must give features \[n, features\]"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_refused_by_name(overrides: list[str], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_what_does_not_fit_is_refused_by_name(overrides: list[str], reported: str) -> None:
+    with pytest.raises(ConfigError, match=reported):
         checked(*overrides)
 
 

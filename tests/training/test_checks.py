@@ -1,4 +1,4 @@
-"""``experiment=debug`` passes what is well made, and says what is wrong with what is not."""
+"""``experiment=debug`` passes what is well made, and reports what is wrong with what is not."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_preset_takes_every_path_of_a_run(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "code", "told"),
+    ("overrides", "code", "reported"),
     [
         (["env.id=mine:Unseeded-v0"], 2, "is another for the same seed and the same actions"),
         (
@@ -93,13 +93,13 @@ def test_preset_takes_every_path_of_a_run(folder: Path) -> None:
     ],
     ids=["unseeded", "forgetful", "nan"],
 )
-def test_what_is_wrong_is_said(overrides: list[str], code: int, told: str, folder: Path) -> None:
+def test_what_is_wrong_is_reported(overrides: list[str], code: int, reported: str, folder: Path) -> None:
     small = ["total_frames=480", "num_epochs=1", "evaluation.episodes=1", "policy.num_cells=[8]"]
     process = launch(["experiment=debug", "env=gym", *small, *overrides], folder, PYTHONPATH=str(folder))
     process.join(60)
-    said = (folder / "output.txt").read_text()
-    assert process.exitcode == code, said
-    assert told in said
+    printed = (folder / "output.txt").read_text()
+    assert process.exitcode == code, printed
+    assert reported in printed
 
 
 def test_checks_change_nothing(tmp_path: Path) -> None:

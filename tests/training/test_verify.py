@@ -20,7 +20,7 @@ def test_a_run_is_reproducible(tiny_run: Path, capsys: pytest.CaptureFixture[str
     assert "reproducible: 4 iterations" in capsys.readouterr().out
 
 
-def test_the_first_difference_is_said(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_difference_is_reported(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(tiny_run, copy, ignore=shutil.ignore_patterns("wandb", "plots"))
     rows = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
@@ -32,9 +32,9 @@ def test_the_first_difference_is_said(tiny_run: Path, tmp_path: Path, capsys: py
     (copy / "metadata.json").write_text(json.dumps(metadata))
     assert verify([str(copy), "iterations=1"]) == 0
     assert verify([str(copy)]) == 1
-    said = capsys.readouterr().out
-    assert "not reproducible: at 512 frames train/parameters_hash was" in said
-    assert "torch was 0.4.1" in said
+    printed = capsys.readouterr().out
+    assert "not reproducible: at 512 frames train/parameters_hash was" in printed
+    assert "torch was 0.4.1" in printed
 
 
 def test_a_run_that_resumes_exactly(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
