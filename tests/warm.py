@@ -13,16 +13,12 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(
-    [
-        *("commands", "rlexp.cli.train", "rlexp.cli.evaluate", "rlexp.cli.report", "rlexp.cli.config"),
-        *("rlexp.training.trainer", "rlexp.runs.resume", "rlexp.report.page", "gymnasium.envs.mujoco", "wandb.sdk"),
-    ]
-)
+processes.set_forkserver_preload(["preloaded"])
 
 ADDRESS = "RLEXP_TESTS_WARM"  # the variable with the path of the warm process's socket
 _held: list[Connection] = []  # as long as this process lives
@@ -49,6 +45,7 @@ class WarmProgram:
 def start() -> str:
     """Start the warm process, which ends with this one, where it does not run yet; the path of its socket."""
     if ADDRESS not in os.environ:
+        _start_fork_server()
         theirs, ours = multiprocessing.Pipe(duplex=False)
         _held.append(ours)
         os.environ[ADDRESS] = path = str(Path(tempfile.mkdtemp(prefix="warm_"), "socket"))
@@ -57,6 +54,19 @@ def start() -> str:
             listener.listen()
             processes.Process(target=serve, args=(listener, theirs), daemon=True).start()
     return os.environ[ADDRESS]
+
+
+def _start_fork_server() -> None:
+    """Start it where it finds `preloaded`; before Python 3.13 it ignores this process's ``sys.path``, in silence."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([before] if before else [])])
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 def start_program(control_fd: int, pipe_fds: Sequence[int], fds: Sequence[int]) -> WarmProgram:
