@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from importlib.metadata import entry_points
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -71,14 +72,14 @@ def run_command(
         cwd: where it runs, and its home.
         timeout: seconds; it is killed after them.
         cold: whether the installed script is started, by a new interpreter. Otherwise the function that the script
-            calls runs in a process forked from a warm one. Commands of other packages are always started cold.
+            calls runs in a process forked from a warm one.
         variables: of the environment, beside those of `clean_environment`.
 
     Raises:
         subprocess.TimeoutExpired: it took longer.
     """
     environment = clean_environment(cwd, **variables)
-    if cold or not name.startswith("rlexp-"):
+    if cold:
         return subprocess.run(
             [console_script(name), *arguments],
             cwd=cwd,
@@ -146,10 +147,10 @@ def _main(
     importlib.invalidate_caches()
     warnings.simplefilter("default")
     workers._start_program = warm.start_program  # type: ignore[assignment]
-    without_plots()
     sys.argv = [console_script(name), *arguments]
+    (script,) = entry_points(group="console_scripts", name=name)
     try:
-        _module(name).main()
+        script.load()()
     finally:
         atexit._run_exitfuncs()  # which multiprocessing leaves out
 

@@ -59,10 +59,16 @@ def run_dir(tiny_run: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def egl(tmp_path: Path) -> None:
+def quickly_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare an export with the policy on a few observations; a command compares it on a thousand."""
+    monkeypatch.setattr("rlexp.agent.export.CHECKED", 50)
+
+
+@pytest.fixture(scope="session")
+def egl(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Skip where MuJoCo cannot render without a display."""
     probe = "import gymnasium as g; e = g.make('InvertedPendulum-v5', render_mode='rgb_array'); e.reset(); e.render()"
-    environment = clean_environment(tmp_path, MUJOCO_GL="egl")
+    environment = clean_environment(tmp_path_factory.mktemp("egl"), MUJOCO_GL="egl")
     done = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip("MuJoCo cannot render here: EGL is missing (libegl1)")

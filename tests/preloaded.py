@@ -6,20 +6,23 @@ import gc
 import importlib
 from contextlib import suppress
 
+from commands import without_plots
 from hydra.core.plugins import Plugins
 
 # The commands, and what they or other packages import only when it is used.
 for _module in (
-    *("commands", "rlexp.cli.train", "rlexp.cli.evaluate", "rlexp.cli.export", "rlexp.cli.report", "rlexp.cli.config"),
+    *("rlexp.cli.train", "rlexp.cli.evaluate", "rlexp.cli.export", "rlexp.cli.report", "rlexp.cli.config"),
     *("rlexp.cli.search", "rlexp.training.trainer", "rlexp.runs.resume", "rlexp.report.page", "rlexp.loggers.wandb"),
     *("rlexp.envs.mujoco.batch", "rlexp.envs.mujoco.tasks", "rlexp.policies.building", "rlexp.policies.inputs"),
     *("rlexp.losses.kl_penalty", "rlexp.losses.surrogates", "rlexp.kernels.losses", "rlexp.kernels.gradient"),
     *("gymnasium.envs.mujoco", "matplotlib.figure", "matplotlib.backends.backend_agg", "PIL.JpegImagePlugin"),
-    *("safetensors.torch", "ray.dag", "wandb.sdk.launch.inputs.internal"),
+    *("safetensors.torch", "ray.dag", "wandb.sdk.launch.inputs.internal", "wandb.cli.cli"),
+    *("rlexp.search.study", "optuna.storages"),
     *("opentelemetry.exporter.otlp.proto.http.metric_exporter", "opentelemetry.exporter.otlp.proto.http._log_exporter"),
 ):
     with suppress(ImportError):  # of a package that is not installed
         importlib.import_module(_module)
 Plugins.instance()  # Hydra imports all of its plugins
+without_plots()
 gc.collect()
 gc.freeze()  # a collection writes to every object, and the forked processes would copy the memory that they share

@@ -40,14 +40,15 @@ def test_runs_are_kept_once_and_seeds_without_a_run_are_named(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.chdir(tmp_path)
-    command = ["--tasks", TASK, "--results", "results", "--set", *TINY, "evaluation.episodes=2"]
+    brief = [*TINY, "total_frames=512", "evaluation.interval=256", "evaluation.episodes=2"]
+    command = ["--tasks", TASK, "--results", "results", "--set", *brief]
     assert learning.main([*command, "--seeds", "0", "2"]) == 0
     runs = {int(path.parent.name): path.parent for path in tmp_path.glob("outputs/learning/*/*/metrics.jsonl")}
     kept = Results(tmp_path / "results").read(TASK)
     assert sorted(kept) == [0, 2]
     for job, seed in enumerate((0, 2)):
         rows = [row for row in rows_of(runs[job], timings=True) if "eval/return" in row]
-        assert kept[seed].frames.tolist() == [row["frames"] for row in rows] == [512, 1024]
+        assert kept[seed].frames.tolist() == [row["frames"] for row in rows] == [256, 512]
         assert kept[seed].returns.tolist() == [row["eval/return"] for row in rows]
         assert kept[seed].seconds[-1] == pytest.approx(rows[-1]["time/collect"] + rows[-1]["time/update"], abs=0.06)
     before = (tmp_path / "results" / f"{TASK}.csv").read_bytes()

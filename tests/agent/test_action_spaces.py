@@ -18,6 +18,8 @@ from rlexp.agent import Agent
 from rlexp.agent.export import export_policy
 from rlexp.config import ConfigError
 
+pytestmark = pytest.mark.usefixtures("quickly_checked")
+
 SPACES: dict[str, spaces.Space[Any]] = {
     "start": spaces.Discrete(3, start=-1),
     "half-bounded": spaces.Box(np.array([0, -np.inf], np.float32), np.array([np.inf, 0.0], np.float32)),

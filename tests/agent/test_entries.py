@@ -19,6 +19,8 @@ from rlexp.agent import Agent
 from rlexp.agent.export import export_policy
 from rlexp.runs import checkpoint
 
+pytestmark = pytest.mark.usefixtures("quickly_checked")
+
 ARGUMENTS = [
     *TINY,
     *("experiment=seen_target", "policy.channels=[3]", "policy.kernel_sizes=[4]", "policy.strides=[4]"),

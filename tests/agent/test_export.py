@@ -44,7 +44,8 @@ VECNORM = {"_target_": "torchrl.envs.VecNormV2", "in_keys": ["observation"], "de
 
 def trained(folder: Path, transforms: dict[str, Any], env: tuple[str, ...] = ()) -> Path:
     """A tiny run with transforms of the user's own."""
-    values = copy.deepcopy(load_config([*TINY, *env, "collector=sync", "logger=none", "total_frames=256"]).to_dict())
+    brief = ["total_frames=256", "evaluation.episodes=1", "collector=sync", "logger=none"]
+    values = copy.deepcopy(load_config([*TINY, *env, *brief]).to_dict())
     values["env"]["transforms"] = transforms
     Trainer.from_config(values, folder).fit()
     return folder
@@ -125,6 +126,7 @@ def test_export_that_differs_is_refused_with_figures(
     assert [p.read_text() for p in tmp_path.iterdir()] == ["the previous one"]
 
 
+@pytest.mark.usefixtures("quickly_checked")
 def test_transforms_of_the_users_own_are_inside(tmp_path: Path) -> None:
     run_dir = trained(tmp_path / "run", {"clip": CLIP, "norm": NORM, **END})
     policy = load_policy(run_dir)
@@ -135,6 +137,7 @@ def test_transforms_of_the_users_own_are_inside(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.export.load(path).module()(*seen.values()), actions)
 
 
+@pytest.mark.usefixtures("quickly_checked")
 def test_actions_leave_in_the_environments_own_bounds_and_shape(tmp_path: Path) -> None:
     run_dir = trained(
         tmp_path / "run", {"norm": NORM, **END}, ("env=gym", "env.id=Pusher-v5", "policy.last_layer_gain=5.0")
@@ -157,6 +160,7 @@ class WidePendulum(PendulumEnv):  # type: ignore[misc]
         self.action_space = spaces.Box(-2.0, 2.0, (1,), dtype=np.float64)
 
 
+@pytest.mark.usefixtures("quickly_checked")
 def test_transforms_of_the_action_are_inside(tmp_path: Path) -> None:
     gymnasium.register("WidePendulum-v0", WidePendulum, max_episode_steps=20)
     run_dir = trained(tmp_path / "run", {"norm": NORM, **END}, ("env=gym", "env.id=WidePendulum-v0"))

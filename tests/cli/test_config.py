@@ -78,9 +78,6 @@ def test_bash_completes_groups_options_and_keys(tmp_path: Path) -> None:
     offered = {
         "rlexp-train env=h": [f"env={name}" for name in ("half_cheetah", "hopper", "humanoid", "humanoid_standup")],
         "rlexp-train loss.clip_e": ["loss.clip_epsilon="],
-        "rlexp-train loss=": [
-            f"loss={name}" for name in ("a2c", "any", "clip_ppo", "kl_ppo", "npg", "reinforce", "rpo", "spo", "trpo")
-        ],
         "rlexp-train env/transforms=": [f"env/transforms={name}" for name in ("frozen", "none", "running")],
     }
     script = 'eval "$(rlexp-train --shell-completion install=bash)"\n' + "".join(

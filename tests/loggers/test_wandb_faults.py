@@ -13,7 +13,6 @@ import threading
 import time
 from pathlib import Path
 
-import pytest
 import yaml
 from commands import TINY, clean_environment, complete, rows_of, run_command
 from wandb_server import KEY, Server, environment, serving
@@ -22,6 +21,7 @@ from rlexp import load_config
 from rlexp.loggers.wandb import group_of
 
 ONLINE = [*TINY, "hydra.run.dir=run", "logger.mode=online", "logger.init_timeout=4", "logger.finish_timeout=4"]
+UNHEARD = [*ONLINE, "logger.init_timeout=1", "logger.finish_timeout=1"]
 
 
 def check(tmp_path: Path, said: str) -> None:
@@ -115,7 +115,7 @@ def test_refused(tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     start = time.monotonic()
-    complete(ONLINE, tmp_path, **environment(port, tmp_path))
+    complete(UNHEARD, tmp_path, **environment(port, tmp_path))
     assert time.monotonic() - start < 60
     check(tmp_path, "logging offline")
 
@@ -123,7 +123,7 @@ def test_refused(tmp_path: Path) -> None:
 def test_black_hole(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=128) as hole:  # takes connections and never answers
         start = time.monotonic()
-        complete(ONLINE, tmp_path, **environment(hole.getsockname()[1], tmp_path))
+        complete(UNHEARD, tmp_path, **environment(hole.getsockname()[1], tmp_path))
     assert time.monotonic() - start < 60
     check(tmp_path, "logging offline")
 
@@ -145,14 +145,17 @@ def _die_after_first_row(server: Server) -> None:
     server.shutdown()
 
 
-@pytest.mark.parametrize("terminal", [False, True])
-def test_without_a_key_nothing_is_asked(terminal: bool, tmp_path: Path) -> None:
+def test_without_a_key_nothing_is_asked(tmp_path: Path) -> None:
+    complete([*ONLINE, "total_frames=256"], tmp_path)
+    assert "no API key is configured" in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_without_a_key_nothing_is_asked_on_a_terminal(tmp_path: Path) -> None:
     command = [str(Path(sys.executable).parent / "rlexp-train"), *ONLINE, "total_frames=256"]
     main, child = pty.openpty()
     try:
-        streams = child if terminal else subprocess.DEVNULL
         done = subprocess.run(
-            command, cwd=tmp_path, env=clean_environment(tmp_path), stdin=streams, stdout=streams, stderr=streams,
+            command, cwd=tmp_path, env=clean_environment(tmp_path), stdin=child, stdout=child, stderr=child,
             timeout=100, check=False,
         )  # fmt: skip
     finally:

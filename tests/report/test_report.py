@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import shutil
 import subprocess
@@ -68,6 +69,12 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     top = tmp_path_factory.mktemp("sweep")
     write_sweep(top, seeds=5)
     return top
+
+
+@pytest.fixture(scope="module")
+def written(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The files of the sweep's report."""
+    return write_report(make_report(load_runs([sweep])), tmp_path_factory.mktemp("written"))
 
 
 def test_real_runs_become_a_report(tmp_path: Path, tiny_run: Path) -> None:
@@ -175,11 +182,11 @@ def test_settings_that_cannot_change_results_do_not_split_a_group() -> None:
     assert group.name == "env.name=hopper"
 
 
-def test_the_pages_numbers_are_the_csvs(sweep: Path, tmp_path: Path) -> None:
-    files = write_report(make_report(load_runs([sweep])), tmp_path)
-    page = Cells((tmp_path / "index.html").read_text(encoding="utf-8"))
+def test_the_pages_numbers_are_the_csvs(written: list[Path]) -> None:
+    folder = next(path.parent for path in written if path.name == "index.html")
+    page = Cells((folder / "index.html").read_text(encoding="utf-8"))
     shown = {row[0]: row for row in page.rows if row and row[0].startswith("env.name=") and len(row) == 10}
-    rows = read_csv(tmp_path / "table.csv")
+    rows = read_csv(folder / "table.csv")
     assert len(rows) == len(shown) == 16
     for row in rows:
         cells = shown[row["group"]]
@@ -189,9 +196,9 @@ def test_the_pages_numbers_are_the_csvs(sweep: Path, tmp_path: Path) -> None:
         assert cells[1] == row["seeds"]
         assert cells[5] == number(float(row["best"]))
         assert cells[6] == f"{row['reached']}/{row['seeds']} ≥ {float(row['threshold']):,.0f}"
-        finals = [float(r["final"]) for r in read_csv(tmp_path / "runs.csv") if r["group"] == row["group"]]
+        finals = [float(r["final"]) for r in read_csv(folder / "runs.csv") if r["group"] == row["group"]]
         assert float(row["mean"]) == pytest.approx(np.mean(finals))
-    pictures = [file for file in files if file.suffix == ".png"]
+    pictures = [file for file in written if file.suffix == ".png"]
     images = [source for source in page.loads if source.startswith("data:image/png;base64,")]
     assert len(images) == len(pictures) - 2, "learning curves are drawn by the page itself"
     assert all(source.startswith("data:") for source in page.loads), "the page loads nothing from elsewhere"
@@ -278,17 +285,20 @@ def test_wrong_use_is_told_with_its_remedy(tmp_path: Path, arguments: list[str],
     assert (tmp_path / "report").exists() == (code == 0 and arguments != ["--help"])
 
 
-def test_a_report_needs_no_torch(sweep: Path, tmp_path: Path) -> None:
+def test_a_report_needs_no_torch(tmp_path: Path) -> None:
+    for seed, clip_epsilon in itertools.product((0, 1), (0.1, 0.2)):
+        write_run(tmp_path / f"{seed}_{clip_epsilon}", config("hopper", seed, clip_epsilon), [1.0, 2.0])
     code = (
         "import sys; from rlexp.cli.report import report; "
-        f"report([{str(sweep)!r}, 'out={tmp_path / 'report'}']); assert 'torch' not in sys.modules"
+        f"report([{str(tmp_path)!r}, 'out={tmp_path / 'report'}']); assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_a_new_report_leaves_nothing_of_the_old(sweep: Path, tmp_path: Path) -> None:
-    write_report(make_report(load_runs([sweep])), tmp_path / "report")
+def test_a_new_report_leaves_nothing_of_the_old(written: list[Path], tmp_path: Path) -> None:
+    folder = next(path.parent for path in written if path.name == "index.html")
+    shutil.copytree(folder, tmp_path / "report")
     write_run(tmp_path / "one", config(), [1.0])
     files = write_report(make_report(load_runs([tmp_path / "one"])), tmp_path / "report")
     assert {path for path in (tmp_path / "report").rglob("*") if path.is_file()} == set(files)

@@ -43,7 +43,7 @@ def test_a_run_is_followed_to_its_end(tmp_path: Path) -> None:
     )
     assert watching.stdout is not None
     assert watching.stdout.readline() == "no run yet\n"
-    training = launch([*TINY, "logger=none", "total_frames=8192", "hydra.run.dir=outputs/run"], tmp_path)
+    training = launch([*TINY, "logger=none", "total_frames=4096", "hydra.run.dir=outputs/run"], tmp_path)
     said, _ = watching.communicate(timeout=100)
     training.join(100)
     assert watching.returncode == 0

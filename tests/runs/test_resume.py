@@ -51,7 +51,7 @@ def count_lines(path: Path) -> int:
 @pytest.mark.kill
 @pytest.mark.parametrize(
     ("task", "backend", "workers"),
-    [*((task, "auto", 1) for task in TASKS[:4]), ("Hopper-v5", "auto", 2), ("Hopper-v5", "gymnasium", 2)],
+    [(TASKS[0], "auto", 1), ("Hopper-v5", "gymnasium", 2), ("Ant-v5", "auto", 2), ("Humanoid-v5", "auto", 1)],
 )
 def test_killed_at_random_instants_it_is_the_run_that_was_never_killed(
     task: str, backend: str, workers: int, tmp_path: Path
@@ -62,7 +62,7 @@ def test_killed_at_random_instants_it_is_the_run_that_was_never_killed(
         f"env.backend={backend}",
         f"env.num_workers={workers}",
         *SMALL,
-        "total_frames=2560",
+        "total_frames=1536",
         "checkpoint.interval=128",
         "resume=auto",
     ]
@@ -70,13 +70,13 @@ def test_killed_at_random_instants_it_is_the_run_that_was_never_killed(
     print(f"seed of the instants: {seed}")
     instants = random.Random(seed)
     metrics = tmp_path / "killed" / "metrics.jsonl"
-    for _ in range(6):
+    for _ in range(4):
         process = launch([*arguments, "hydra.run.dir=killed"], tmp_path)
-        assert kill_within(process, metrics, instants.randrange(4), instants.uniform(0, 0.1))
+        assert kill_within(process, metrics, instants.randrange(4), instants.uniform(0, 0.05))
     complete([*arguments, "hydra.run.dir=killed"], tmp_path)
     complete([*arguments, "hydra.run.dir=whole"], tmp_path)
     whole, killed = rows_of(tmp_path / "whole"), rows_of(tmp_path / "killed")
-    assert [row["frames"] for row in whole] == list(range(64, 2561, 64))
+    assert [row["frames"] for row in whole] == list(range(64, 1537, 64))
     assert killed == whole
     assert checkpoint_hashes(tmp_path / "killed") == checkpoint_hashes(tmp_path / "whole")
 

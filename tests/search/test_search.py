@@ -26,7 +26,8 @@ from rlexp.report import load_runs
 from rlexp.search.folder import SearchDir
 
 SMALL = [
-    *TINY, "total_frames=512", "evaluation.interval=256", "checkpoint.interval=256", "logger=none",
+    *TINY, "total_frames=256", "collector.frames_per_batch=128", "minibatch_size=32", "evaluation.episodes=1",
+    "evaluation.interval=128", "checkpoint.interval=128", "logger=none",
 ]  # fmt: skip
 FOUR = {
     "optim": {"lr": {"low": 1e-4, "high": 1e-2, "log": True}},
@@ -89,7 +90,7 @@ def test_a_score_is_the_mean_of_final_evaluations_over_seeds(undisturbed: Path) 
         first, second = (list(map(float, run.returns)) for run in runs)
         expected = [*first, *(fmean([first[-1], value]) for value in second)]
         assert list(trial.intermediate_values.values()) == expected
-        assert list(trial.intermediate_values) == [256, 512, 768, 1024]
+        assert list(trial.intermediate_values) == [128, 256, 384, 512]
         for run in runs:
             assert run.settings["optim.lr"] == trial.params["optim.lr"]
             assert json.dumps(run.settings["policy.num_cells"]) == trial.params["policy.num_cells"]
