@@ -84,7 +84,7 @@ def test_frames_are_skipped_behind_the_camera() -> None:
             ["env=cartpole", "env.from_pixels=true", "env/transforms=frozen"],
             r"observation_norm(.|\n)*env/transforms=none",
         ),
-        (["env=hopper", "env.from_pixels=true", "env/transforms=none", "env.backend=envpool"], "gives no pictures"),
+        (["env=hopper", "env.from_pixels=true", "env/transforms=none", "env.backend=envpool"], "renders no images"),
         (["env=dm_control", "env.domain=cartpol", "env.task=swingup"], "Did you mean cartpole"),
         (["env=dm_control", "env.domain=cartpole", "env.task=swing"], "Did you mean swingup"),
         (["env=dm_control", "env.domain=lqr", "env.task=lqr_2_1"], r"env\.max_episode_steps(.|\n)*is needed"),

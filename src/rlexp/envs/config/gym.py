@@ -101,7 +101,7 @@ class GymConfig(SimulatorConfig):
 
     def _envpool_problems(self) -> Iterator[Problem]:
         if self.from_pixels:
-            yield Problem("backend", "gives no pictures: use env.backend=gymnasium.", "envpool")
+            yield Problem("backend", "renders no images: use env.backend=gymnasium.", "envpool")
         for name in ENVPOOL_OWN & self.kwargs.keys():
             yield Problem(f"kwargs.{name}", f"is an argument of EnvPool's that rlexp sets: {ENVPOOL_OWN_HINT}.", name)
         try:

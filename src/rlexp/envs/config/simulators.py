@@ -18,11 +18,11 @@ log = logging.getLogger(__name__)
 
 
 class PixelsConfig(Config):
-    """What is seen of a rendered simulator: the newest gray pictures, uint8 ``[stack, size, size]``.
+    """What is seen of a rendered simulator: the newest grayscale images, uint8 ``[stack, size, size]``.
 
     Attributes:
-        size: width and height of a picture.
-        stack: pictures seen together.
+        size: width and height of an image.
+        stack: images seen together.
     """
 
     size: Count
@@ -36,7 +36,7 @@ class SimulatorConfig(EnvConfig):
         num_workers: processes (the training's own is one) or EnvPool's threads that share the simulators out; ``auto``
             is what `with_workers` finds, and one until then.
         max_episode_steps: time limit in Gymnasium steps; None keeps the task's own.
-        from_pixels: observe rendered pictures, not what the simulator gives.
+        from_pixels: observe rendered images instead of the simulator's observations.
         pixels: what is seen of them.
         flatten: one vector of all entries of a Dict observation.
         kwargs: further keyword arguments of ``gymnasium.make``.
@@ -60,7 +60,7 @@ class SimulatorConfig(EnvConfig):
             yield path, "gymnasium", text
 
     def problems(self) -> Iterator[Problem]:
-        """No idle workers, and no statistics of pictures."""
+        """No idle workers, and no statistics of images."""
         if self.num_workers != "auto" and self.num_workers > self.num_envs:
             message = f"is more than there are simulators: env.num_envs is {self.num_envs}."
             yield Problem("num_workers", message, str(self.num_workers))
