@@ -212,7 +212,7 @@ def test_rejecting_and_helping_import_no_torch(tmp_path: Path) -> None:
         "    try: main()\n"
         "    except SystemExit as end: print(end.code, sorted({'torch', 'torchrl', 'wandb'} & sys.modules.keys()))\n"
     )
-    done = run_command(Path(sys.executable).name, "probe.py", cwd=tmp_path)
+    done = run_command(Path(sys.executable).name, "probe.py", cwd=tmp_path, cold=True)
     assert [line for line in done.stdout.splitlines() if line.endswith("[]")] == ["0 []", "2 []", "2 []"]
 
 
