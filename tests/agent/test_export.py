@@ -108,6 +108,7 @@ def test_torch_file_needs_nothing_but_torch(tiny_run: Path, tmp_path: Path) -> N
     torch.testing.assert_close(one, expected[:1])
 
 
+@pytest.mark.usefixtures("quickly_checked")
 @pytest.mark.parametrize("kind", ["onnx", "torch"])
 def test_export_that_differs_is_refused_with_figures(
     kind: Any, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -121,7 +122,7 @@ def test_export_that_differs_is_refused_with_figures(
         return seen, actions + 0.0625 * (count == export.CHECKED)
 
     monkeypatch.setattr(agent, "steps", shifted)
-    with pytest.raises(ExportError, match=r"over 1,000 observations an action differs by up to 0\.031\d of its range"):
+    with pytest.raises(ExportError, match=r"over 50 observations an action differs by up to 0\.031\d of its range"):
         export_policy(agent, kind, path)
     assert [p.read_text() for p in tmp_path.iterdir()] == ["the previous one"]
 

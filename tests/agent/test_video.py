@@ -50,9 +50,9 @@ def test_films_are_made_and_change_nothing(tiny_run: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["env=hopper", "policy=gru", "env.max_episode_steps=20"],
-        ["env=dm_control", "env.domain=cartpole", "env.task=swingup", "env.max_episode_steps=20"],
-        ["env=cartpole", "policy=categorical", "env.max_episode_steps=20"],
+        ["env=hopper", "policy=gru", "env.max_episode_steps=5"],
+        ["env=dm_control", "env.domain=cartpole", "env.task=swingup", "env.max_episode_steps=5"],
+        ["env=cartpole", "policy=categorical", "env.max_episode_steps=5"],
     ],
     ids=lambda overrides: overrides[0],
 )

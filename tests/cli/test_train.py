@@ -95,7 +95,7 @@ def wandb_row(history: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_eval_of_the_run_gives_its_final_evaluation_again(tiny_run: Path, tmp_path: Path) -> None:
-    done = run_command("rlexp-eval", f"checkpoint={tiny_run}", cwd=tmp_path, cold=True)
+    done = run_command("rlexp-eval", f"checkpoint={tiny_run}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     final = json.loads((tiny_run / "summary.json").read_text())["final"]
