@@ -118,7 +118,7 @@ class TestShareOut:
         assert self.workers("env=gym", "env.id=drawing:Drawing-v0", "total_frames=20_000_000") == 3
         assert drawn() == expected
 
-    def test_pictures_are_measured_as_they_are_seen(self) -> None:
+    def test_images_are_measured_as_they_are_observed(self) -> None:
         options = ["env=cartpole", "env.from_pixels=true", "env/transforms=none", "policy=cnn", "env.frame_skip=2"]
         assert self.workers(*options, "total_frames=20_480_000") == 3
 
@@ -148,7 +148,7 @@ class TestShareOut:
         pytest.importorskip("envpool", reason="the extra rlexp[envpool] is not installed")
         assert self.workers("env=hopper", "env.backend=envpool", "total_frames=2048") == 3
 
-    def test_what_cannot_be_made_is_told(self) -> None:
+    def test_what_cannot_be_made_is_reported(self) -> None:
         with pytest.raises(ConfigError, match=r"env\.id=Humanoid-v5\n *cannot be made: (.|\n)*missing\.xml"):
             self.workers("env=humanoid", "env.kwargs.xml_file=missing.xml")
 

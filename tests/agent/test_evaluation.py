@@ -138,7 +138,7 @@ def test_checkpoint_that_does_not_fit_is_refused_in_words(
     assert told in said.err
 
 
-def test_command_line_problems_are_told_together(tmp_path: Path) -> None:
+def test_command_line_problems_are_reported_together(tmp_path: Path) -> None:
     done = run_command("rlexp-eval", "checkpont=x", "deterministic=no_way", "device=gpu", "best", cwd=tmp_path)
     assert done.returncode == 2
     for told in ("Did you mean checkpoint?", "deterministic=no_way", "device=gpu", "best\n    cannot be read"):
@@ -146,7 +146,7 @@ def test_command_line_problems_are_told_together(tmp_path: Path) -> None:
 
 
 class Colours(gymnasium.Env[Any, Any]):  # type: ignore[misc]
-    """Three steps an episode; renders a picture that grows brighter with every step of it."""
+    """Three steps an episode; renders an image that grows brighter with every step of it."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012
     render_mode = "rgb_array"
@@ -196,7 +196,7 @@ def test_recorder_leaves_nothing_of_an_unfinished_episode(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_recorder_needs_pictures(tmp_path: Path) -> None:
+def test_a_recording_needs_images(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="no render mode rgb_array"):
         EpisodeRecorder(gymnasium.make("InvertedDoublePendulum-v5"), tmp_path / "first.mp4")
 
@@ -204,13 +204,13 @@ def test_recorder_needs_pictures(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("egl")
 def test_video_shows_the_first_episode_that_was_evaluated(run_dir: Path, tmp_path: Path) -> None:
     plain = result_of(run_command("rlexp-eval", f"checkpoint={run_dir}", cwd=tmp_path))
-    filmed = result_of(run_command("rlexp-eval", f"checkpoint={run_dir}", "video=true", cwd=tmp_path))
-    assert plain == filmed | {"video": None}
-    video = Path(filmed["video"])
+    recorded = result_of(run_command("rlexp-eval", f"checkpoint={run_dir}", "video=true", cwd=tmp_path))
+    assert plain == recorded | {"video": None}
+    video = Path(recorded["video"])
     assert video == run_dir / "videos" / "000000001024_seed7.mp4"
     facts, frames = frames_of(video)
     assert facts["size"] == (480, 480)
-    assert len(frames) == filmed["lengths"][0] + 1
+    assert len(frames) == recorded["lengths"][0] + 1
     assert np.abs(frames[-1].astype(int) - frames[0]).max() > 50  # it moves
 
 

@@ -1,4 +1,4 @@
-"""Films of evaluations during training: they are there, and training is as if they were not."""
+"""Videos of evaluations during training: they are there, and training is as if they were not."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from rlexp.agent.video import VideoError
 from rlexp.cli.train import train
 from rlexp.config import ConfigError
 
-FILMED = [*TINY, "evaluation.video_interval=512"]
+RECORDED = [*TINY, "evaluation.video_interval=512"]
 BRIEF = [*TINY, "total_frames=256", "evaluation.video_interval=256", "evaluation.episodes=1", "logger=none"]
 
 
 @pytest.mark.usefixtures("egl")
-def test_films_are_made_and_change_nothing(tiny_run: Path, tmp_path: Path) -> None:
-    done = run_command("rlexp-train", *FILMED, "seed=7", "logger.mode=offline", cwd=tmp_path)
+def test_videos_are_recorded_and_change_nothing(tiny_run: Path, tmp_path: Path) -> None:
+    done = run_command("rlexp-train", *RECORDED, "seed=7", "logger.mode=offline", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     run = only_run(tmp_path)
     assert rows_of(run) == rows_of(tiny_run)
@@ -56,36 +56,38 @@ def test_films_are_made_and_change_nothing(tiny_run: Path, tmp_path: Path) -> No
     ],
     ids=lambda overrides: overrides[0],
 )
-def test_every_kind_is_filmed(overrides: list[str], tmp_path: Path) -> None:
-    # A process of its own: Gymnasium's and dm_control's pictures do not share one.
+def test_every_kind_is_recorded(overrides: list[str], tmp_path: Path) -> None:
+    # A process of its own: Gymnasium's and dm_control's images do not share one.
     done = run_command("rlexp-train", *BRIEF, *overrides, cwd=tmp_path, MUJOCO_GL="egl")
     assert done.returncode == 0, done.stderr
-    films = sorted((only_run(tmp_path) / "videos").iterdir())
-    assert len(films) == 1
-    assert len(video_frames(films[0])[1]) > 1
+    videos = sorted((only_run(tmp_path) / "videos").iterdir())
+    assert len(videos) == 1
+    assert len(video_frames(videos[0])[1]) > 1
 
 
 @pytest.mark.usefixtures("egl")
-def test_a_film_that_fails_is_announced_and_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_video_that_fails_is_announced_and_training_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: Any) -> Any:
         raise VideoError("the encoder died")
 
     monkeypatch.setenv("MUJOCO_GL", "egl")
-    trainer = Trainer(load_config([*FILMED, "logger=none"]), tmp_path)
+    trainer = Trainer(load_config([*RECORDED, "logger=none"]), tmp_path)
     monkeypatch.setattr("rlexp.training.evaluator.recorded", broken)
     assert trainer.fit()["status"] == "completed"
     assert "No video after 512 frames: the encoder died" in (tmp_path / "train.log").read_text()
 
 
-def test_what_cannot_be_rendered_is_said_before_training(tmp_path: Path) -> None:
-    done = run_command("rlexp-train", *FILMED, cwd=tmp_path, MUJOCO_GL="glfw", DISPLAY="")
+def test_what_cannot_be_rendered_is_reported_before_training(tmp_path: Path) -> None:
+    done = run_command("rlexp-train", *RECORDED, cwd=tmp_path, MUJOCO_GL="glfw", DISPLAY="")
     assert done.returncode == 2, done.stderr
     assert "evaluation.video_interval" in done.stderr
     assert "MUJOCO_GL=egl" in done.stderr
     assert not (tmp_path / "outputs").exists()
 
 
-def test_an_environment_without_pictures_is_said_before_training(tmp_path: Path) -> None:
+def test_an_environment_that_renders_nothing_is_refused_before_training(tmp_path: Path) -> None:
     (tmp_path / "blind.py").write_text(
         "import gymnasium\n"
         "from gymnasium.envs.classic_control import PendulumEnv\n"
@@ -95,16 +97,18 @@ def test_an_environment_without_pictures_is_said_before_training(tmp_path: Path)
         "        super().__init__()\n"
         "gymnasium.register('Blind-v0', Blind, max_episode_steps=20)\n"
     )
-    done = run_command("rlexp-train", "env=gym", "env.id=blind:Blind-v0", *FILMED, cwd=tmp_path)
+    done = run_command("rlexp-train", "env=gym", "env.id=blind:Blind-v0", *RECORDED, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert "evaluation.video_interval" in done.stderr
     assert "render_mode" in done.stderr
 
 
-def test_a_missing_encoder_is_said_before_anything_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_encoder_is_reported_before_anything_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"pip install 'rlexp\[video\]'") as raised:
-        train(FILMED)
+        train(RECORDED)
     assert raised.value.problems[0].key == "evaluation.video_interval"
     assert list(tmp_path.iterdir()) == []

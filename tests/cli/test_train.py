@@ -35,11 +35,11 @@ def test_run_folder_holds_everything(tiny_run: Path) -> None:
     files = {str(path.relative_to(tiny_run)) for path in tiny_run.rglob("*") if path.is_file()}
     for name in ("config.yaml", "metadata.json", "metrics.jsonl", "summary.json", "train.log", "checkpoints/latest"):
         assert name in files
-    pictures = sorted(tiny_run.glob("plots/*.png"))
-    assert [p.stem for p in pictures] == [
+    images = sorted(tiny_run.glob("plots/*.png"))
+    assert [p.stem for p in images] == [
         *("overview", "test_return", "test_step_count", "training_reward", "training_step_count"),
     ]
-    assert all(p.read_bytes().startswith(PNG) and p.stat().st_size > 5000 for p in pictures)
+    assert all(p.read_bytes().startswith(PNG) and p.stat().st_size > 5000 for p in images)
     metadata = json.loads((tiny_run / "metadata.json").read_text())
     assert metadata["seed"] == 7
     assert metadata["command"][0] == "rlexp-train"

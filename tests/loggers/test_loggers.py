@@ -96,7 +96,7 @@ def test_a_logger_that_fails_is_announced_and_training_goes_on(tmp_path: Path, m
     assert "No space left on device" in said
 
 
-def test_a_missing_package_is_said_before_anything_is_built(
+def test_a_missing_package_is_reported_before_anything_is_built(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard", None)

@@ -156,7 +156,7 @@ def test_a_torn_last_line_with_a_line_end_is_skipped(tmp_path: Path) -> None:
     ],
     ids=["no owner", "this process", "a dead process", "another machine", "another machine of this name"],
 )
-def test_a_run_without_an_end_is_told_by_its_process(owner: str | None, status: str, tmp_path: Path) -> None:
+def test_a_run_without_an_end_is_judged_by_its_process(owner: str | None, status: str, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", config(), [1.0], status="running")
     if owner is not None:
         (run / ".lock").write_text(owner)

@@ -198,12 +198,12 @@ def test_the_pages_numbers_are_the_csvs(written: list[Path]) -> None:
         assert cells[6] == f"{row['reached']}/{row['seeds']} ≥ {float(row['threshold']):,.0f}"
         finals = [float(r["final"]) for r in read_csv(folder / "runs.csv") if r["group"] == row["group"]]
         assert float(row["mean"]) == pytest.approx(np.mean(finals))
-    pictures = [file for file in written if file.suffix == ".png"]
+    plots = [file for file in written if file.suffix == ".png"]
     images = [source for source in page.loads if source.startswith("data:image/png;base64,")]
-    assert len(images) == len(pictures) - 2, "learning curves are drawn by the page itself"
+    assert len(images) == len(plots) - 2, "learning curves are drawn by the page itself"
     assert all(source.startswith("data:") for source in page.loads), "the page loads nothing from elsewhere"
     # Learning curves and settings for each environment; profiles and improvements for both together as well.
-    assert len(pictures) == 2 + 3 + 3 + 2
+    assert len(plots) == 2 + 3 + 3 + 2
 
 
 def test_what_is_not_completed_is_listed_and_not_averaged(tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_names_are_escaped_for_their_format(tmp_path: Path) -> None:
         (["--help"], 0, ""),
     ],
 )
-def test_wrong_use_is_told_with_its_remedy(tmp_path: Path, arguments: list[str], code: int, said: str) -> None:
+def test_wrong_use_is_reported_with_its_remedy(tmp_path: Path, arguments: list[str], code: int, said: str) -> None:
     (tmp_path / "empty").mkdir()
     write_run(tmp_path / "runs" / "a", config(), [1.0])
     write_run(tmp_path / "unfinished" / "a", config(), [1.0], status=None)

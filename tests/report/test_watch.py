@@ -52,7 +52,7 @@ def test_a_run_is_followed_to_its_end(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "outputs" / "run" / "summary.json").read_text())["status"] == "completed"
 
 
-def test_a_killed_run_is_told_from_a_running_one(tmp_path: Path) -> None:
+def test_a_killed_run_is_distinguished_from_a_running_one(tmp_path: Path) -> None:
     training = launch([*TINY, "logger=none", "total_frames=1e6", "hydra.run.dir=run"], tmp_path)
     seen = Seen([tmp_path])
     deadline = time.monotonic() + 60

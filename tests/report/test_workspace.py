@@ -51,7 +51,7 @@ def test_the_dashboard_has_every_metric_grouped_with_a_band(runs: Path, tmp_path
     assert (tmp_path / "wandb_workspace.json").read_text() == text, "the same runs give the same file"
 
 
-def test_what_cannot_be_is_told(runs: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_is_reported(runs: Path, tmp_path: Path) -> None:
     write_run(tmp_path / "local" / "a", config(), [1.0])
     done = run_command("rlexp-report", "local", "--wandb-workspace", cwd=tmp_path)
     assert (done.returncode, "logged to none" in done.stderr) == (1, True)

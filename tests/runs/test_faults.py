@@ -201,7 +201,7 @@ def test_a_folder_with_a_run_is_not_started_in_again(
     assert Path("run/metrics.jsonl").read_bytes() == before
 
 
-def test_a_folder_that_cannot_be_written_is_said_before_training(
+def test_a_folder_that_cannot_be_written_is_reported_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

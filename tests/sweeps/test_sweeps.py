@@ -192,7 +192,7 @@ def test_a_config_that_was_edited_since_is_refused_by_name(begun: SweepDir) -> N
         (["launcher=joblib"], "is a setting of --multirun"),
     ],
 )
-def test_what_is_wrong_with_a_sweep_is_said_before_anything_starts(
+def test_what_is_wrong_with_a_sweep_is_reported_before_anything_starts(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
