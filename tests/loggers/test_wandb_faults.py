@@ -15,6 +15,7 @@ from pathlib import Path
 
 import yaml
 from commands import TINY, clean_environment, complete, rows_of, run_command
+from readers import wandb_rows
 from wandb_server import KEY, Server, environment, serving
 
 from rlexp import load_config
@@ -24,13 +25,19 @@ ONLINE = [*TINY, "hydra.run.dir=run", "logger.mode=online", "logger.init_timeout
 UNHEARD = [*ONLINE, "logger.init_timeout=1", "logger.finish_timeout=1"]
 
 
-def check(tmp_path: Path, said: str) -> None:
+def check(tmp_path: Path, logged: str) -> None:
     rows = rows_of(tmp_path / "run")
     assert [row["frames"] for row in rows] == [256, 512, 768, 1024]
-    assert said in (tmp_path / "run" / "train.log").read_text()
+    assert logged in (tmp_path / "run" / "train.log").read_text()
     for path in (tmp_path / "run").rglob("*"):
         if path.is_file():
             assert KEY.encode() not in path.read_bytes(), path
+
+
+def check_offline(tmp_path: Path) -> None:
+    check(tmp_path, "logging offline")
+    (offline,) = (tmp_path / "run").glob("wandb/offline-run-*")
+    assert [int(row["frames"]) for row in wandb_rows(offline)] == [256, 512, 768, 1024]
 
 
 def test_a_server_gets_every_row_and_a_resumed_run_its_id(tmp_path: Path) -> None:
@@ -117,7 +124,7 @@ def test_refused(tmp_path: Path) -> None:
     start = time.monotonic()
     complete(UNHEARD, tmp_path, **environment(port, tmp_path))
     assert time.monotonic() - start < 60
-    check(tmp_path, "logging offline")
+    check_offline(tmp_path)
 
 
 def test_black_hole(tmp_path: Path) -> None:
@@ -125,7 +132,7 @@ def test_black_hole(tmp_path: Path) -> None:
         start = time.monotonic()
         complete(UNHEARD, tmp_path, **environment(hole.getsockname()[1], tmp_path))
     assert time.monotonic() - start < 60
-    check(tmp_path, "logging offline")
+    check_offline(tmp_path)
 
 
 def test_server_dies_in_mid_run(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def open_wandb(
         except Exception as error:  # whatever W&B raises, training goes on
             if each == "online":
                 log.warning("W&B could not go online (%s): logging offline.", error)
+                wandb.teardown()  # its service keeps the id of the run that failed, and refuses it a second time
             else:
                 log.warning("W&B could not start, logging to metrics.jsonl alone: %s", error)
         else:
