@@ -271,7 +271,18 @@ def check_config(composed: Composed, trust: Collection[str] | None = None) -> Ex
 
 def trusted(composed: Composed) -> set[str]:
     """The packages that a command line trusts: those that it names, in ``trust`` or as its own settings."""
-    return {*(named_packages(composed.values) - {*BUILTIN}), *map(str, composed.values.get("trust") or [])}
+    return {*own_packages(composed.values), *map(str, composed.values.get("trust") or [])}
+
+
+def own_packages(values: Mapping[str, Any]) -> set[str]:
+    """The packages that an experiment's values, nested or flat, name beside those that rlexp builds on."""
+    return named_packages(values) - {*BUILTIN}
+
+
+def trust_argument(values: Mapping[str, Any]) -> list[str]:
+    """What a command that reads these values from a run's folder has to be given: ``trust=[...]``, or nothing."""
+    packages = sorted(own_packages(values))
+    return [f"trust=[{','.join(packages)}]"] if packages else []
 
 
 def sweep_settings(composed: Composed) -> SweepConfig:

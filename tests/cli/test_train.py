@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import TINY, only_run, rows_of, run_command
+from commands import TINY, console_script, only_run, rows_of, run_command
+
+from rlexp import Trainer, load_config
+from rlexp.cli.train import train
+from rlexp.config import ConfigError
+from rlexp.runs.stops import Stopped
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -169,3 +176,36 @@ def test_failing_run_keeps_its_traceback_and_says_so(tmp_path: Path) -> None:
     assert "reward is not finite (NaN or infinity) at 256 frames" in done.stderr
     assert "Traceback" in (run_dir / "train.log").read_text()
     assert json.loads((run_dir / "summary.json").read_text())["status"] == "failed"
+
+
+def test_a_stopped_run_says_how_it_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(trainer: Trainer) -> None:
+        trainer.close()
+        raise Stopped(signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "fit", stopped)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "counting.py").write_text("from rlexp.callbacks import Callback\nclass Count(Callback):\n    pass\n")
+    for own, trust in ([], ""), (["+callbacks.count._target_=counting.Count"], " 'trust=[counting]'"):
+        assert train([*TINY, "logger=none", f"hydra.run.dir={tmp_path / str(len(own))}", *own]) == 130
+        assert capsys.readouterr().out.endswith(f"rlexp-train resume={tmp_path / str(len(own))}{trust}\n")
+
+
+def test_a_reader_that_has_read_enough_ends_a_command_quietly(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [console_script("rlexp-config"), "list"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as command:
+        assert command.stdout is not None
+        assert command.stderr is not None
+        command.stdout.close()
+        assert command.stderr.read() == b""
+    assert command.returncode == 128 + signal.SIGPIPE
+
+
+def test_a_setting_without_its_group_is_found_in_it() -> None:
+    with pytest.raises(
+        ConfigError, match=r"clip_epsilon\n *there is no such setting\. Did you mean loss\.clip_epsilon\?"
+    ):
+        load_config(["clip_epsilon=0.1"])

@@ -72,6 +72,10 @@ def test_a_run_that_was_killed_has_a_page_and_no_tables(tmp_path: Path) -> None:
     page = (tmp_path / "report" / "index.html").read_text()
     commands = [shlex.split(html.unescape(command)) for command in re.findall(r"<pre>(.*)</pre>", page)]
     assert commands[0] == ["rlexp-train", f"resume={killed}"]
+    own = config()
+    own["env"] |= {"id": "my_lab:Reach-v0"}
+    (run,) = load_runs([write_run(tmp_path / "own", own, [1.0])])
+    assert f"resume={tmp_path / 'own'} total_frames=2000 &#39;trust=[my_lab]&#39;" in run_page(run)
     assert values(page, r"Return (test)") == [[1000, 1], [2000, 2]]
     assert "<dd>unfinished</dd>" in page
 
@@ -154,9 +158,21 @@ def test_a_chart_places_values_on_its_axes() -> None:
     ticks = np.array([[float(text), place] for place, text in found.y_ticks.items()])
     slope, start = np.polyfit(ticks[:, 0], ticks[:, 1], 1)
     np.testing.assert_allclose(points[:, 1], start + slope * shown[:, 1], atol=0.1)
-    assert found.thresholds[0] == pytest.approx(start + slope * 4.0)
+    ((place, text),) = found.thresholds.items()
+    assert place == pytest.approx(start + slope * 4.0)
+    assert text == "threshold 4"
+    assert not found.distant
     assert points[:, 1].max() <= found.bottom
     assert points[-1, 0] == pytest.approx(found.right)
+
+
+def test_a_threshold_far_from_the_lines_does_not_flatten_them() -> None:
+    lines = [Line("a", np.array([0.0, 1.0]), np.array([100.0, 200.0]))]
+    near, far = (drawn(Chart("", "", lines, thresholds=[value])) for value in (299.0, 9100.0))
+    assert [*near.thresholds.values()] == ["threshold 299"]
+    assert not far.thresholds
+    assert far.distant == "threshold 9,100 is not on this scale"
+    assert far.paths[0].points == drawn(Chart("", "", lines)).paths[0].points
 
 
 def test_one_point_and_equal_values_can_be_drawn() -> None:

@@ -38,6 +38,10 @@ class Unseeded(Reach):
     noise = np.random.default_rng()
 
 
+class Shared(Reach):
+    noise = np.random
+
+
 class Forgetful(nn.Module):
     # What it acts by is no parameter and no buffer.
     def __init__(self, in_features, out_features):
@@ -61,6 +65,7 @@ class Rooted(nn.Module):
 
 gymnasium.register("Reach-v0", Reach, max_episode_steps=30)
 gymnasium.register("Unseeded-v0", Unseeded, max_episode_steps=30)
+gymnasium.register("Shared-v0", Shared, max_episode_steps=30)
 """
 
 
@@ -78,12 +83,15 @@ def test_preset_takes_every_path_of_a_run(folder: Path) -> None:
     assert json.loads((run / "summary.json").read_text())["status"] == "completed"
     assert checkpoint.load(run / "checkpoints" / "best").state.frames in (960, 1440)
     assert not list(run.glob("wandb"))
+    assert "Checks passed: " in done.stderr
+    assert "\033" not in done.stderr
 
 
 @pytest.mark.parametrize(
     ("overrides", "code", "reported"),
     [
         (["env.id=mine:Unseeded-v0"], 2, "is another for the same seed and the same actions"),
+        (["env.id=mine:Shared-v0"], 2, "is another for the same seed and the same actions"),
         (
             ["env.id=mine:Reach-v0", "policy.actor_network._target_=mine.Forgetful", "kernels=false"],
             1,
@@ -91,7 +99,7 @@ def test_preset_takes_every_path_of_a_run(folder: Path) -> None:
         ),
         (["env.id=mine:Reach-v0", "policy.actor_network._target_=mine.Rooted"], 1, "SqrtBackward0"),
     ],
-    ids=["unseeded", "forgetful", "nan"],
+    ids=["unseeded", "shared", "forgetful", "nan"],
 )
 def test_what_is_wrong_is_reported(overrides: list[str], code: int, reported: str, folder: Path) -> None:
     small = ["total_frames=480", "num_epochs=1", "evaluation.episodes=1", "policy.num_cells=[8]"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable, Collection, Sequence
 from enum import IntEnum
@@ -42,7 +44,7 @@ def report_error(name: str, error: Exception) -> int:
 
 
 def run_command(name: str, command: Callable[[list[str]], int], usage: str | None = None) -> None:
-    """Run a command on the process's arguments and exit, telling what is wrong without a traceback.
+    """Run a command on the process's arguments and exit, reporting what is wrong without a traceback.
 
     Args:
         name: the command's.
@@ -53,7 +55,12 @@ def run_command(name: str, command: Callable[[list[str]], int], usage: str | Non
         print(usage)
         sys.exit(Exit.DONE)
     try:
-        sys.exit(command(sys.argv[1:]))
+        code = command(sys.argv[1:])
+        sys.stdout.flush()
+        sys.exit(code)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except (ConfigError, SimulatorError, WorkerError) as error:
         sys.exit(report_error(name, error))
 

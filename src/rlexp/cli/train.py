@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 
 from hydra._internal.utils import get_args_parser
@@ -21,7 +22,7 @@ from rlexp.config import (
     search_path,
     tolerant,
 )
-from rlexp.experiment import check_config, trusted
+from rlexp.experiment import check_config, trust_argument, trusted
 
 _HELP = """\
 rlexp-train: train an agent.
@@ -135,7 +136,8 @@ def run(composed: Composed, overrides: list[str]) -> int:
         try:
             summary = trainer.fit()
         except Stopped as stopped:
-            print(f"{stopped}; the run is saved. Resume it with: rlexp-train resume={trainer.run.path}")
+            again = ["rlexp-train", f"resume={trainer.run.path}", *trust_argument(start.config.to_dict())]
+            print(f"{stopped}; the run is saved. Resume it with: {shlex.join(again)}")
             return stopped.exit_code
         except Exception as error:
             code = report_error("rlexp-train", RuntimeError(f"{type(error).__name__}: {error}"))

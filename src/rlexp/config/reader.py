@@ -16,6 +16,7 @@ from rlexp.config.trust import ALLOWED, Trust, beyond_limits
 
 S = TypeVar("S", bound=Config)
 
+_NO_SETTING = "there is no such setting."
 BUILTIN = ("rlexp", "torch", "torchrl", "tensordict", "gymnasium", "ray")
 """Packages that a user's own config names as a matter of course: naming them there trusts nothing else in them."""
 
@@ -47,8 +48,16 @@ def read(
             raise ConfigError(reader.problems)
     spec = reader.read(schema, values, "")
     if reader.problems or not isinstance(spec, schema):
-        raise ConfigError(reader.problems)
+        raise ConfigError([_in_a_group(problem, values) for problem in reader.problems])
     return spec
+
+
+def _in_a_group(problem: Problem, values: Mapping[str, Any]) -> Problem:
+    """The same problem, or, of ``clip_epsilon`` for ``loss.clip_epsilon``, one that suggests the group."""
+    found = [key for key, _ in flat(values) if key.endswith(f".{problem.key}")]
+    if "." in problem.key or not found or not problem.message.startswith(_NO_SETTING):
+        return problem
+    return Problem(problem.key, f"{_NO_SETTING} Did you mean {' or '.join(found)}?", problem.value)
 
 
 def named_packages(values: object) -> set[str]:
@@ -59,7 +68,8 @@ def named_packages(values: object) -> set[str]:
         return set()
     found: set[str] = set()
     for key, value in values.items():
-        if key == TARGET or (key == "id" and ":" in str(value)):
+        name = str(key).rpartition(".")[2]  # nested or flat
+        if name == TARGET or (name == "id" and ":" in str(value)):
             found.add(str(value).partition(":")[0].split(".")[0])
         found |= named_packages(value)
     return found
@@ -199,7 +209,7 @@ class _Reader:
                 yield key, package.partition(".")[0], value
 
     def _block(self, key: str, package: str, value: str) -> str:
-        message = "is blocked: this config is not your own, and it is none of what rlexp builds out of one."
+        message = "is blocked: it would run code that is not rlexp's, and a saved config may come from anyone."
         remedy = f" If you trust it, say trust=[{package}]." if package.isidentifier() else ""
         self.problems.append(Problem(key, f"{message}{remedy}", _shown(value)))
         return key
@@ -229,9 +239,7 @@ def _problems(schema: type[BaseModel], details: Iterable[ErrorDetails], prefix: 
 def _problem(schema: type[BaseModel], detail: ErrorDetails, prefix: str) -> Problem:
     key = prefix + ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        return Problem(
-            key, f"there is no such setting. {did_you_mean(str(detail['loc'][-1]), schema.model_fields, prefix)}"
-        )
+        return Problem(key, f"{_NO_SETTING} {did_you_mean(str(detail['loc'][-1]), schema.model_fields, prefix)}")
     if detail["type"] == "missing":
         return Problem(key, "is required.")
     return Problem(key, f"{_message(detail)}.{_as_number(detail, key)}", _shown(detail["input"]))

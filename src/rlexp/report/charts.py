@@ -53,7 +53,7 @@ class Chart:
         lines: the lines, those in front last.
         groups: their names for the legend; empty where there is none.
         off: groups that are switched off at first.
-        thresholds: values marked by a line across.
+        thresholds: values marked by a line across, where they are near the lines.
     """
 
     title: str
@@ -91,7 +91,8 @@ class Drawn:
         y_ticks: position to label.
         bands: behind the lines.
         paths: the lines.
-        thresholds: positions.
+        thresholds: position to label.
+        distant: the thresholds that are not drawn, in words; empty where there are none.
         every: one of so many points is drawn, where there are too many.
     """
 
@@ -101,7 +102,8 @@ class Drawn:
     y_ticks: Mapping[float, str]
     bands: Sequence[Path]
     paths: Sequence[Path]
-    thresholds: Sequence[float]
+    thresholds: Mapping[float, str]
+    distant: str
     every: int
     width: int = field(default=WIDTH)
     height: int = field(default=HEIGHT)
@@ -119,7 +121,9 @@ def drawn(chart: Chart) -> Drawn:
     every = max(1, max(-(-len(line.x) // _MOST_POINTS) for line in chart.lines))
     low_x, high_x = _range([line.x for line in chart.lines])
     edges = [edge for line in chart.lines for edge in (line.y, line.low, line.high) if edge is not None]
-    low, high = _range([*edges, np.array(chart.thresholds)], margin=0.05)
+    marked = [threshold for threshold in chart.thresholds if is_near(threshold, edges)]
+    distant = [threshold for threshold in chart.thresholds if threshold not in marked]
+    low, high = _range([*edges, np.array(marked)], margin=0.05)
     y_labels = {tick: f"{tick:,.6g}" for tick in _ticks(low, high)}
     left = 12 + _DIGIT * max(map(len, y_labels.values()))
 
@@ -149,9 +153,21 @@ def drawn(chart: Chart) -> Drawn:
         {float(up(tick)): text for tick, text in y_labels.items()},
         bands,
         paths,
-        [float(up(value)) for value in chart.thresholds],
+        {float(up(threshold)): threshold_label(threshold) for threshold in marked},
+        ", ".join(f"{threshold_label(threshold)} is not on this scale" for threshold in distant),
         every,
     )
+
+
+def is_near(threshold: float, values: Sequence[Floats]) -> bool:
+    """Whether an axis can show a threshold and still tell the values apart: it is within their range of them."""
+    low, high = _range(values)
+    return 2 * low - high <= threshold <= 2 * high - low
+
+
+def threshold_label(threshold: float) -> str:
+    """What a threshold is called in plots."""
+    return f"threshold {threshold:,.10g}"
 
 
 def _points(x: Floats, y: Floats) -> str:

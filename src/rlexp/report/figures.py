@@ -12,7 +12,7 @@ from matplotlib.patches import PathPatch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from rlexp.plots import frames_on_x, label, new_axes, score_colour, smooth_curve, to_png
-from rlexp.report import statistics
+from rlexp.report import charts, statistics
 from rlexp.report.results import Comparison, Curve, Result
 
 SHOWN = 6
@@ -48,7 +48,11 @@ def learning_curves(environment: str, curves: Sequence[Curve], look: Mapping[str
         )
         axes.fill_between(curve.frames, curve.low, curve.high, color=style["color"], alpha=0.15, linewidth=0)
     for threshold in thresholds(curves):
-        axes.axhline(threshold, color="0.45", linewidth=1, linestyle=(0, (4, 3)), label=f"threshold {threshold:,.10g}")
+        name = charts.threshold_label(threshold)
+        if charts.is_near(threshold, [edge for curve in curves for edge in (curve.low, curve.high)]):
+            axes.axhline(threshold, color="0.45", linewidth=1, linestyle=(0, (4, 3)), label=name)
+        else:
+            axes.plot([], [], " ", label=f"{name} is not on this scale")
     frames_on_x(axes)
     return to_png(figure)
 

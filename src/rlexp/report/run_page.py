@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from rlexp.config import load
+from rlexp.experiment import trust_argument
 from rlexp.plots import TRAINING_PLOTS
 from rlexp.report import charts
 from rlexp.report.page import html
@@ -135,15 +136,16 @@ def _origin(metadata: Mapping[str, Any]) -> Table:
 def _commands(run: Run) -> dict[str, str]:
     """What to do next, and the command for it."""
     folder = str(run.path)
+    trust = trust_argument(run.settings)
     found: dict[str, tuple[str, ...]] = {}
     if run.status == COMPLETED:
-        found["Train on"] = ("rlexp-train", f"resume={folder}", f"total_frames={2 * run.trained}")
+        found["Train on"] = ("rlexp-train", f"resume={folder}", f"total_frames={2 * run.trained}", *trust)
     else:
-        found["Resume"] = ("rlexp-train", f"resume={folder}")
+        found["Resume"] = ("rlexp-train", f"resume={folder}", *trust)
     best = run.path / "checkpoints" / "best"
     if best.is_file():
-        found["Evaluate"] = ("rlexp-eval", f"checkpoint={best}", "episodes=50", "video=true")
-        found["Export to ONNX"] = ("rlexp-export", f"checkpoint={best}")
+        found["Evaluate"] = ("rlexp-eval", f"checkpoint={best}", "episodes=50", "video=true", *trust)
+        found["Export to ONNX"] = ("rlexp-export", f"checkpoint={best}", *trust)
     found["Repeat"] = ("rlexp-train", "--config-path", folder, "--config-name", "config")
     return {what: shlex.join(command) for what, command in found.items()}
 

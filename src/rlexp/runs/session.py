@@ -180,6 +180,7 @@ def console_logging(level: int = logging.INFO) -> Iterator[None]:
     logger = logging.getLogger("rlexp")
     logger.setLevel(level)
     logger.addHandler(handler)
+    logging.getLogger("torchrl").setLevel(logging.WARNING)  # it reports in colours, whatever it writes to
     try:
         with logging_redirect_tqdm([logger]):
             yield

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import random
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import torch
 from tensordict import TensorDictBase
 from torchrl.envs.utils import check_env_specs
@@ -36,7 +38,7 @@ def check_env(spec: EnvConfig) -> None:
         ConfigError: it does not.
     """
     with unmoved_generators():
-        first, again = _random_steps(spec), _random_steps(spec)
+        first, again = _random_steps(spec, 0), _random_steps(spec, 1)
     for key, value in first.items(include_nested=True, leaves_only=True):
         if not torch.equal(value, again[key]):
             name = key if isinstance(key, str) else ".".join(key)
@@ -47,8 +49,11 @@ def check_env(spec: EnvConfig) -> None:
             raise ConfigError([Problem("env", message, spec.name)])
 
 
-def _random_steps(spec: EnvConfig) -> TensorDictBase:
+def _random_steps(spec: EnvConfig, elsewhere: int) -> TensorDictBase:
+    """Steps with the same actions and the environment's same seed, and another of Python's and NumPy's generators."""
     seed_everything(0)
+    random.seed(elsewhere)
+    np.random.seed(elsewhere)
     with closing(spec.build(spec.num_envs)) as env:
         env.set_seed(0)
         if isinstance(env.base_env, ArrayEnv):
@@ -86,3 +91,7 @@ def check_checkpoint(path: Path, final: Evaluation, device: torch.device, config
             f"{path} gives returns {found.returns}, the agent that it was saved from gave {final.returns}: the policy "
             "holds something that is neither parameter nor buffer, or the environment something beyond an episode."
         )
+    log.info(
+        "Checks passed: the environment keeps to its spaces and repeats itself for a seed, and the checkpoint gives "
+        "the final evaluation again."
+    )
