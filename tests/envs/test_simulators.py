@@ -267,10 +267,10 @@ class Trouble(gymnasium.Env):
             raise SystemExit(0)
         here = os.environ["TRAINING"] == str(os.getpid())
         if self.steps == 25 and (self.kind == "stopped" or self.kind == "stopped by a worker" and not here):
-            wake = subprocess.Popen(["sh", "-c", f"sleep 3; kill -CONT {os.environ['TRAINING']}"])
+            wake = subprocess.Popen(["sh", "-c", f"sleep 5; kill -CONT {os.environ['TRAINING']}"])
             os.kill(int(os.environ["TRAINING"]), signal.SIGSTOP)
             wake.wait()
-            time.sleep(1)
+            time.sleep(1 if here else 0)  # until the watchdog has looked
         if self.kind == "hang" and self.steps == 25:
             time.sleep(600)
         while self.kind == "stubborn" and self.steps == 25:
@@ -303,7 +303,8 @@ def test_exit_code_status_and_message_agree(kind: str, code: int, status: str, r
         "rlexp-train",
         *("env=gym", "env.id=trouble:Trouble-v0", f"env.kwargs.kind={kind}", "env.num_envs=2", "total_frames=40"),
         f"env.num_workers={1 + (kind == 'stopped by a worker')}",
-        *("env.init_random_steps=20", "logger=none", "threads=1", "device=cpu", "collector.timeout=2"),
+        *("env.init_random_steps=20", "logger=none", "threads=1", "device=cpu"),
+        f"collector.timeout={3 if kind.startswith('stopped') else 2}",
         *("collector.frames_per_batch=40", "minibatch_size=20", "num_epochs=1", "evaluation.episodes=1"),
         "hydra.run.dir=run",
         cwd=tmp_path,

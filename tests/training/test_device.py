@@ -83,7 +83,7 @@ def test_a_run_on_a_device_resumes_exactly_and_is_evaluated_on_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pretended_device() as device:
-        monkeypatch.setattr("rlexp.training.trainer.pick_device", lambda _: device)
+        monkeypatch.setattr("rlexp.training.parts.pick_device", lambda _: device)
         whole = Trainer.from_config(load_config(CARTPOLE), tmp_path / "whole").fit()
         part = Trainer.from_config(load_config(CARTPOLE), tmp_path / "part")
         part.iterate()

@@ -51,7 +51,7 @@ class GymConfig(SimulatorConfig):
         from rlexp.envs.mujoco.tasks import TASKS
 
         if self.id not in TASKS:
-            return f"{self.id} is not one of {', '.join(TASKS)}"
+            return f"mujoco.batch has no task for {self.id} (docs/environments.md)"
         if self.from_pixels:
             return "env.from_pixels renders images"
         if self.action_mask == "info":
