@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 
+from rlexp import load_config
 from rlexp.envs.gymnasium import BatchedGymEnv
 from rlexp.envs.mujoco.batch import BatchedMujoco
 from rlexp.envs.mujoco.tasks import TASKS
@@ -137,3 +138,20 @@ def test_a_state_of_one_backend_continues_in_the_other_to_the_bit(name: str, fir
                 assert np.array_equal(one.arrays.reward, other.arrays.reward), t
             for env in envs:
                 env.reset_arrays(np.flatnonzero(env.arrays.terminated | env.arrays.truncated).tolist())
+
+
+def test_auto_takes_it_where_it_knows_the_task_and_there_are_several_simulators(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    several, one = (load_config(["env=hopper", f"env.num_envs={n}"]).env for n in (2, 1))
+    for spec, num_envs, kind in ((several, 2, BatchedMujoco), (one, 1, BatchedGymEnv), (one, 2, BatchedMujoco)):
+        with closing(spec.build_base(num_envs)) as env:
+            assert type(env) is kind
+    with caplog.at_level("INFO"):
+        for spec in several, one, load_config(["env=hopper", "env.kwargs.render_mode=rgb_array"]).env:
+            spec.with_workers(1024, 2)
+    assert [record.getMessage() for record in caplog.records if "backend" in record.getMessage()] == [
+        "env.backend=auto: mujoco",
+        "env.backend=auto: gymnasium, since it steps a single simulator sooner",
+        "env.backend=auto: gymnasium, since mujoco.batch does not know env.kwargs.render_mode",
+    ]

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 ENVPOOL_OWN = {"num_envs", "num_threads", "batch_size", "seed"}
 ENVPOOL_OWN_HINT = "use env.num_envs, env.num_workers and seed"
 
+Backend = Literal["gymnasium", "mujoco", "envpool"]
+
 log = logging.getLogger(__name__)
 
 
@@ -30,7 +32,7 @@ class GymConfig(SimulatorConfig):
         id: Gymnasium's id; ``module:id`` imports the module that registers it first.
         backend: what steps the simulators: ``gymnasium``; ``mujoco``, MuJoCo's own batches for Gymnasium's MuJoCo
             tasks, equal to the bit; ``envpool``, EnvPool's C++ threads for the tasks that it has; ``auto``, ``mujoco``
-            where it can and ``gymnasium`` elsewhere.
+            for two simulators or more where it can, and ``gymnasium`` elsewhere.
         action_mask: where masks of the actions come from (`rlexp.envs.actions.ActionMask`): ``auto``, the entry
             ``action_mask`` of a Dict observation, if it has one; ``info``, that of ``info``; false, nowhere.
     """
@@ -40,11 +42,19 @@ class GymConfig(SimulatorConfig):
     action_mask: Literal["auto", "info", False]
 
     @property
-    def resolved_backend(self) -> Literal["gymnasium", "mujoco", "envpool"]:
-        """The backend that ``auto`` stands for."""
+    def resolved_backend(self) -> Backend:
+        """The backend that ``auto`` stands for in training."""
+        return self._backend_of(self.num_envs)
+
+    def _backend_of(self, num_envs: int) -> Backend:
+        """What steps so many simulators."""
         if self.backend != "auto":
             return self.backend
-        return "gymnasium" if self._without_mujoco() else "mujoco"
+        return "mujoco" if self._slower_with_mujoco(num_envs) is None else "gymnasium"
+
+    def _slower_with_mujoco(self, num_envs: int) -> str | None:
+        """Why ``mujoco.batch`` is not taken for so many simulators; None where it is."""
+        return "it steps a single simulator sooner" if num_envs == 1 else self._without_mujoco()
 
     def _without_mujoco(self) -> str | None:
         """Why ``mujoco.batch`` cannot simulate this; None where it can."""
@@ -58,7 +68,7 @@ class GymConfig(SimulatorConfig):
             return "its tasks have no env.action_mask"
         unknown = self.kwargs.keys() - inspect.signature(TASKS[self.id]).parameters.keys()
         if unknown:
-            return f"it does not know env.kwargs.{min(unknown)}"
+            return f"mujoco.batch does not know env.kwargs.{min(unknown)}"
         return None
 
     @property
@@ -116,7 +126,7 @@ class GymConfig(SimulatorConfig):
     def with_workers(self, frames: int, cores: int) -> SimulatorConfig:
         """As `SimulatorConfig` has it, the backend logged as well."""
         if self.backend == "auto":
-            reason = self._without_mujoco()
+            reason = self._slower_with_mujoco(self.num_envs)
             log.info("env.backend=auto: %s", "mujoco" if reason is None else f"gymnasium, since {reason}")
         return super().with_workers(frames, cores)
 
@@ -128,7 +138,7 @@ class GymConfig(SimulatorConfig):
 
     def build_base(self, num_envs: int) -> EnvBase:
         """The simulators, divided among no more processes or threads than there are simulators."""
-        match self.resolved_backend:
+        match self._backend_of(num_envs):
             case "gymnasium":
                 return self._batched(num_envs, self.action_mask)
             case "mujoco":
