@@ -246,6 +246,25 @@ def test_thresholds(tmp_path: Path) -> None:
     (chosen,) = make_report(runs, {"hopper": 3000.0}).results
     assert (chosen.reached, chosen.frames_to_threshold, chosen.seconds_to_threshold) == (2, 1500.0, 0.75)
     assert make_report(runs, 1.0).results[0].frames_to_threshold == 1000.0
+    for none in (None, {"hopper": None}):
+        without = make_report(runs, none)
+        assert without.results[0].threshold is None
+        assert "threshold |" not in markdown(without)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "better", "said"),
+    [
+        (6, 50.0, "hopper: optim.lr=0.2 scores higher (P(optim.lr=0.2 > optim.lr=0.1) = 1.000 [1.000, 1.000]"),
+        (6, 0.5, "hopper: these seeds show no difference (P(optim.lr=0.2 > optim.lr=0.1) = 0.583 ["),
+        (4, 50.0, "hopper: fewer than 5 seeds are too few to tell (P(optim.lr=0.2 > optim.lr=0.1) = 1.000 (n=4) ["),
+    ],
+)
+def test_each_pair_of_configurations_has_a_verdict(tmp_path: Path, seeds: int, better: float, said: str) -> None:
+    for seed in range(seeds):
+        for lr, gain in ((0.1, 0.0), (0.2, better)):
+            write_run(tmp_path / f"{seed}_{lr}", config(seed=seed, lr=lr), [seed + gain])
+    assert said in markdown(make_report(load_runs([tmp_path])))
 
 
 def test_names_are_escaped_for_their_format(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ usage: rlexp-report DIR... [out=report] [threshold=RETURN] [reference.ENV=[RETUR
               one run's folder has all its plots, its video, its settings and the commands to go on, finished or not
   out         folder for the page (index.html), the tables (Markdown, LaTeX, CSV) and the plots
   threshold   return to reach, for the frames and seconds it takes: one for all environments, or
-              threshold.hopper=3000; default: Gymnasium's registered reward threshold
+              threshold.hopper=3000; default: Gymnasium's registered reward threshold; null: none
   reference   reference.hopper=[17,3372], and so for every environment: the returns that count as 0 and 1 where
               scores are aggregated over environments, such as random actions' and a published one; default: the
               lowest and the highest final evaluation in the report
@@ -53,7 +53,7 @@ class ReportConfig(Config):
 
     dirs: Annotated[list[str], Field(min_length=1)]
     out: Annotated[str, Field(min_length=1)] = "report"
-    threshold: float | dict[str, float] | None = None
+    threshold: float | dict[str, float | None] | Literal["registered"] | None = "registered"
     reference: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]] = Field(default={})
     ignore: list[str] = Field(default=[])
     wandb_workspace: Literal["offline", "online"] | None = None

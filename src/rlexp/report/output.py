@@ -11,8 +11,10 @@ _TABLES = ("table.md", "table.tex", "table.csv", "runs.csv", "improvement.csv")
 
 
 def markdown(report: Report) -> str:
-    """The tables, and below them the runs that they leave out."""
+    """The tables, what they show of each pair of configurations, and the runs that they leave out."""
     parts = [tables.to_markdown(tables.results_table(report.results)), tables.NOTE]
+    if verdicts := tables.verdicts(report.comparisons):
+        parts.append("\n".join(f"- {verdict}" for verdict in verdicts))
     if report.overall is not None:
         parts.append(f"Over {report.overall.name}, normalized scores:")
         parts.append(tables.to_markdown(tables.aggregate_table(report.overall)))

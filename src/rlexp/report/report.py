@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import Literal
 
 from rlexp.config import ConfigError, Problem
 from rlexp.report.grouping import Group, group_runs
@@ -18,7 +19,10 @@ from rlexp.report.results import (
 )
 from rlexp.report.runs import ReportError, Run
 
-Thresholds = float | Mapping[str, float] | None
+REGISTERED: Literal["registered"] = "registered"
+
+Thresholds = float | Mapping[str, float | None] | Literal["registered"] | None
+"""The return to reach, for all environments or by environment: Gymnasium's registered reward threshold, or None."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Report:
 
 def make_report(
     runs: Sequence[Run],
-    threshold: Thresholds = None,
+    threshold: Thresholds = REGISTERED,
     ignore: Sequence[str] = (),
     reference: References | None = None,
 ) -> Report:
@@ -62,8 +66,8 @@ def make_report(
 
     Args:
         runs: as `load_runs` gives them.
-        threshold: return to reach, for all environments or by environment; environments without one take Gymnasium's
-            registered reward threshold where there is one.
+        threshold: return to reach, for all environments or by environment; an environment that is not named takes
+            Gymnasium's registered reward threshold where there is one.
         ignore: settings that do not separate groups, besides the seed and `rlexp.config.NO_RESULTS`.
         reference: for every environment the returns whose normalized scores are 0 and 1, such as those of random
             actions and of a published result; by default the lowest and the highest final evaluation.
@@ -77,8 +81,8 @@ def make_report(
         _check(reference, {group.environment for group in groups})
 
     def chosen(group: Group) -> float | None:
-        named = threshold.get(group.environment) if isinstance(threshold, Mapping) else threshold
-        return registered_threshold(group) if named is None else named
+        named = threshold.get(group.environment, REGISTERED) if isinstance(threshold, Mapping) else threshold
+        return registered_threshold(group) if named == REGISTERED else named
 
     report = Report(
         groups=tuple(groups),

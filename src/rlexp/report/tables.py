@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rlexp.report.grouping import Group
-from rlexp.report.results import FEW_SEEDS, Comparison, Result
+from rlexp.report.results import FEW_SEEDS, Comparison, Improvement, Result
 from rlexp.report.runs import Run
 from rlexp.report.statistics import AGGREGATES, Estimate
 from rlexp.text import csv_cell, printable
@@ -68,11 +68,9 @@ def interval(estimate: Estimate, seeds: int) -> str:
 
 
 def results_table(results: Sequence[Result]) -> Table:
-    """One row per group with counted runs."""
-    columns = (
-        "group", "seeds", "IQM", "mean", "median", "best", "reached threshold", "frames to threshold",
-        "seconds to threshold", "frames/s",
-    )  # fmt: skip
+    """One row per group with counted runs; without columns of thresholds where no environment has one."""
+    thresholds = any(result.threshold is not None for result in results)
+    to_threshold = ("reached threshold", "frames to threshold", "seconds to threshold") if thresholds else ()
     rows = tuple(
         (
             result.group.name,
@@ -81,16 +79,18 @@ def results_table(results: Sequence[Result]) -> Table:
             interval(result.mean, result.seeds),
             interval(result.median, result.seeds),
             number(result.best),
-            NONE
-            if result.threshold is None
-            else f"{result.reached}/{result.seeds} {AT_LEAST} {result.threshold:,.10g}",
-            whole(result.frames_to_threshold),
-            whole(result.seconds_to_threshold),
+            *(_reached(result) if thresholds else ()),
             whole(result.fps),
         )
         for result in results
     )
-    return Table(columns, rows)
+    return Table(("group", "seeds", "IQM", "mean", "median", "best", *to_threshold, "frames/s"), rows)
+
+
+def _reached(result: Result) -> tuple[str, str, str]:
+    """How many runs reached the threshold, and the frames and seconds that they took."""
+    of = NONE if result.threshold is None else f"{result.reached}/{result.seeds} {AT_LEAST} {result.threshold:,.10g}"
+    return of, whole(result.frames_to_threshold), whole(result.seconds_to_threshold)
 
 
 def aggregate_table(comparison: Comparison) -> Table:
@@ -121,6 +121,26 @@ def improvement_table(comparisons: Sequence[Comparison]) -> Table:
             seeds = min(len(scores) for variant in (pair.x, pair.y) for scores in comparison.scores[variant])
             rows.append((comparison.name, pair.x, pair.y, interval(pair.probability, seeds)))
     return Table(("environment", "X", "Y", "P(X > Y)"), tuple(rows), names=3)
+
+
+def verdicts(comparisons: Sequence[Comparison]) -> list[str]:
+    """One sentence per pair of variants, in each comparison: which scores higher, and whether the seeds show it."""
+    return [_verdict(comparison, pair) for comparison in comparisons for pair in comparison.improvements]
+
+
+def _verdict(comparison: Comparison, pair: Improvement) -> str:
+    seeds = min(len(scores) for variant in (pair.x, pair.y) for scores in comparison.scores[variant])
+    low, high = pair.probability.low, pair.probability.high
+    if seeds < FEW_SEEDS or low is None or high is None:
+        shown = f"fewer than {FEW_SEEDS} seeds are too few to tell"
+    elif low <= 0.5 <= high:
+        shown = "these seeds show no difference"
+    else:
+        shown = f"{pair.x if low > 0.5 else pair.y} scores higher"
+    return printable(
+        f"{comparison.name}: {shown} (P({pair.x} > {pair.y}) = {interval(pair.probability, seeds)}, "
+        "the probability that a run of the first ends higher than one of the second)."
+    )
 
 
 def left_out_table(groups: Sequence[Group], unread: Sequence[Run]) -> Table:
