@@ -91,7 +91,6 @@ def doctor(arguments: list[str]) -> int:
     import_from_here()
     experiment = check_config(load(arguments))
     failed = False
-    # Rendering last: it may set MUJOCO_GL, without which an environment from pixels has to do.
     for examine in (_versions, _device, _wandb, _disk, _settings, _rendering):
         for finding in examine(experiment):
             print(f"{finding.state:5} {printable(finding.text)}", flush=True)

@@ -35,7 +35,7 @@ usage: rlexp-eval checkpoint=RUN_DIR|CHECKPOINT [key=value ...]
                   modules may lie where the command runs (docs/security.md)
   env.kwargs.KEY  the value of a secret, which was not saved
 
-The last line printed is one JSON object.
+Where the output is not a terminal, its last line is one JSON object.
 """
 
 
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def evaluate(arguments: list[str]) -> int:
-    """Evaluate a checkpoint and print the result, last line as JSON.
+    """Evaluate a checkpoint and print the result, in a pipe or a file last as a line of JSON.
 
     Returns:
         The exit code.
@@ -132,7 +132,8 @@ def evaluate(arguments: list[str]) -> int:
         "seed": seed,
         "video": None if video is None else str(video),
     }
-    print(json.dumps(used | statistics | {"returns": result.returns, "lengths": result.lengths, "seeds": seeds}))
+    if not sys.stdout.isatty():
+        print(json.dumps(used | statistics | {"returns": result.returns, "lengths": result.lengths, "seeds": seeds}))
     return Exit.DONE
 
 

@@ -109,7 +109,10 @@ def make(
     """
     # By default MuJoCo writes what it warns of to a file in the working directory.
     mujoco.set_mju_user_warning(_say_once)
-    rendered = {} if pixels is None else {"render_mode": "rgb_array"}
+    rendered = {}
+    if pixels is not None:
+        default_to_egl()
+        rendered = {"render_mode": "rgb_array"}
     env: Env = gymnasium.make(env_id, **rendered | build_at("env.kwargs", lambda: build_nested(kwargs or {})))
     env = checked(env, env_id)
     if repeat > 1:
