@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 
 import gymnasium
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from agents import composed, networks, ppo_learner
@@ -14,7 +16,7 @@ from agents import composed, networks, ppo_learner
 from rlexp import Trainer, load_policy
 from rlexp.agent import Agent
 from rlexp.agent.evaluation import evaluate, evaluation_seeds
-from rlexp.agent.export import ExportError, export_policy
+from rlexp.agent.export import export_policy
 from rlexp.policies.recurrent import STATE
 from rlexp.runs import checkpoint
 from rlexp.runs.rundir import RunDir
@@ -171,13 +173,28 @@ def test_loaded_recurrent_policy_remembers_each_of_a_batch(trained: Trainer) -> 
     assert len(alone) == 3
 
 
-def test_export_takes_feed_forward_policies_only(trained: Trainer, tmp_path: Path) -> None:
-    agent = Agent(trained.run.path)
-    if trained.networks.sequence_length == 1:
-        export_policy(agent, "torch", tmp_path / "policy.pt2")
-    else:
-        with pytest.raises(ExportError, match="a recurrent policy"):
-            export_policy(agent, "torch", tmp_path / "policy.pt2")
+@pytest.mark.usefixtures("quickly_checked")
+def test_exported_state_is_carried_by_its_caller(trained: Trainer, tmp_path: Path) -> None:
+    policy = load_policy(trained.run.path)
+    if not policy.recurrent:
+        pytest.skip("is feed-forward")
+    onnx = export_policy(Agent(trained.run.path), "onnx", tmp_path / "policy.onnx")
+    torch_file = export_policy(Agent(trained.run.path), "torch", tmp_path / "policy.pt2")
+    session = onnxruntime.InferenceSession(onnx)
+    assert [made.name for made in session.get_outputs()] == ["action", "next_recurrent_state"]
+    program = torch.export.load(torch_file).module()
+    state = np.zeros((3, policy.state_size), np.float32)
+    state_of_program = torch.from_numpy(state)
+    for observation in torch.randn(5, 3, *policy.shapes["observation"]).to(policy.dtypes["observation"]):
+        expected = policy(observation)
+        action, state = session.run(None, {"observation": observation.numpy(), "recurrent_state": state})
+        action_of_program, state_of_program = program(observation, state_of_program)
+        torch.testing.assert_close(torch.from_numpy(action), expected)
+        torch.testing.assert_close(action_of_program, expected)
+        torch.testing.assert_close(state_of_program, policy._recurrent_state)
+        # One episode of three ends, for all who carry a state.
+        policy.reset(np.array([False, True, False]))
+        state[1], state_of_program[1] = 0, 0
 
 
 def test_shared_trunk_goes_into_a_checkpoint_and_out(tmp_path: Path) -> None:

@@ -138,23 +138,18 @@ class Agent:
             raise CheckpointError(f"{self.path} does not fit its environment as installed here:{shown}")
 
     @torch.no_grad()
-    def steps(self, count: int, seed: int = 0) -> tuple[dict[str, Tensor], Tensor]:
+    def rollout(self, steps: int, seed: int = 0) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """What the agent saw in its environment and did, acting as in evaluation.
 
         Args:
-            count: number of steps, all simulators together.
+            steps: of each simulator.
             seed: seed of their episodes.
 
         Returns:
-            The raw entries of the observations by their names, ``[count, *entry]``, with masks of actions the
-            ``action_mask`` ``[count, values]``; and the actions taken on them, ``[count, *action]``.
+            The raw entries of the observations by their names, ``[steps, num_envs, *entry]``, with masks of actions the
+            ``action_mask`` ``[steps, num_envs, values]``; the actions taken on them ``[steps, num_envs, *action]``; and
+            whether an episode ended with them ``[steps, num_envs]``.
         """
-        seen, actions, _ = self.rollout(-(-count // self.env.batch_size[0]), seed)
-        return {key: rows.flatten(0, 1)[:count] for key, rows in seen.items()}, actions.flatten(0, 1)[:count]
-
-    @torch.no_grad()
-    def rollout(self, steps: int, seed: int = 0) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """What was seen, as in `steps`, actions and ends of episodes, each ``[steps, num_envs, ...]``."""
         recorder = _Recorder([*entries(self.env.base_env), ACTION_MASK])
         env = TransformedEnv(self.env.base_env, Compose(recorder, *cloned(self.env)))
         env.set_seed(seed)

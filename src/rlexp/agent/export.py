@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlexp.agent import Agent, Policy
 from rlexp.envs.actions import ACTION_MASK
+from rlexp.policies.recurrent import STATE
 
 Inputs: TypeAlias = dict[str, Tensor]
-Graph: TypeAlias = Callable[[Inputs], Tensor]
+Graph: TypeAlias = Callable[[Inputs], Sequence[Tensor]]
+"""From inputs to actions and, of a recurrent policy, the state after the step."""
 
 CHECKED = 1000
 
@@ -32,8 +34,10 @@ def export_policy(agent: Agent, kind: Literal["onnx", "torch"], path: Path) -> P
     The graph takes ``observation`` ``[batch, *observation]`` in the simulator's own type, for any batch size of at
     least one, and returns ``action`` ``[batch, *action]``; it includes normalisation and action bounds. Where there are
     several entries, it takes those that the actor reads, by their names, or for ``torch`` a dictionary of them; with
-    masks of actions also ``action_mask`` ``[batch, values]`` bool. Before ``path`` appears, the file is loaded and
-    compared with the agent's actions on 1,000 observations of its environment.
+    masks of actions also ``action_mask`` ``[batch, values]`` bool. The graph of a recurrent policy also takes
+    ``recurrent_state`` ``[batch, state_size]``, zeros where an episode begins, and returns ``next_recurrent_state``
+    after ``action``. Before ``path`` appears, the file is loaded and compared with the agent's actions on 1,000
+    observations of its environment, in whole episodes.
 
     Args:
         agent: a trained agent, on the CPU.
@@ -48,27 +52,28 @@ def export_policy(agent: Agent, kind: Literal["onnx", "torch"], path: Path) -> P
         ExportError: the export fails, or differs from the agent by more than rounding explains.
     """
     policy = Policy(agent)
+    seen, actions, ends = agent.rollout(-(-CHECKED // agent.env.batch_size[0]))
     if policy.recurrent:
-        raise ExportError(
-            f"{agent.path} has a recurrent policy, and the graph maps one observation to one action; use load_policy."
-        )
-    seen, actions = agent.steps(CHECKED)
-    inputs = {key: seen[key] for key in (*policy.shapes, *([ACTION_MASK] if policy.masked else []))}
+        seen[STATE] = torch.zeros(*ends.shape, policy.state_size)
+    names = (*policy.shapes, *([STATE] if policy.recurrent else []), *([ACTION_MASK] if policy.masked else []))
+    inputs = {key: seen[key] for key in names}
     write = {"onnx": _write_onnx, "torch": _write_torch}[kind]
     read: Callable[[Path], Graph] = _read_onnx if kind == "onnx" else partial(_read_torch, policy)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp.pt2")  # torch.export.save takes no other suffix
     try:
         try:
-            write(policy, inputs, aside)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's exporters warn of torch's own calls and modules
+                write(policy, {key: rows.flatten(0, 1) for key, rows in inputs.items()}, aside)
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ExportError(f"{agent.path} has a policy that {kind} cannot express: {reason}") from error
         graph = read(aside)
         # Single observations too: a graph with a constant batch dimension fails here.
-        single = torch.cat([graph({key: rows[i : i + 1] for key, rows in inputs.items()}) for i in range(10)])
-        for given, expected in ((graph(inputs), actions), (single, actions[:10])):
-            if (difference := agent.unlike(given, expected)) is not None:
+        for part in ((slice(None), slice(None)), (slice(10), slice(1))):
+            acted = _act(graph, {key: rows[part] for key, rows in inputs.items()}, ends[part])
+            if (difference := agent.unlike(acted, actions[part].flatten(0, 1))) is not None:
                 raise ExportError(f"{agent.path} as {kind} differs from the agent: {difference}.")
         aside.replace(path)
     finally:
@@ -76,19 +81,53 @@ def export_policy(agent: Agent, kind: Literal["onnx", "torch"], path: Path) -> P
     return path
 
 
+def _act(graph: Graph, inputs: Inputs, ends: Tensor) -> Tensor:
+    """The actions ``[steps * num_envs, *action]`` of whole episodes, a recurrent state carried through each."""
+    actions = []
+    state = inputs[STATE][0] if STATE in inputs else None
+    for t, end in enumerate(ends):
+        carried = {} if state is None else {STATE: state}
+        action, *after = graph({key: rows[t] for key, rows in inputs.items()} | carried)
+        actions.append(action)
+        state = after[0].masked_fill(end[:, None], 0) if after else None
+    return torch.cat(actions)
+
+
+class _Recurrent(nn.Module):
+    """A recurrent policy as a graph, whose caller carries the state."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(
+        self, observation: Tensor | Inputs, recurrent_state: Tensor, action_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return self.policy.step(observation, recurrent_state, action_mask)
+
+
+def _module(policy: Policy) -> nn.Module:
+    return _Recurrent(policy) if policy.recurrent else policy
+
+
+def _arguments(policy: Policy, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a call of `_module`, in its order."""
+    observation, *mask = policy.arguments(inputs).items()
+    state = [(STATE, inputs[STATE])] if policy.recurrent else []
+    return dict([observation, *state, *mask])
+
+
 def _write_onnx(policy: Policy, inputs: Inputs, path: Path) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that are not needed
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's exporter warns of torch's own calls
-        program = torch.onnx.export(
-            policy,
-            kwargs=policy.arguments(inputs),  # by name: the last positional dictionary would be all arguments
-            dynamo=True,
-            verbose=False,
-            input_names=list(inputs),
-            output_names=["action"],
-            dynamic_shapes=policy.arguments(_any_batch(inputs)),
-        )
+    program = torch.onnx.export(
+        _module(policy),
+        kwargs=_arguments(policy, inputs),  # by name: the last positional dictionary would be all arguments
+        dynamo=True,
+        verbose=False,
+        input_names=list(inputs),
+        output_names=["action", *([f"next_{STATE}"] if policy.recurrent else [])],
+        dynamic_shapes=_arguments(policy, _any_batch(inputs)),
+    )
     assert program is not None
     program.save(path, external_data=False)
 
@@ -98,22 +137,27 @@ def _read_onnx(path: Path) -> Graph:
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
-    def run(inputs: Inputs) -> Tensor:
+    def run(inputs: Inputs) -> list[Tensor]:
         given = {key: rows.numpy() for key, rows in inputs.items()}
-        return torch.from_numpy(session.run(["action"], given)[0])
+        return [torch.from_numpy(output) for output in session.run(None, given)]
 
     return run
 
 
 def _write_torch(policy: Policy, inputs: Inputs, path: Path) -> None:
-    given, shapes = (tuple(policy.arguments(x).values()) for x in (inputs, _any_batch(inputs)))
-    program = torch.export.export(policy, given, dynamic_shapes=shapes)
+    given, shapes = (tuple(_arguments(policy, x).values()) for x in (inputs, _any_batch(inputs)))
+    program = torch.export.export(_module(policy), given, dynamic_shapes=shapes)
     torch.export.save(program, path)
 
 
 def _read_torch(policy: Policy, path: Path) -> Graph:
     module = torch.export.load(path).module()
-    return lambda inputs: module(*policy.arguments(inputs).values())
+
+    def run(inputs: Inputs) -> Sequence[Tensor]:
+        outputs = module(*_arguments(policy, inputs).values())
+        return outputs if policy.recurrent else [outputs]
+
+    return run
 
 
 def _any_batch(names: Iterable[str]) -> dict[str, dict[int, torch.export.Dim]]:

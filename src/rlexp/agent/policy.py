@@ -21,7 +21,7 @@ from rlexp.envs.actions import ACTION_MASK, first_action
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.entries import OBSERVATION
 from rlexp.envs.torchrl import entries
-from rlexp.policies.recurrent import CARRIED, STATE, RecurrentActor, recurrent_network
+from rlexp.policies.recurrent import CARRIED, STATE, recurrent_network
 from rlexp.policies.spaces import choices
 
 _FLATTEN = (
@@ -39,9 +39,9 @@ class Policy(nn.Module):
     """The deterministic policy of an agent, from raw observations to the environment's actions.
 
     Includes the normalisation, with its saved statistics, and the other transforms of observations and actions. A
-    recurrent policy carries its state from call to call until `reset`, and one that was trained with masks of actions
-    takes them too. Transforms that need more than the current observation, such as frame stacking, are refused. The
-    caller repeats each action for ``env.frame_skip`` frames.
+    recurrent policy carries its state from call to call until `reset`, or lets its caller carry it (`step`). A policy
+    that was trained with masks of actions takes them too. Transforms that need more than the current observation, such
+    as frame stacking, are refused. The caller repeats each action for ``env.frame_skip`` frames.
 
     Args:
         agent: provides the actor, the statistics and the transforms.
@@ -60,7 +60,10 @@ class Policy(nn.Module):
         super().__init__()
         self.actor = agent.networks.actor
         self._set_action_space(agent.env.base_env)
-        self.recurrent = recurrent_network(self.actor) is not None
+        network = recurrent_network(self.actor)
+        self.recurrent = network is not None
+        self._critic_state_size = 0 if network is None else network.state_size - network.core.state_size
+        self.state_size = 0 if network is None else network.core.state_size
         self.masked = ACTION_MASK in self.actor.in_keys
         self.read = [key for key in self.actor.in_keys if key not in (*CARRIED, ACTION_MASK)]
         before, needed = _feeding(agent.env.transform, set(self.read))
@@ -105,7 +108,7 @@ class Policy(nn.Module):
             self._recurrent_state = self._recurrent_state.masked_fill(mask, 0)
 
     def arguments(self, seen: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of a call, by the names of entries, as `Agent.steps` has them."""
+        """Those of a call, by the names of entries, as `Agent.rollout` has them."""
         observation = {key: seen[key] for key in self.shapes} if self.has_entries else seen[OBSERVATION]
         return {OBSERVATION: observation, **({ACTION_MASK: seen[ACTION_MASK]} if self.masked else {})}
 
@@ -126,15 +129,48 @@ class Policy(nn.Module):
                 not the leading dimensions of the one before it; there is no mask, or one that does not fit or allows
                 nothing.
         """
-        given = self._entries(observation)
-        if all(isinstance(entry, np.ndarray) for entry in given.values()):
-            tensors = {key: torch.from_numpy(entry) for key, entry in given.items()}
-            mask = None if action_mask is None else torch.as_tensor(action_mask)
-            action = self(tensors if self.has_entries else tensors[OBSERVATION], mask)
-            return cast("Array", action.numpy(force=True))
+        given, mask = self._entries(observation), cast("Any", action_mask)
+        arrays = all(isinstance(entry, np.ndarray) for entry in given.values())
+        if arrays:
+            given = {key: torch.from_numpy(entry) for key, entry in given.items()}
+            mask = None if mask is None else torch.as_tensor(mask)
+        action, state = self._step(given, self._recurrent_state, mask)
+        if self.recurrent:
+            self._recurrent_state = state
+        return cast("Array", action.numpy(force=True) if arrays else action)
+
+    def step(
+        self,
+        observation: Tensor | Mapping[str, Tensor],
+        recurrent_state: Tensor | None = None,
+        action_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Act from a recurrent state, and remember nothing.
+
+        Args:
+            observation: as in `forward`, tensors ``[..., *observation]``.
+            recurrent_state: before the step ``[..., state_size]``; None, like zeros, where episodes begin.
+            action_mask: as in `forward`.
+
+        Returns:
+            Actions ``[..., *action]``, and the recurrent state after the step ``[..., state_size]``, without columns
+            for a feed-forward policy; both on the policy's device.
+
+        Raises:
+            ValueError: as in `forward`.
+        """
+        return self._step(self._entries(observation), recurrent_state, action_mask)
+
+    def _step(self, given: Mapping[str, Tensor], state: Tensor | None, action_mask: Any) -> tuple[Tensor, Tensor]:
+        """`step`, for entries that were checked."""
         weights = next(self.actor.parameters())
         first, shape = next(iter(self.shapes.items()))
         batch: torch.Size = torch.Size(given[first].shape[: given[first].dim() - len(shape)])
+        state = torch.zeros(*batch, self.state_size) if state is None else state
+        if state.shape[:-1] != batch:
+            found, before = list(batch), list(state.shape[:-1])
+            raise ValueError(f"observations of shape {found} follow a state of {before}; call reset() first.")
+        state = state.to(weights.device)
         tensordict: TensorDictBase = TensorDict({k: x.to(weights.device, self.dtypes[k]) for k, x in given.items()})
         if self.masked or action_mask is not None:
             tensordict[ACTION_MASK] = self._mask(action_mask, batch).to(weights.device)
@@ -144,7 +180,10 @@ class Policy(nn.Module):
             if tensordict[key].is_floating_point():
                 tensordict[key] = tensordict[key].to(weights.dtype)
         with set_exploration_type(ExplorationType.DETERMINISTIC):
-            tensordict = self._recurrent_step(tensordict, batch) if self.recurrent else self.actor(tensordict)
+            if self.recurrent:
+                tensordict, state = self._recurrent_step(tensordict, state, batch)
+            else:
+                tensordict = self.actor(tensordict)
         for transform in self.after:
             tensordict = cast("Transform", transform)._inv_call(tensordict)
         action = tensordict["action"]
@@ -153,7 +192,7 @@ class Policy(nn.Module):
         action = action.reshape((*batch, *self.action_shape))
         if self.first_action is not None:
             action = action + self.first_action
-        return cast("Array", action.to(self.action_dtype))
+        return action.to(self.action_dtype), state
 
     def _mask(self, mask: Any, batch: torch.Size) -> Tensor:
         """A mask of actions as the actor reads it ``[..., values]``."""
@@ -208,30 +247,23 @@ class Policy(nn.Module):
                 raise ValueError(f"the {_named(key)} has shape {list(entry.shape)}; this policy reads {read}{_FLATTEN}")
         return given
 
-    def _recurrent_step(self, tensordict: TensorDictBase, batch: torch.Size) -> TensorDictBase:
-        """Act on one step ``[*batch]`` from the recurrent state, and update the state."""
-        entries = {key: tensordict[key] for key in self.read}
-        device = next(self.actor.parameters()).device
-        if self._recurrent_state is None:
-            size = cast("RecurrentActor", recurrent_network(self.actor)).state_size
-            self._recurrent_state = torch.zeros(*batch, size, device=device)
-        if self._recurrent_state.shape[:-1] != batch:
-            found, before = list(batch), list(self._recurrent_state.shape[:-1])
-            raise ValueError(f"observations of shape {found} follow a state of {before}; call reset() first.")
-        rows = batch.numel()
+    def _recurrent_step(
+        self, tensordict: TensorDictBase, state: Tensor, batch: torch.Size
+    ) -> tuple[TensorDictBase, Tensor]:
+        """Act on one step ``[*batch]`` from a recurrent state, and the state after it."""
+        # Never through batch.numel(), which would fix the batch size of an exported graph.
+        state = state.reshape(-1, self.state_size)
         steps = TensorDict(
-            {
-                **{key: entry.reshape(rows, *entry.shape[len(batch) :]) for key, entry in entries.items()},
-                "is_init": torch.zeros(rows, 1, dtype=torch.bool, device=device),
-                STATE: self._recurrent_state.reshape(rows, -1),
-            },
-            [rows],
+            {key: tensordict[key].reshape(-1, *tensordict[key].shape[len(batch) :]) for key in self.read}
         )
+        steps["is_init"] = torch.zeros_like(state[:, :1], dtype=torch.bool)
+        # The actor advances the critic's state too, which nothing here depends on.
+        steps[STATE] = nn.functional.pad(state, (0, self._critic_state_size))
         if self.masked:
-            steps[ACTION_MASK] = tensordict[ACTION_MASK].reshape(rows, self.values)
+            steps[ACTION_MASK] = tensordict[ACTION_MASK].reshape(-1, self.values)
         acted = self.actor(steps)
-        self._recurrent_state = acted["next", STATE].unflatten(0, batch) if batch else acted["next", STATE][0]
-        return TensorDict({"action": acted["action"].unflatten(0, batch) if batch else acted["action"][0]})
+        after = acted["next", STATE][:, : self.state_size].reshape((*batch, self.state_size))
+        return TensorDict({"action": acted["action"].reshape((*batch, *acted["action"].shape[1:]))}), after
 
 
 def load_policy(

@@ -28,7 +28,9 @@ usage: rlexp-export checkpoint=RUN_DIR|CHECKPOINT [format=onnx] [out=PATH]
                modules may lie where the command runs (docs/security.md)
   env.kwargs.KEY  the value of a secret, which was not saved
 
-The graph maps raw observations [batch, ...] to the environment's actions, with normalisation and action bounds inside.
+The graph maps raw observations [batch, ...] to the environment's actions, with normalisation and action bounds inside;
+that of a recurrent policy also takes recurrent_state [batch, state_size], zeros where an episode begins, and returns
+next_recurrent_state.
 Before the file appears, it is compared with the agent on 1,000 observations of its environment.
 """
 
