@@ -53,7 +53,7 @@ def trained(folder: Path, transforms: dict[str, Any], env: tuple[str, ...] = ())
 
 def steps(run_dir: Path, seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """What an agent saw and did in some steps, all simulators together."""
-    seen, actions, _ = Agent(run_dir).rollout(20, seed)
+    seen, actions, _ = Agent(run_dir).rollout(40, seed)
     return {key: rows.flatten(0, 1) for key, rows in seen.items()}, actions.flatten(0, 1)
 
 
