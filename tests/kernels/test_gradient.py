@@ -7,7 +7,9 @@ import shutil
 import pytest
 import torch
 from agents import batch_of, minibatch_loss, networks
+from torch.nn import functional as F  # noqa: N812
 
+from rlexp.kernels.critic import WrittenOutCriticGradient
 from rlexp.kernels.gradient import WrittenOutGradient
 from rlexp.kernels.losses import fast_loss
 from rlexp.kernels.select import Kernels
@@ -114,3 +116,20 @@ def test_compiled_gradient_is_autograds() -> None:
         results.append(weights.grad.clone())
     assert results[0].abs().max() > 1e-3
     torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("distance", ["l1", "l2", "smooth_l1"])
+@pytest.mark.parametrize("activation", ["Tanh", "ReLU"])
+def test_critic_that_is_trained_apart_has_autograds_gradient(distance: str, activation: str) -> None:
+    torch.manual_seed(0)
+    trained = networks("policy=normal", "policy.num_cells=[8,6]", f"policy.activation_class={activation}")
+    weights = flatten(list(trained.critic.parameters()))
+    minibatch = {"observation": torch.randn(30, 11), "value_target": 2 * torch.randn(30, 1)}
+    loss = WrittenOutCriticGradient(trained.critic, distance)(minibatch)
+    assert weights.grad is not None
+    written_out, distances = weights.grad.clone(), {"l1": F.l1_loss, "l2": F.mse_loss, "smooth_l1": F.smooth_l1_loss}
+    expected = distances[distance](trained.critic.module(minibatch["observation"]), minibatch["value_target"])
+    weights.grad.zero_()
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(written_out, weights.grad)

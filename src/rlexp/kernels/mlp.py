@@ -72,6 +72,40 @@ class MLPGradient:
         _backward(inputs, by_output, self._activation, self._parameters, self._grads)
 
 
+class MLPTangents:
+    """Products with the Jacobian of a perceptron by its weights, and with its transpose.
+
+    Args:
+        perceptron: whose weights are read at each call.
+    """
+
+    def __init__(self, perceptron: MLPLayers) -> None:
+        self._parameters = [p.detach() for layer in perceptron.layers for p in (layer.weight, layer.bias)]
+        self._activation = perceptron.activation
+
+    def hidden(self, x: Tensor) -> list[Tensor]:
+        """The input of every layer for ``x`` ``[n, in]``."""
+        return _forward(x, self._activation, self._parameters)[1]
+
+    def forward(self, inputs: Sequence[Tensor], tangents: Sequence[Tensor]) -> Tensor:
+        """How the output ``[n, out]`` changes with the weights: the Jacobian times ``tangents``, one a parameter."""
+        by_input: Tensor | None = None
+        for i, layer_input in enumerate(inputs):
+            change = torch.addmm(tangents[2 * i + 1], layer_input, tangents[2 * i].t())
+            if by_input is not None:
+                change += by_input @ self._parameters[2 * i].t()
+            if i + 1 == len(inputs):
+                return change
+            by_input = _SLOPES[self._activation](change, inputs[i + 1])
+        raise AssertionError("a perceptron has layers")
+
+    def backward(self, inputs: Sequence[Tensor], by_output: Tensor) -> list[Tensor]:
+        """The transposed Jacobian times the derivative by the output ``[n, out]``, one tensor a parameter."""
+        grads = [torch.empty_like(parameter) for parameter in self._parameters]
+        _backward(inputs, by_output, self._activation, self._parameters, grads)
+        return grads
+
+
 def _forward(x: Tensor, activation: type[nn.Module], parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     inputs, activate = [x], _ACTIVATIONS[activation]
     for i in range(0, len(parameters) - 2, 2):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from torch import nn
     from torchrl.collectors import BaseCollector
     from torchrl.envs import TransformedEnv
+    from torchrl.modules import ValueOperator
 
+    from rlexp.kernels.critic import WrittenOutCriticGradient
     from rlexp.kernels.cuda_graph import GraphedStep
     from rlexp.kernels.evaluation import Steps
+    from rlexp.kernels.fisher import WrittenOutFisher
     from rlexp.losses.advantages import AdvantageEstimator
 
 log = logging.getLogger(__name__)
@@ -83,6 +86,18 @@ class Kernels:
         if written_out is not None:
             return written_out
         return AutogradGradient(loss, networks.parameters(), compiled=networks.sequence_length == 1 and compiled())
+
+    def critic_gradient(self, critic: ValueOperator, distance: str) -> WrittenOutCriticGradient | None:
+        """The written-out gradient in place of autograd's, for a critic that is trained apart."""
+        from rlexp.kernels.critic import WrittenOutCriticGradient
+
+        return self._or_none("critic's gradient", lambda: WrittenOutCriticGradient(critic, distance))
+
+    def fisher(self, networks: ActorCritic, parameters: Sequence[nn.Parameter]) -> WrittenOutFisher | None:
+        """Written-out products with the Fisher matrix in place of a KL that is differentiated twice."""
+        from rlexp.kernels.fisher import WrittenOutFisher
+
+        return self._or_none("Fisher matrix", lambda: WrittenOutFisher(networks, parameters))
 
     def cuda_graph(
         self,

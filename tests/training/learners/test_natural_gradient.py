@@ -78,17 +78,46 @@ def exact_fisher(actor: Any, observation: Tensor) -> Tensor:
 @pytest.mark.parametrize("policy", ["normal", "tanh_normal"])
 def test_fisher_products_are_those_of_the_written_out_matrix(tmp_path: Path, policy: str) -> None:
     trainer = trainer_of(tmp_path, "loss=npg", f"policy={policy}")
-    actor = trainer.networks.actor
+    learner, actor = trainer.learner, trainer.networks.actor
+    assert isinstance(learner, NaturalGradientLearner)
     observation = torch.randn(20, 3)
     steps = {"observation": observation}
     policy_now = actor.get_dist(_tensordict(steps))
     with torch.no_grad():
         before = actor.get_dist(_tensordict(steps))
-    product = fisher_product(before, policy_now, list(actor.parameters()), damping=0.1)
+    products = [fisher_product(before, policy_now, list(actor.parameters()), damping=0.1)]
+    assert (learner._fisher is not None) == (policy == "normal")
+    if learner._fisher is not None:
+        products.append(learner._fisher(_tensordict(steps), 0.1))
     expected = exact_fisher(actor, observation) + 0.1 * torch.eye(sum(p.numel() for p in actor.parameters())).double()
-    for _ in range(3):
+    for product in products:
         vector = torch.randn(len(expected))
         torch.testing.assert_close(product(vector).double(), expected @ vector.double(), rtol=1e-4, atol=1e-5)
+    trainer.close()
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        ["policy.activation_class=ReLU", "policy.num_cells=[8,6,4]", "policy.scale_init=0.4"],
+        ["policy.scale_mapping=biased_softplus_0.5", "policy.scale_lb=0.3"],
+    ],
+)
+def test_the_kernel_differentiates_as_autograd_does(tmp_path: Path, policy: list[str]) -> None:
+    trainer = trainer_of(tmp_path, "loss=npg", "policy=normal", *policy)
+    learner, actor = trainer.learner, trainer.networks.actor
+    assert isinstance(learner, NaturalGradientLearner)
+    assert learner._fisher is not None
+    with torch.no_grad():
+        for parameter in actor.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    steps = _tensordict({"observation": torch.randn(20, 3)})
+    with torch.no_grad():
+        before = actor.get_dist(steps)
+    parameters = list(actor.parameters())
+    reference = fisher_product(before, actor.get_dist(steps), parameters, damping=0.1)
+    vector = torch.randn(sum(p.numel() for p in parameters))
+    torch.testing.assert_close(learner._fisher(steps, 0.1)(vector), reference(vector), rtol=1e-4, atol=1e-5)
     trainer.close()
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from rlexp.config import ConfigError, Problem
 from rlexp.experiment import ExperimentConfig
+from rlexp.kernels.select import Kernels
 from rlexp.optim.schedules import KLAdaptive, load_schedule
 from rlexp.policies import ActorCritic
 from rlexp.training.learners.batches import clip_grad_norm, minibatches, stacked
@@ -40,6 +41,7 @@ class CriticFit:
         self._critic, self._distance, self._max_grad_norm = networks.critic, _DISTANCES[distance], config.max_grad_norm
         self._num_epochs = config.critic_num_epochs or config.num_epochs
         self._size = config.critic_minibatch_size or config.minibatch_size
+        self._gradient = Kernels(config.use_kernels).critic_gradient(networks.critic, distance) or self._by_autograd
         self._weights = part(weights, -sum(parameter.numel() for parameter in critic), None)
         optim = config.optim.model_copy(update={"lr": config.optim.critic_lr or config.optim.lr, "critic_lr": None})
         self.optimizer, self.scheduler = optim.build(self._weights, critic, [], config.num_batches)
@@ -68,14 +70,19 @@ class CriticFit:
 
     def step(self, minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
         """One step of the optimizer on the critic's loss."""
+        loss = self._gradient(minibatch)
+        norm = clip_grad_norm(self._weights, self._max_grad_norm)
+        self.optimizer.step()
+        return {"loss_critic": loss, "grad_norm": norm}
+
+    def _by_autograd(self, minibatch: Mapping[str, Tensor]) -> Tensor:
+        """Write the gradient of the critic's loss, and return the loss."""
         assert self._weights.grad is not None
         self._weights.grad.zero_()
         value = self._critic(*(minibatch[key] for key in self._critic.in_keys))
         loss = self._distance(value, minibatch["value_target"])
         loss.backward()
-        norm = clip_grad_norm(self._weights, self._max_grad_norm)
-        self.optimizer.step()
-        return {"loss_critic": loss.detach(), "grad_norm": norm}
+        return loss.detach()
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizer and schedule."""

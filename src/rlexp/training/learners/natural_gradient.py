@@ -50,7 +50,9 @@ class NaturalGradientLearner:
         self.critic = CriticFit(config, networks, self.weights, config.loss.loss_critic_type)
         estimator = config.loss.build_advantage(networks).to(device)
         self.value_norm = estimator.value_norm
-        self.advantage = Kernels(config.use_kernels).advantage(estimator)
+        kernels = Kernels(config.use_kernels)
+        self.advantage = kernels.advantage(estimator)
+        self._fisher = kernels.fisher(networks, self._actor)
         self.reward_norm: RewardNorm | None = None
         if config.loss.normalize_reward:
             self.reward_norm = RewardNorm(config.env.num_envs, config.loss.gamma).to(device)
@@ -93,7 +95,10 @@ class NaturalGradientLearner:
             before = self._policy(steps)
         objective = surrogate(policy)
         gradient = flat_gradient(objective, self._actor, retain_graph=True)
-        fisher = fisher_product(before, policy, self._actor, self.loss.damping)
+        if self._fisher is None:
+            fisher = fisher_product(before, policy, self._actor, self.loss.damping)
+        else:
+            fisher = self._fisher(steps, self.loss.damping)
         direction = conjugate_gradients(fisher, gradient, self.loss.cg_iterations)
         curvature = direction.dot(fisher(direction))
         # A gradient of 0, where all advantages are equal, has no direction.
