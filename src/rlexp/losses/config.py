@@ -316,6 +316,7 @@ class NPGConfig(LossConfig):
 
     Attributes:
         max_kl: KL of a step from the policy before it to the one after it, by its quadratic approximation, in nats.
+        kl_schedule: how that KL falls to 0 over the run, one step per batch.
         damping: added to the Fisher matrix's diagonal.
         cg_iterations: steps of the conjugate gradient method.
         loss_critic_type: distance between value and target.
@@ -324,9 +325,14 @@ class NPGConfig(LossConfig):
     builds = ("torchrl.objectives.value.GAE",)
 
     max_kl: Positive
+    kl_schedule: Schedule
     damping: NonNegative
     cg_iterations: Count
     loss_critic_type: Literal["l1", "l2", "smooth_l1"]
+
+    def max_kl_at(self, progress: float) -> float:
+        """The KL of a step after a share ``progress`` of the run, from 0 to 1."""
+        return Annealed(self.max_kl, self.kl_schedule).at(progress)
 
 
 class TRPOConfig(NPGConfig):
