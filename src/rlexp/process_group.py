@@ -49,8 +49,9 @@ class ProcessGroup(Group):
         self._store = PrefixStore("rlexp", store)
         self._device = torch.device("cpu")
         backend = "gloo"
-        if torch.cuda.is_available() and (local := int(os.environ.get("LOCAL_RANK", "0"))) < torch.cuda.device_count():
-            self._device, backend = torch.device("cuda", local), "cpu:gloo,cuda:nccl"
+        if 0 < int(os.environ.get("LOCAL_WORLD_SIZE", size)) <= torch.cuda.device_count():
+            backend = "cpu:gloo,cuda:nccl"
+            self._device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank)))
             torch.cuda.set_device(self._device)
         self._own_state = self._torch_state()
         self._names = [""] * size
