@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rlexp.config import Config, ConfigError, Count, Positive, Problem
 from rlexp.config.trust import of_ray
 from rlexp.envs import EnvConfig, GymConfig, SimulatorConfig
+from rlexp.group import ALONE, Group
 from rlexp.policies import PolicyConfig
 
 if TYPE_CHECKING:
@@ -29,12 +30,14 @@ class Source:
         policy: the policy that acts in them.
         seed: seeds everything random in them.
         kernels: whether kernels may stand in for torchrl's parts.
+        group: the learners, of whose environments ``env`` is a share.
     """
 
     env: EnvConfig
     policy: PolicyConfig
     seed: int
     kernels: bool
+    group: Group = ALONE
 
 
 class CollectorConfig(Config):
@@ -78,13 +81,32 @@ class SyncCollectorConfig(CollectorConfig):
     builds = ("torchrl.collectors.Collector",)
 
     def build(self, env: EnvBase, actor: TensorDictModuleBase, source: Source, device: torch.device) -> BaseCollector:
-        """Torchrl's single-process collector, or the array rollout, which collects the same."""
+        """Torchrl's single-process collector, or the array rollout, which collects the same.
+
+        Raises:
+            ConfigError: there are several learners, and the array rollout cannot collect here.
+        """
         from rlexp.collectors.sync import SyncCollector
         from rlexp.kernels.select import Kernels
 
         steps = self.frames_per_batch // source.env.frame_skip
+        if source.group.size > 1:
+            return self._rollout(env, actor, steps, device, source.group)
         fast = Kernels(source.kernels).collector(env, actor, steps, device)
         return SyncCollector(env, actor, steps, device) if fast is None else fast
+
+    def _rollout(
+        self, env: EnvBase, actor: TensorDictModuleBase, steps: int, device: torch.device, group: Group
+    ) -> BaseCollector:
+        """The array rollout, which alone lets several learners draw the noise of one."""
+        from rlexp.kernels.rollout import RolloutCollector
+        from rlexp.kernels.unsupported import UnsupportedError
+
+        try:
+            return RolloutCollector(env, actor, steps, device, group)
+        except UnsupportedError as error:
+            message = f"cannot collect here for several learners: {error}. Train with one, without torchrun."
+            raise ConfigError([Problem("collector", message, "sync")]) from error
 
 
 class DeviceCollectorConfig(CollectorConfig):

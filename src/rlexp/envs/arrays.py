@@ -41,6 +41,7 @@ class ArrayEnv(EnvBase):
         masked: as above.
         arrays: rows of the newest transitions.
         timeout: seconds to wait for a process that steps simulators; None waits for ever.
+        first_row: number of the first simulator, which decides the seeds, where these are some rows of a larger batch.
 
     Shapes:
         observation ``[num_envs, *observation]`` in the simulator's own type, or an entry for each of a Dict's, and
@@ -54,6 +55,7 @@ class ArrayEnv(EnvBase):
 
     arrays: Arrays
     timeout: float | None = None
+    first_row = 0
 
     def __init__(
         self,
@@ -145,7 +147,8 @@ class ArrayEnv(EnvBase):
     def _set_seed(self, seed: int | None) -> None:
         """Seed each simulator, at its next reset, from an independent stream."""
         if seed is not None:
-            self.set_seeds([int(s) for s in np.random.SeedSequence(seed).generate_state(self.batch_size[0])])
+            end = self.first_row + self.batch_size[0]
+            self.set_seeds([int(s) for s in np.random.SeedSequence(seed).generate_state(end)[self.first_row :]])
 
     def _reset(self, tensordict: TensorDictBase | None, **kwargs: object) -> TensorDictBase:
         mask = None if tensordict is None else tensordict.get("_reset", None)

@@ -30,6 +30,7 @@ from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.entries import OBSERVATION, joined, split
 from rlexp.envs.masks import CheckedActionMask
 from rlexp.envs.normalization import RunningObservationNorm
+from rlexp.group import ALONE, Group
 from rlexp.kernels.acting import Array, acting
 from rlexp.kernels.collector import BatchCollector
 from rlexp.kernels.unsupported import UnsupportedError
@@ -47,6 +48,7 @@ class RolloutCollector(BatchCollector):
         actor: reads entries of the observation, writes ``action`` and its log-probability.
         steps_per_batch: agent steps of one batch, all simulators together.
         device: where the actor is and the batches go.
+        group: the learners, of whose environments these are a share.
 
     Shapes:
         batches ``[num_envs, steps]``; entries as in the environment's specs, and ``("collector", "traj_ids")``.
@@ -57,13 +59,18 @@ class RolloutCollector(BatchCollector):
     """
 
     def __init__(
-        self, env: TransformedEnv, actor: TensorDictModuleBase, steps_per_batch: int, device: torch.device
+        self,
+        env: TransformedEnv,
+        actor: TensorDictModuleBase,
+        steps_per_batch: int,
+        device: torch.device,
+        group: Group = ALONE,
     ) -> None:
         super().__init__(env, actor, steps_per_batch, device)
         self._transforms = ArrayTransforms(env)
         self._simulators: ArrayEnv = env.base_env
         (num_envs,) = env.batch_size
-        self._act = acting(actor, num_envs, self._transforms.entries)
+        self._act = acting(actor, num_envs, self._transforms.entries, group=group)
         self._simulators.reset_arrays(range(num_envs))
         self._observation = self._transforms.observation()(self._simulators.arrays.observation)
         self._step_count = np.zeros(num_envs, np.int64)

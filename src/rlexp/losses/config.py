@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from rlexp.config import Config, ConfigError, Count, Fraction, Node, NonNegative, Positive, Problem, build_at
+from rlexp.group import ALONE, Group
 
 if TYPE_CHECKING:
     from rlexp.losses.advantages import AdvantageEstimator
@@ -64,7 +65,7 @@ class LossConfig(Config):
     normalize_reward: bool
     normalize_value: bool
 
-    def build_advantage(self, networks: ActorCritic) -> AdvantageEstimator:
+    def build_advantage(self, networks: ActorCritic, group: Group = ALONE) -> AdvantageEstimator:
         """The advantage estimator, over the critic's values: torchrl's ``GAE``, or its ``VTrace`` mended."""
         from torchrl.objectives.value import GAE
 
@@ -81,7 +82,8 @@ class LossConfig(Config):
             estimator = GAE(
                 gamma=self.gamma, lmbda=lmbda, value_network=None, average_gae=self.average_gae, vectorized=False
             )
-        return AdvantageEstimator(networks.critic, estimator, ValueNorm() if self.normalize_value else None)
+        norm = ValueNorm(group=group) if self.normalize_value else None
+        return AdvantageEstimator(networks.critic, estimator, norm, group)
 
 
 class MinibatchLossConfig(LossConfig):
