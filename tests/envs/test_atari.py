@@ -140,10 +140,10 @@ def test_a_sticky_action_is_repeated_and_a_seed_repeats_a_game() -> None:
     assert np.array_equal(images(0.0, 1), images(0.0, 2))
 
 
-@pytest.mark.parametrize("probability", [0.0, 0.25])
-def test_a_game_goes_on_exactly(probability: float) -> None:
-    sticky = f"env.repeat_action_probability={probability}"
-    assert_goes_on_exactly(config("breakout", "gymnasium", sticky, "env.max_episode_steps=25").env)
+@pytest.mark.parametrize(("probability", "workers"), [(0.0, 1), (0.25, 2)])
+def test_a_game_goes_on_exactly(probability: float, workers: int) -> None:
+    sticky = [f"env.repeat_action_probability={probability}", f"env.num_workers={workers}"]
+    assert_goes_on_exactly(config("breakout", "gymnasium", *sticky, "env.max_episode_steps=25").env)
 
 
 @pytest.mark.slow

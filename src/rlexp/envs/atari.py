@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import ale_py
+import cv2  # noqa: F401 - AtariPreprocessing needs it, and says so late
 import gymnasium
 from ale_py.env import AtariEnv
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, TimeLimit

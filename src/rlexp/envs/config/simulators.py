@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class PixelsConfig(Config):
-    """What is seen of a rendered simulator: the newest grayscale images, uint8 ``[stack, size, size]``.
+    """What is seen of a simulator that gives images: the newest ones in grayscale, uint8 ``[stack, size, size]``.
 
     Attributes:
         size: width and height of an image.
@@ -120,7 +120,8 @@ class SimulatorConfig(BatchedConfig):
 
     Attributes:
         max_episode_steps: time limit in Gymnasium steps; None keeps the task's own.
-        from_pixels: observe rendered images instead of the simulator's observations.
+        from_pixels: observe images instead of the simulator's observations: rendered ones, or its own where they are
+            images in colour.
         pixels: what is seen of them.
         flatten: one vector of all entries of a Dict observation.
         kwargs: further keyword arguments of ``gymnasium.make``.
