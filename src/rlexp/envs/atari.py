@@ -13,9 +13,6 @@ from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, TimeLi
 
 from rlexp.envs.lives import Env, Lives
 
-ID = f"{__name__}:Atari-v0"
-"""Gymnasium's id of `make`'s games, which any process can make."""
-
 FIRE = "FIRE"
 
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # each interface would announce its version
@@ -102,4 +99,4 @@ def make(
     return env
 
 
-gymnasium.register(ID.rpartition(":")[2], make)
+gymnasium.register("Atari-v0", f"{__name__}:make")
