@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlexp.config import Config, ConfigError, Count, Positive, Problem
 from rlexp.config.trust import of_ray
-from rlexp.envs import EnvConfig, GymConfig, SimulatorConfig
+from rlexp.envs import BatchedConfig, EnvConfig
 from rlexp.group import ALONE, Group
 from rlexp.policies import PolicyConfig
 
@@ -143,11 +143,12 @@ class WorkersConfig(CollectorConfig):
             fits = ", ".join(str(n) for n in range(1, env.num_envs + 1) if env.num_envs % n == 0)
             message = f"must divide env.num_envs = {env.num_envs}, so that each process has as many: {fits}."
             yield Problem("collector.num_workers", message, str(self.num_workers))
-        threads = isinstance(env, GymConfig) and env.resolved_backend != "gymnasium"
-        if isinstance(env, SimulatorConfig) and env.num_workers not in ("auto", 1) and not threads:
+        if not isinstance(env, BatchedConfig):
+            return
+        if env.num_workers not in ("auto", 1) and not env.has_threads:
             message = "must be 1 with this collector: collector.num_workers shares the simulators out."
             yield Problem("env.num_workers", message, str(env.num_workers))
-        if isinstance(env, SimulatorConfig) and not env.known_everywhere():
+        if not env.known_everywhere():
             yield Problem("env.id", f"cannot be made by worker processes: {env.unknown_elsewhere()}", env.gymnasium_id)
 
     def build(self, env: EnvBase, actor: TensorDictModuleBase, source: Source, device: torch.device) -> BaseCollector:

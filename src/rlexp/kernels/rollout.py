@@ -25,7 +25,6 @@ from torchrl.envs import (
     TransformedEnv,
 )
 
-from rlexp.envs.actions import ACTION_MASK
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.entries import OBSERVATION, joined, split
 from rlexp.envs.masks import CheckedActionMask
@@ -83,25 +82,32 @@ class RolloutCollector(BatchCollector):
         simulators, arrays, act = self._simulators, self._simulators.arrays, self._act
         transform = self._transforms.observation()
         shape = (self._steps, len(self._observation))
-        raw = np.empty((self._steps, *arrays.observation.shape), arrays.observation.dtype)
+        seen = self._steps if self._transforms.observes else 0
+        raw = np.empty((seen, *arrays.observation.shape), arrays.observation.dtype)
         observation = np.empty((self._steps, *self._observation.shape), self._observation.dtype)
         after = np.empty_like(observation)
         action = np.empty((self._steps, *arrays.action.shape), self._transforms.action_dtype)
-        mask = np.empty((self._steps, *arrays.action_mask.shape), np.bool_)
-        mask_after = np.empty_like(mask)
+        flags = simulators.flags
+        flag = {key: np.empty((self._steps, *rows.shape), np.bool_) for key, rows in flags.items()}
+        flag_after = {key: np.empty_like(rows) for key, rows in flag.items()}
         raw_reward = np.empty(shape, arrays.reward.dtype)
         terminated, truncated, done = (np.empty(shape, np.bool_) for _ in range(3))
 
         act.begin(self._steps)
         current = self._observation
         for t in range(self._steps):
-            observation[t], mask[t] = current, arrays.action_mask
-            action[t] = act(current, mask[t])
+            observation[t] = current
+            for key, rows in flags.items():
+                flag[key][t] = rows
+            action[t] = act(current, arrays.action_mask)
             simulators.set_actions(action[t])
             simulators.step_arrays()
-            raw[t], raw_reward[t] = arrays.observation, arrays.reward
+            if seen:
+                raw[t] = arrays.observation
+            raw_reward[t] = arrays.reward
             terminated[t], truncated[t] = arrays.terminated, arrays.truncated
-            mask_after[t] = arrays.action_mask
+            for key, rows in flags.items():
+                flag_after[key][t] = rows
             after[t] = current = transform(arrays.observation)
             ended = np.flatnonzero(np.logical_or(terminated[t], truncated[t], out=done[t]))
             if len(ended):
@@ -109,7 +115,8 @@ class RolloutCollector(BatchCollector):
                 current[ended] = transform(arrays.observation[ended])
                 act.restart(ended)
         self._observation = current
-        self._transforms.observe(raw)
+        if seen:
+            self._transforms.observe(raw)
         reward, summed = self._transforms.rewards(raw_reward)
 
         # No simulator stands at an end when the policy acts: those that do are reset first.
@@ -122,19 +129,16 @@ class RolloutCollector(BatchCollector):
             before["episode_reward"], following["episode_reward"], self._episode_reward = episode_returns(
                 summed, done, self._episode_reward
             )
-        masks, masks_after = {}, {}
-        if simulators.masked:
-            masks, masks_after = {ACTION_MASK: _per_env(mask)}, {ACTION_MASK: _per_env(mask_after)}
         traj_ids, self._traj_id, self._next_traj_id = trajectory_ids(done, self._traj_id, self._next_traj_id)
         batch = TensorDict(
             {
                 **_entries(observation),
-                **masks,
+                **{key: _per_env(rows) for key, rows in flag.items()},
                 "action": _per_env(action),
                 **{key: _per_env(value[..., None]) for key, value in before.items()},
                 "next": {
                     **_entries(after),
-                    **masks_after,
+                    **{key: _per_env(rows) for key, rows in flag_after.items()},
                     **{key: _per_env(value[..., None]) for key, value in following.items()},
                 },
                 "collector": {"traj_ids": _per_env(traj_ids)},
@@ -182,6 +186,7 @@ class ArrayTransforms:
     Attributes:
         entries: of an observation.
         action_dtype, reward_dtype: behind the transforms.
+        observes: there are running statistics, which are to know of raw observations.
         counts_steps: there is a ``StepCounter``.
         sums_rewards: there is a ``RewardSum``.
 
@@ -225,6 +230,7 @@ class ArrayTransforms:
                     pass  # a recurrent actor writes their entries itself
                 case _:
                     raise UnsupportedError(f"the transform {type(transform).__name__}, with these settings, has none")
+        self.observes = any(isinstance(t, RunningObservationNorm) and t.in_keys for t in self._chain)
         self.action_dtype = _numpy_dtype(env.action_spec.dtype)
         self.reward_dtype = _numpy_dtype(env.reward_spec.dtype)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from rlexp.agent.evaluation import EvaluationError
 from rlexp.config import ConfigError, Problem, check_targets, new_run_path
 from rlexp.config.redaction import redact
+from rlexp.envs.lives import end_lives
 from rlexp.envs.normalization import commit_normalization
 from rlexp.envs.snapshot import SavesState, State, StateUnavailableError
 from rlexp.envs.transforms import (
@@ -225,6 +226,7 @@ class Trainer:
             TrainingError: a loss, gradient or statistic is not finite.
         """
         with self._timed("update"):
+            end_lives(batch)
             metrics = self.learner.update(batch, (self.iteration - 1) / self.config.num_batches)
         check_metrics(metrics, self.frames)
         commit_normalization(self.env, self.group)
