@@ -304,7 +304,7 @@ def rows_so_far(cwd: Path) -> int:
 
 
 def wait_for(what: Any, started: list[Any]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300  # torchrun's processes import everything anew
     while not what():
         assert time.monotonic() < deadline
         for process in started:
