@@ -167,7 +167,8 @@ class ExperimentConfig(Config):
         return self.kernels == "auto"
 
     def missing_requirements(self) -> Iterator[Problem]:
-        """Packages that the logger and the videos need."""
+        """What the loss needs, and packages that the logger and the videos do."""
+        yield from (problem.under("loss.") for problem in self.loss.missing_requirements())
         yield from (problem.under("logger.") for problem in self.logger.missing_requirements())
         yield from (problem.under("evaluation.") for problem in self.evaluation.missing_requirements())
 

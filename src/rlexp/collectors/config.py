@@ -29,12 +29,14 @@ class Source:
         policy: the policy that acts in them.
         seed: seeds everything random in them.
         kernels: whether kernels may stand in for torchrl's parts.
+        raw: whether batches hold raw observations too (`rlexp.envs.raw_observations`).
     """
 
     env: EnvConfig
     policy: PolicyConfig
     seed: int
     kernels: bool
+    raw: bool = False
 
 
 class CollectorConfig(Config):

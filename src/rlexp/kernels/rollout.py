@@ -30,6 +30,7 @@ from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.entries import OBSERVATION, joined, split
 from rlexp.envs.masks import CheckedActionMask
 from rlexp.envs.normalization import RunningObservationNorm
+from rlexp.envs.raw_observations import RAW, PutRaw, TakeRaw
 from rlexp.kernels.acting import Array, acting
 from rlexp.kernels.collector import BatchCollector
 from rlexp.kernels.unsupported import UnsupportedError
@@ -77,6 +78,7 @@ class RolloutCollector(BatchCollector):
         transform = self._transforms.observation()
         shape = (self._steps, len(self._observation))
         raw = np.empty((self._steps, *arrays.observation.shape), arrays.observation.dtype)
+        raw_before = np.empty_like(raw) if self._transforms.keeps_raw else None
         observation = np.empty((self._steps, *self._observation.shape), self._observation.dtype)
         after = np.empty_like(observation)
         action = np.empty((self._steps, *arrays.action.shape), self._transforms.action_dtype)
@@ -89,6 +91,8 @@ class RolloutCollector(BatchCollector):
         current = self._observation
         for t in range(self._steps):
             observation[t], mask[t] = current, arrays.action_mask
+            if raw_before is not None:
+                raw_before[t] = arrays.observation
             action[t] = act(current, mask[t])
             simulators.set_actions(action[t])
             simulators.step_arrays()
@@ -116,17 +120,21 @@ class RolloutCollector(BatchCollector):
                 summed, done, self._episode_reward
             )
         masks, masks_after = {}, {}
+        kept = {} if raw_before is None else {RAW: _entries(raw_before)}
+        kept_after = {} if raw_before is None else {RAW: _entries(raw)}
         if simulators.masked:
             masks, masks_after = {ACTION_MASK: _per_env(mask)}, {ACTION_MASK: _per_env(mask_after)}
         traj_ids, self._traj_id, self._next_traj_id = trajectory_ids(done, self._traj_id, self._next_traj_id)
         batch = TensorDict(
             {
                 **_entries(observation),
+                **kept,
                 **masks,
                 "action": _per_env(action),
                 **{key: _per_env(value[..., None]) for key, value in before.items()},
                 "next": {
                     **_entries(after),
+                    **kept_after,
                     **masks_after,
                     **{key: _per_env(value[..., None]) for key, value in following.items()},
                 },
@@ -177,6 +185,7 @@ class ArrayTransforms:
         action_dtype, reward_dtype: behind the transforms.
         counts_steps: there is a ``StepCounter``.
         sums_rewards: there is a ``RewardSum``.
+        keeps_raw: batches hold raw observations too (`PutRaw`).
 
     Raises:
         UnsupportedError: the environment has no array interface, or a transform is not one of these.
@@ -188,7 +197,7 @@ class ArrayTransforms:
         self.entries = list(split(env.base_env.arrays.observation))
         self._chain: list[ObservationNorm | DoubleToFloat] = []
         self._rewards: list[Transform] = []
-        self.counts_steps = self.sums_rewards = False
+        self.counts_steps = self.sums_rewards = self.keeps_raw = False
         for transform in env.transform:
             match transform:
                 case ObservationNorm() if (
@@ -212,6 +221,8 @@ class ArrayTransforms:
                     SignTransform,
                 ) and transform.in_keys == transform.out_keys == ["reward"]:
                     self._rewards.append(transform)
+                case TakeRaw() | PutRaw():
+                    self.keeps_raw = True
                 case CheckedActionMask():
                     pass  # the simulators check their masks themselves
                 case InitTracker() | TensorDictPrimer() if carries_state(env):

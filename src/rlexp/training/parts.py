@@ -20,6 +20,7 @@ from rlexp.config import build_at
 from rlexp.envs import EnvConfig
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.normalization import init_normalization
+from rlexp.envs.raw_observations import keep_raw
 from rlexp.experiment import ExperimentConfig
 from rlexp.machine import cores, pick_device, set_threads
 from rlexp.policies import ActorCritic
@@ -68,6 +69,7 @@ def build_parts(config: ExperimentConfig, iteration: int | None, watched: list[o
 
     Raises:
         ConfigError: a part cannot be built with these settings.
+        CheckpointError: a teacher cannot be read.
     """
     if config.checks:
         check_env(config.env)
@@ -92,10 +94,12 @@ def build_parts(config: ExperimentConfig, iteration: int | None, watched: list[o
     evaluator = Evaluator(config, env_config, networks)
     closing.callback(_close, "the evaluation's environment", evaluator.close)
     watched.append(evaluator.env.base_env)
-    learner = build_learner(config, networks, device)
+    learner = build_learner(config, networks, device, env)
     busy = config.collector.busy_while_learning
     threads = set_threads(config.threads, learner.weights.numel(), config.minibatch_size, busy)
-    source = Source(env_config, config.policy, seed, config.use_kernels)
+    source = Source(env_config, config.policy, seed, config.use_kernels, raw=config.loss.reads_raw)
+    if source.raw:
+        keep_raw(env)
     collector = config.collector.build(env, networks.actor, source, device)
     closing.callback(_close, "the collector", collector.shutdown)
     callbacks = {name: build_at(f"callbacks.{name}", node.build) for name, node in config.callbacks.items()}
