@@ -64,7 +64,7 @@ class Teacher:
                 self.policy = Policy(agent)
             except UnfaithfulPolicyError as error:
                 raise self._refused(f"{error}") from error
-            if problems := [*self._problems(agent, config, env), *self._distance_problems(student, env)]:
+            if problems := [*self._problems(agent, config, env)] or [*self._distance_problems(student, env)]:
                 raise ConfigError(problems)
         self.identity: dict[str, Any] = {"sha256": digest(self.policy.state_dict()), "frames": agent.frames}
         log.info("Teacher: %s, %s after %s frames.", agent.path, agent.experiment.env.name, f"{agent.frames:,}")
