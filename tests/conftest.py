@@ -27,7 +27,7 @@ without_plots()
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Names by which a test module has processes started.
-STARTERS = {"run_command", "start_command", "launch", "complete", "call_command"}
+STARTERS = {"run_command", "start_command", "launch", "complete", "call_command", "launch_ranks"}
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -7,14 +7,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from rlexp.collectors import CollectorConfig
+from rlexp.collectors import CollectorConfig, SyncCollectorConfig
 from rlexp.config import Composed, Config, ConfigError, Count, Integer, Node, Positive, Problem, Sources, load, read
 from rlexp.config.legacy import current_config
 from rlexp.config.reader import BUILTIN, named_packages
 from rlexp.config.redaction import with_secrets
 from rlexp.envs import EnvConfig
 from rlexp.loggers import LoggerConfig
-from rlexp.losses import AnyLossConfig, LossConfig, NPGConfig, PolicyLossConfig
+from rlexp.losses import AnyLossConfig, DistillConfig, LossConfig, NPGConfig, PolicyLossConfig
 from rlexp.optim import OptimConfig
 from rlexp.policies import PolicyConfig, RecurrentConfig
 
@@ -206,6 +206,38 @@ class ExperimentConfig(Config):
             message = f"is less than one batch: collector.frames_per_batch is {frames}."
             yield Problem("total_frames", message, str(self.total_frames))
         yield from self.collector.problems_with(self.env)
+
+    def share(self, learners: int) -> ExperimentConfig:
+        """The same, with the environments and the frames of a batch that one of so many learners simulates."""
+        env = self.env.model_copy(update={"num_envs": self.env.num_envs // learners})
+        frames = self.collector.frames_per_batch // learners
+        collector = self.collector.model_copy(update={"frames_per_batch": frames})
+        return self.model_copy(update={"env": env, "collector": collector})
+
+    def problems_for(self, learners: int) -> Iterator[Problem]:
+        """What keeps so many learners from training it together."""
+        if learners == 1:
+            return
+        if over := self.env.num_envs % learners:
+            lower, upper = self.env.num_envs - over, self.env.num_envs - over + learners
+            fits = f"{lower} or {upper}" if lower else f"{upper}"
+            message = f"must be a multiple of {learners}, so that each of the learners simulates as many: {fits}."
+            yield Problem("env.num_envs", message, str(self.env.num_envs))
+        several = f"with several learners (torchrun started {learners} processes)"
+        if isinstance(self.loss, NPGConfig | DistillConfig):
+            yield Problem("loss", f"must be clip_ppo, spo, kl_ppo or a2c {several}.")
+        if not isinstance(self.collector, SyncCollectorConfig):
+            yield Problem("collector", f"must be sync {several}: each of them steps its share of the environments.")
+        if self.kernels is False:
+            yield Problem("kernels", f"must be auto {several}.", "false")
+        for key, value in (("compile", self.compile is True), ("cuda_graph", self.cuda_graph), ("checks", self.checks)):
+            if value:
+                yield Problem(key, f"must be false {several}.", "true")
+        if self.callbacks:
+            yield Problem("callbacks", f"must be empty {several}.", ", ".join(self.callbacks))
+        if ":" in self.device:
+            message = f"names one device, and each learner takes the one of its LOCAL_RANK {several}: device=cuda."
+            yield Problem("device", message, self.device)
 
     def _critic_apart_problems(self) -> Iterator[Problem]:
         """What passes of the critic's own ask of the other settings."""

@@ -42,6 +42,22 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def local_device(name: str) -> torch.device:
+    """The device that the setting ``device`` names for this process, one of several that torchrun has started.
+
+    Raises:
+        ConfigError: the machine has fewer GPUs than processes.
+    """
+    kind, local = pick_device(name).type, os.environ.get("LOCAL_RANK", "0")
+    try:
+        return pick_device(f"cuda:{local}" if kind == "cuda" else kind)
+    except ConfigError as error:
+        message = (
+            "each learner needs a GPU of its own: torchrun --nproc-per-node with no more than there are, or device=cpu."
+        )
+        raise ConfigError([Problem("device", message, name)]) from error
+
+
 def usable_cpus() -> int:
     """Processors that this process may use, within a container's share of them (``cpu.max`` of its control group)."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -24,6 +24,7 @@ FIRST = {path.parent: path for path in reversed(FILES)}.values()
 NEEDED = {
     **{f"collector/{name}": ["collector.num_workers=1"] for name in ("multi_sync", "multi_async", "ray")},
     "collector/device": ["env=torch_cartpole"],
+    **{option: ["env.frame_skip=2"] for option in ("env/atari", "experiment/atari")},
     "env/gym": ["env.id=Pendulum-v1"],
     "env/dm_control": ["env.domain=cartpole", "env.task=swingup", "env.max_episode_steps=20"],
     "env/mujoco": ["env.task._target_=rlexp.envs.mujoco.tasks.Swimmer"],

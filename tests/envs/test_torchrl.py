@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
 from commands import TINY, call_command, rows_of, run_command
@@ -75,6 +77,24 @@ def test_frames_are_skipped_behind_the_camera() -> None:
     assert torch.equal(seen[0][[1, 3]], seen[1][[2, 3]])
     assert seen[0].dtype is torch.uint8
     assert not torch.equal(seen[0][1], seen[0][3])
+
+
+def test_images_of_a_simulators_own_are_not_drawn_again() -> None:
+    cv2, _ = (pytest.importorskip(name, reason="an extra is not installed") for name in ("cv2", "Box2D"))
+    env, plain = load_config(["env=car_racing"]).env.build_base(1), gymnasium.make("CarRacing-v3")
+    env.set_seeds([3])
+    tensordict, (image, _) = env.reset(), plain.reset(seed=3)
+    action = torch.tensor([[0.1, 0.5, 0.0]])
+    images = [image, image]
+    for _ in range(3):
+        tensordict = env.step(tensordict.set("action", action))["next"]
+        (_, first, *_), (image, second, *_) = (plain.step(action[0].numpy()) for _ in range(2))
+        images.append(image)
+        assert tensordict["reward"].item() == float(first) + float(second)
+        colours = [cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA) for image in images[-2:]]
+        gray = (np.stack(colours) * [0.2125, 0.7154, 0.0721]).sum(-1)
+        # Whole numbers, by truncation, of sums in another order.
+        assert np.abs(tensordict["observation"][0].numpy() - gray).max() <= 1
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +132,13 @@ def test_a_log_that_was_cut_anywhere_gives_its_whole_rows(tmp_path: Path) -> Non
     trainer = Trainer(load_config([*TINY, "logger.mode=offline"]), tmp_path)
     trainer.fit()
     (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    # W&B's service may hold the log open for a while, and write its end later.
+    deadline = time.monotonic() + 60
+    while len(list(logged_rows(tmp_path, trainer.run_id))) < 4 and time.monotonic() < deadline:
+        time.sleep(0.1)
     data = path.read_bytes()
     counts = []
-    copy = tmp_path / "copy" / path.relative_to(tmp_path)  # W&B's service may hold the log open for a while
+    copy = tmp_path / "copy" / path.relative_to(tmp_path)
     copy.parent.mkdir(parents=True)
     for length in [*range(0, len(data), 97), len(data)]:
         copy.write_bytes(data[:length])

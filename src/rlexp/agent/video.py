@@ -15,7 +15,7 @@ import numpy.typing as npt
 from torchrl.envs import TransformedEnv
 
 from rlexp.config import ConfigError, Problem
-from rlexp.envs import EnvConfig, GymConfig, SimulatorConfig
+from rlexp.envs import BatchedConfig, EnvConfig
 from rlexp.envs.errors import SimulatorError
 from rlexp.envs.making import HEADLESS, default_to_egl
 from rlexp.seeding import unmoved_generators
@@ -102,11 +102,10 @@ def rendering(spec: EnvConfig) -> EnvConfig:
     Raises:
         VideoError: it cannot render.
     """
-    if not isinstance(spec, SimulatorConfig):
-        raise VideoError(f"{type(spec).__name__} cannot render; env=gym and env=dm_control can.")
+    if not isinstance(spec, BatchedConfig):
+        raise VideoError(f"{type(spec).__name__} cannot render; env=gym, env=dm_control and env=atari can.")
     default_to_egl()
-    rendered = {"kwargs": spec.kwargs | {"render_mode": "rgb_array"}}
-    return spec.model_copy(update=rendered | ({"backend": "gymnasium"} if isinstance(spec, GymConfig) else {}))
+    return spec.rendering()
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from rlexp.config import Config, ConfigError, Problem, read
 from rlexp.config.paths import unquoted
 from rlexp.config.redaction import redact
 from rlexp.envs.errors import SimulatorError
+from rlexp.group import GroupError, launched, process_name
 from rlexp.text import printable
 from rlexp.workers import WorkerError
 
@@ -39,7 +40,8 @@ def report_error(name: str, error: Exception) -> int:
     Returns:
         The exit code.
     """
-    print(printable(f"{name}: {redact(str(error))}", keep="\n"), file=sys.stderr)
+    who = ", ".join(filter(None, (name, process_name())))
+    print(printable(f"{who}: {redact(str(error))}", keep="\n"), file=sys.stderr)
     return Exit.WRONG_CONFIG if isinstance(error, ConfigError) else Exit.FAILED
 
 
@@ -61,8 +63,19 @@ def run_command(name: str, command: Callable[[list[str]], int], usage: str | Non
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
-    except (ConfigError, SimulatorError, WorkerError) as error:
+    except (ConfigError, GroupError, SimulatorError, WorkerError) as error:
         sys.exit(report_error(name, error))
+
+
+def refuse_learners(command: str) -> None:
+    """Refuse a command that trains many runs, where torchrun has started several processes.
+
+    Raises:
+        ConfigError: it has.
+    """
+    if launched() > 1:
+        message = "trains many runs, and torchrun has started the learners of one: give one of the two up."
+        raise ConfigError([Problem(command, message)])
 
 
 def import_from_here() -> None:

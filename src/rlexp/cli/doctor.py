@@ -40,9 +40,10 @@ Exit code 0: the experiment can run here. 1: it cannot; lines that begin with FA
 
 EXTRAS: Mapping[str, str] = {
     "envpool": "env.backend=envpool",
-    "box2d": "env=lunar_lander, and Gymnasium's other Box2D tasks",
+    "atari": "env=atari without EnvPool, and videos of its games",
+    "box2d": "env=lunar_lander, env=car_racing, and Gymnasium's other Box2D tasks",
     "dm-control": "env=dm_control",
-    "pixels": "env.from_pixels=true, and videos of classic control",
+    "pixels": "env.from_pixels=true, env=car_racing, and videos of classic control",
     "video": "evaluation.video_interval, rlexp-eval video=true",
     "tensorboard": "logger=tensorboard, logger=several",
     "export": "rlexp-export format=onnx",

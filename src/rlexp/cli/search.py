@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from hydra._internal.utils import get_args_parser
 
-from rlexp.cli.common import Exit, import_from_here, report_error, run_command
+from rlexp.cli.common import Exit, import_from_here, refuse_learners, report_error, run_command
 from rlexp.config import ConfigError, Problem, Sources, load, new_run_path
 from rlexp.config.paths import unquoted
 from rlexp.config.redaction import redact
@@ -58,6 +58,7 @@ def search(arguments: list[str]) -> int:
     Raises:
         ConfigError: the command line, the search or the experiment is wrong.
     """
+    refuse_learners("rlexp-search")
     flags = get_args_parser().parse_intermixed_args(arguments)
     if flags.help:
         print(_HELP)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import shlex
 import sys
+from contextlib import AbstractContextManager, closing, nullcontext
 
 from hydra._internal.utils import get_args_parser
 
-from rlexp.cli.common import Exit, import_from_here, report_error, run_command
+from rlexp.cli.common import Exit, import_from_here, refuse_learners, report_error, run_command
 from rlexp.cli.sweep import is_sweep_setting, sweep
 from rlexp.config import (
     VERSION_BASE,
@@ -23,6 +25,7 @@ from rlexp.config import (
     tolerant,
 )
 from rlexp.experiment import check_config, trust_argument, trusted
+from rlexp.group import ALONE, Group, launched, train_command
 
 _HELP = """\
 rlexp-train: train an agent.
@@ -91,6 +94,7 @@ def train(arguments: list[str]) -> int:
         return _hand_to_hydra(flags)
     sources = Sources(flags.config_dir, flags.config_path, flags.config_name)
     if flags.multirun:
+        refuse_learners("--multirun")
         return sweep(flags.overrides, sources)
     resumes = any(text.lstrip("+").startswith("resume=") for text in flags.overrides)
     if not resumes:
@@ -120,33 +124,51 @@ def run(composed: Composed, overrides: list[str]) -> int:
     from rlexp.runs.session import console_logging
     from rlexp.runs.stops import Stopped
 
-    with console_logging():
+    with _learners() as group, console_logging(logging.INFO if group.main else logging.ERROR):
         try:
-            start = open_command(composed, overrides)
-            if start.complete:
-                print(f"{start.run.path} is complete; total_frames=... extends it")
+            start = group.from_main(lambda: open_command(composed, overrides))
+            if group.from_main(lambda: start.complete):
+                if group.main:
+                    print(f"{start.run.path} is complete; total_frames=... extends it")
                 return Exit.DONE
 
             # Only now: it imports torch, and what is refused is refused at once.
             from rlexp.training.trainer import Trainer
 
-            trainer = Trainer(start.config, start.run, start.checkpoint)
+            trainer = Trainer(start.config, start.run, start.checkpoint, group)
         except (CheckpointError, RunBusyError, OSError) as error:
             return report_error("rlexp-train", error)
         try:
             summary = trainer.fit()
         except Stopped as stopped:
-            again = ["rlexp-train", f"resume={trainer.run.path}", *trust_argument(start.config.to_dict())]
-            print(f"{stopped}; the run is saved. Resume it with: {shlex.join(again)}")
+            if not group.main:
+                return stopped.exit_code
+            again = [f"resume={trainer.run.path}", *trust_argument(start.config.to_dict())]
+            print(f"{stopped}; the run is saved. Resume it with: {train_command(group.size)} {shlex.join(again)}")
             return stopped.exit_code
         except Exception as error:
             code = report_error("rlexp-train", RuntimeError(f"{type(error).__name__}: {error}"))
             print(f"Traceback in {trainer.run.log}", file=sys.stderr)
             return code
+    if not group.main:
+        return Exit.DONE
     print(f"{summary['frames']:,} frames in {summary['seconds']:.1f} s; results in {trainer.run.path}")
     episodes = start.config.evaluation.episodes
     print(f"final evaluation: mean return {summary['final']['eval/return']:.1f} over {episodes} episodes")
     return Exit.DONE
+
+
+def _learners() -> AbstractContextManager[Group]:
+    """The learners of this run: those that torchrun has started, or this process alone.
+
+    Raises:
+        GroupError: the others did not come.
+    """
+    if launched() == 1:
+        return nullcontext(ALONE)
+    from rlexp.process_group import ProcessGroup
+
+    return closing(ProcessGroup.from_environment())
 
 
 def _hand_to_hydra(flags: argparse.Namespace) -> int:
@@ -167,3 +189,7 @@ def _groups(sources: Sources) -> str:
     return "\n".join(
         f"  {group:16} {', '.join(options)}" for group, options in groups(sources).items() if group != "search"
     )
+
+
+if __name__ == "__main__":  # torchrun -m rlexp.cli.train
+    main()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rlexp.config import Config, ConfigError, Count, Positive, Problem
 from rlexp.config.trust import of_ray
-from rlexp.envs import EnvConfig, GymConfig, SimulatorConfig
+from rlexp.envs import BatchedConfig, EnvConfig
+from rlexp.group import ALONE, Group
 from rlexp.policies import PolicyConfig
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Source:
         policy: the policy that acts in them.
         seed: seeds everything random in them.
         kernels: whether kernels may stand in for torchrl's parts.
+        group: the learners, of whose environments ``env`` is a share.
         raw: whether batches hold raw observations too (`rlexp.envs.raw_observations`).
     """
 
@@ -36,6 +38,7 @@ class Source:
     policy: PolicyConfig
     seed: int
     kernels: bool
+    group: Group = ALONE
     raw: bool = False
 
 
@@ -80,13 +83,32 @@ class SyncCollectorConfig(CollectorConfig):
     builds = ("torchrl.collectors.Collector",)
 
     def build(self, env: EnvBase, actor: TensorDictModuleBase, source: Source, device: torch.device) -> BaseCollector:
-        """Torchrl's single-process collector, or the array rollout, which collects the same."""
+        """Torchrl's single-process collector, or the array rollout, which collects the same.
+
+        Raises:
+            ConfigError: there are several learners, and the array rollout cannot collect here.
+        """
         from rlexp.collectors.sync import SyncCollector
         from rlexp.kernels.select import Kernels
 
         steps = self.frames_per_batch // source.env.frame_skip
+        if source.group.size > 1:
+            return self._rollout(env, actor, steps, device, source.group)
         fast = Kernels(source.kernels).collector(env, actor, steps, device)
         return SyncCollector(env, actor, steps, device) if fast is None else fast
+
+    def _rollout(
+        self, env: EnvBase, actor: TensorDictModuleBase, steps: int, device: torch.device, group: Group
+    ) -> BaseCollector:
+        """The array rollout, which alone lets several learners draw the noise of one."""
+        from rlexp.kernels.rollout import RolloutCollector
+        from rlexp.kernels.unsupported import UnsupportedError
+
+        try:
+            return RolloutCollector(env, actor, steps, device, group)
+        except UnsupportedError as error:
+            message = f"cannot collect here for several learners: {error}. Train with one, without torchrun."
+            raise ConfigError([Problem("collector", message, "sync")]) from error
 
 
 class DeviceCollectorConfig(CollectorConfig):
@@ -123,11 +145,12 @@ class WorkersConfig(CollectorConfig):
             fits = ", ".join(str(n) for n in range(1, env.num_envs + 1) if env.num_envs % n == 0)
             message = f"must divide env.num_envs = {env.num_envs}, so that each process has as many: {fits}."
             yield Problem("collector.num_workers", message, str(self.num_workers))
-        threads = isinstance(env, GymConfig) and env.resolved_backend != "gymnasium"
-        if isinstance(env, SimulatorConfig) and env.num_workers not in ("auto", 1) and not threads:
+        if not isinstance(env, BatchedConfig):
+            return
+        if env.num_workers not in ("auto", 1) and not env.has_threads:
             message = "must be 1 with this collector: collector.num_workers shares the simulators out."
             yield Problem("env.num_workers", message, str(env.num_workers))
-        if isinstance(env, SimulatorConfig) and not env.known_everywhere():
+        if not env.known_everywhere():
             yield Problem("env.id", f"cannot be made by worker processes: {env.unknown_elsewhere()}", env.gymnasium_id)
 
     def build(self, env: EnvBase, actor: TensorDictModuleBase, source: Source, device: torch.device) -> BaseCollector:

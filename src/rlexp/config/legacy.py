@@ -62,7 +62,7 @@ _ADDED: dict[str, dict[str, Any]] = {
         "layer_norm": False,
         **{"actor_keys": None, "critic_keys": None, "encoders": {}},
     },
-    "loss": {"normalize_value": False},
+    "loss": {"normalize_value": False, "kl_schedule": "constant"},
     "evaluation": {"average": None},
     "logger": {"artifacts": "none", "registry": None, "alerts": False},
 }

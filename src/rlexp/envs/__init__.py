@@ -1,6 +1,8 @@
 """Environments: simulators in batches behind torchrl's transforms. Imports no torch."""
 
 from rlexp.envs.config import (
+    AtariConfig,
+    BatchedConfig,
     DmControlConfig,
     EnvConfig,
     GymConfig,
@@ -11,6 +13,8 @@ from rlexp.envs.config import (
 )
 
 __all__ = [
+    "AtariConfig",
+    "BatchedConfig",
     "DmControlConfig",
     "EnvConfig",
     "GymConfig",

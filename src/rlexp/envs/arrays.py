@@ -17,6 +17,7 @@ from rlexp.config import ConfigError, Problem
 from rlexp.envs.actions import ACTION_MASK, PolicySpace, choices
 from rlexp.envs.entries import split
 from rlexp.envs.errors import SimulatorError
+from rlexp.envs.lives import END_OF_LIFE
 from rlexp.envs.simulators import Arrays, allocate
 
 
@@ -33,20 +34,23 @@ class ArrayEnv(EnvBase):
         action_space: Gymnasium's space of one simulator's action, a `policy_space`.
         own_action_space: what the environment itself acts in; None is ``action_space``.
         masked: whether ``arrays`` has masks of the actions.
+        lives: whether ``arrays`` tells when a life is lost.
 
     Attributes:
         bounds: lowest and highest action ``[actions]``, infinite where there is no bound; None for choices.
         choices: values of each choice of an action; empty for real numbers.
         own_action_space: as above.
         masked: as above.
+        flags: names and rows of what ``arrays`` has beside observations, of masks and lives.
         arrays: rows of the newest transitions.
         timeout: seconds to wait for a process that steps simulators; None waits for ever.
+        first_row: number of the first simulator, which decides the seeds, where these are some rows of a larger batch.
 
     Shapes:
         observation ``[num_envs, *observation]`` in the simulator's own type, or an entry for each of a Dict's, and
         reward ``[num_envs, 1]`` in float64; action ``[num_envs, actions]``, or in int64 ``[num_envs]`` for one choice
         and ``[num_envs, choices]`` for several, values counted from 0; done, terminated, truncated ``[num_envs, 1]``;
-        with masks, action_mask ``[num_envs, values]``.
+        with masks, action_mask ``[num_envs, values]``, and with lives end_of_life ``[num_envs, 1]``.
 
     Raises:
         ConfigError: the observation space is no Box or Dict, or the action space no Box, Discrete or MultiDiscrete.
@@ -54,6 +58,7 @@ class ArrayEnv(EnvBase):
 
     arrays: Arrays
     timeout: float | None = None
+    first_row = 0
 
     def __init__(
         self,
@@ -64,6 +69,7 @@ class ArrayEnv(EnvBase):
         own_action_space: spaces.Space[Any] | None = None,
         *,
         masked: bool = False,
+        lives: bool = False,
     ) -> None:
         super().__init__(device=torch.device("cpu"), batch_size=torch.Size([num_envs]))
         for key, found, kinds in (
@@ -77,9 +83,9 @@ class ArrayEnv(EnvBase):
         assert isinstance(observation_space, spaces.Box | spaces.Dict)
         assert isinstance(action_space, PolicySpace)
         self.own_action_space = action_space if own_action_space is None else own_action_space
-        self.masked = masked
+        self.masked, self._lives = masked, lives
         self.choices = choices(action_space) or []
-        self.arrays = allocate(num_envs, observation_space, action_space, masked=masked)
+        self.arrays = allocate(num_envs, observation_space, action_space, masked=masked, lives=lives)
         self._make_specs(observation_space, action_space)
         box = isinstance(action_space, spaces.Box)
         self.bounds = (action_space.low, action_space.high) if box else None
@@ -90,13 +96,18 @@ class ArrayEnv(EnvBase):
         self.observation_spec = Composite(
             {name: Unbounded(shape=rows.shape, dtype=rows.dtype) for name, rows in entries.items()}, shape=batch
         )
-        if self.masked:
-            flags = self.arrays.action_mask.shape
-            self.observation_spec[ACTION_MASK] = Binary(flags[-1], shape=flags, dtype=torch.bool)
+        for name, rows in self.flags.items():
+            self.observation_spec[name] = Binary(rows.shape[-1], shape=rows.shape, dtype=torch.bool)
         self.action_spec = _action_spec(action_space, batch)
         self.reward_spec = Unbounded(shape=(*batch, 1), dtype=torch.float64)
         flag = Binary(1, shape=(*batch, 1), dtype=torch.bool)
         self.done_spec = Composite(done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=batch)
+
+    @property
+    def flags(self) -> dict[str, npt.NDArray[np.bool_]]:
+        """As above."""
+        masks = {ACTION_MASK: self.arrays.action_mask} if self.masked else {}
+        return masks | ({END_OF_LIFE: self.arrays.end_of_life} if self._lives else {})
 
     def set_actions(self, action: npt.NDArray[Any]) -> None:
         """What the next step does: actions ``[num_envs, *action]``, moved onto the bounds where they lie beyond them.
@@ -145,7 +156,8 @@ class ArrayEnv(EnvBase):
     def _set_seed(self, seed: int | None) -> None:
         """Seed each simulator, at its next reset, from an independent stream."""
         if seed is not None:
-            self.set_seeds([int(s) for s in np.random.SeedSequence(seed).generate_state(self.batch_size[0])])
+            end = self.first_row + self.batch_size[0]
+            self.set_seeds([int(s) for s in np.random.SeedSequence(seed).generate_state(end)[self.first_row :]])
 
     def _reset(self, tensordict: TensorDictBase | None, **kwargs: object) -> TensorDictBase:
         mask = None if tensordict is None else tensordict.get("_reset", None)
@@ -161,11 +173,10 @@ class ArrayEnv(EnvBase):
     def _tensordict(self) -> TensorDict:
         terminated = torch.from_numpy(self.arrays.terminated[:, None].copy())
         truncated = torch.from_numpy(self.arrays.truncated[:, None].copy())
-        masks = {ACTION_MASK: torch.from_numpy(self.arrays.action_mask.copy())} if self.masked else {}
         return TensorDict(
             {
                 **{name: torch.from_numpy(rows) for name, rows in split(self.arrays.observation).items()},
-                **masks,
+                **{name: torch.from_numpy(rows.copy()) for name, rows in self.flags.items()},
                 "terminated": terminated,
                 "truncated": truncated,
                 "done": terminated | truncated,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from gymnasium import spaces
 
 from rlexp.config import ConfigError, Problem, build_at, build_nested
@@ -27,6 +28,7 @@ class BatchedEnvPool(ArrayEnv):
         frame_skip: times each action is repeated; rewards are summed, and the end of an episode ends the repetition.
         num_threads: threads that step them; how many changes no transition.
         kwargs: passed to ``envpool.make_gymnasium``.
+        lives: whether ``arrays`` tells when a life is lost, which a subclass sees to.
 
     Shapes:
         observation ``[num_envs, *observation]`` in the simulator's own type, reward ``[num_envs, 1]`` in float64;
@@ -45,6 +47,7 @@ class BatchedEnvPool(ArrayEnv):
         frame_skip: int = 1,
         num_threads: int = 1,
         kwargs: Mapping[str, Any] | None = None,
+        lives: bool = False,
     ) -> None:
         import envpool
 
@@ -67,7 +70,7 @@ class BatchedEnvPool(ArrayEnv):
         self._action_dtype = action.dtype
         if isinstance(action, spaces.Box):  # float64 there for some tasks, where Gymnasium's are float32
             action = spaces.Box(action.low.astype(np.float32), action.high.astype(np.float32), dtype=np.float32)
-        super().__init__(env_id, num_envs, self._pool.observation_space, action)
+        super().__init__(env_id, num_envs, self._pool.observation_space, action, lives=lives)
         self._all = np.arange(num_envs, dtype=np.int32)
 
     def set_seeds(self, seeds: Sequence[int]) -> None:
@@ -77,18 +80,28 @@ class BatchedEnvPool(ArrayEnv):
 
     def step_arrays(self) -> None:
         """Step every simulator by ``arrays.action``; a final observation stays until the reset."""
-        arrays, going_on = self.arrays, self._all
-        action = arrays.action.astype(self._action_dtype)
-        arrays.reward[:] = 0
+        going_on = self._all
+        action = self.arrays.action.astype(self._action_dtype)
+        self.arrays.reward[:] = 0
         for _ in range(self._repeat):
-            observation, reward, terminated, truncated, info = self._pool.step(action[going_on], going_on)
-            ids = info["env_id"]
-            arrays.observation[ids] = observation
-            arrays.reward[ids] += reward
-            arrays.terminated[ids], arrays.truncated[ids] = terminated, truncated
-            going_on = ids[~(terminated | truncated)]
+            going_on = self._step_some(action[going_on], going_on)
             if not len(going_on):
                 break
+
+    def _step_some(self, action: npt.NDArray[Any], chosen: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """Step the chosen simulators, add up their rewards, and return those of them that go on."""
+        arrays = self.arrays
+        observation, reward, terminated, truncated, info = self._pool.step(action, chosen)
+        ids: npt.NDArray[np.int32] = info["env_id"]
+        arrays.observation[ids] = observation
+        arrays.reward[ids] += reward
+        arrays.terminated[ids], arrays.truncated[ids] = terminated, truncated
+        self._note(ids, info)
+        going_on: npt.NDArray[np.int32] = ids[~(terminated | truncated)]
+        return going_on
+
+    def _note(self, ids: npt.NDArray[np.int32], info: Mapping[str, Any]) -> None:
+        """What else is to be known of simulators that were stepped or reset."""
 
     def reset_arrays(self, chosen: Sequence[int]) -> None:
         """Reset the chosen simulators and put their first observations in ``arrays``."""
@@ -100,9 +113,89 @@ class BatchedEnvPool(ArrayEnv):
             self._pool, self._seeds = self._make(self._seeds), None
         observation, info = self._pool.reset(ids)
         self.arrays.observation[info["env_id"]] = observation
+        self._note(info["env_id"], info)
         self.arrays.terminated[ids] = self.arrays.truncated[ids] = False
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         """End the threads."""
         self._pool.close()
         super().close(raise_if_closed=raise_if_closed)
+
+
+class BatchedAtariEnvPool(BatchedEnvPool):
+    """``num_envs`` Atari games of EnvPool: those of `rlexp.envs.atari.make`, which says what the arguments mean.
+
+    EnvPool's own end of an episode with each life is not used: it would begin the next one with further frames without
+    action, whose rewards are lost.
+
+    Args:
+        game: one of `games`.
+        num_envs: number of games.
+        num_threads: threads that step them.
+        size, stack: of the images.
+        fire_reset, episodic_life: as there.
+        kwargs: passed to ``envpool.make_gymnasium``.
+    """
+
+    def __init__(
+        self,
+        game: str,
+        *,
+        num_envs: int,
+        num_threads: int = 1,
+        size: int = 84,
+        stack: int = 4,
+        fire_reset: bool = True,
+        episodic_life: bool = True,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        seen = {"img_height": size, "img_width": size, "stack_num": stack, "use_fire_reset": fire_reset}
+        super().__init__(
+            atari_id(game),
+            num_envs=num_envs,
+            num_threads=num_threads,
+            kwargs={**(kwargs or {}), **seen},
+            lives=episodic_life,
+        )
+        self._fires = fire_reset and game not in WITHOUT_FIRE
+        self._lives_left = np.zeros(num_envs, np.int32)
+
+    def step_arrays(self) -> None:
+        """Step every game, and begin the next life with FIRE where one was lost; the reward of both steps counts."""
+        before = self._lives_left.copy()
+        super().step_arrays()
+        arrays, left = self.arrays, self._lives_left
+        lost = (left > 0) & (left < before) & ~(arrays.terminated | arrays.truncated)
+        if self._fires and lost.any():
+            ids = self._all[lost]
+            self._step_some(np.full(len(ids), _FIRE, self._action_dtype), ids)
+        if arrays.end_of_life.size:
+            arrays.end_of_life[:, 0] = lost
+
+    def reset_arrays(self, chosen: Sequence[int]) -> None:
+        """Begin new games."""
+        super().reset_arrays(chosen)
+        self.arrays.end_of_life[list(chosen)] = False
+
+    def _note(self, ids: npt.NDArray[np.int32], info: Mapping[str, Any]) -> None:
+        self._lives_left[ids] = info["lives"]
+
+
+_FIRE = 1  # of every game that has it and lives
+WITHOUT_FIRE = frozenset({
+    *("asterix", "crazy_climber", "freeway", "frogger", "journey_escape", "koolaid", "kung_fu_master", "lost_luggage"),
+    *("ms_pacman", "pacman", "skiing", "surround", "tutankham"),
+})  # fmt: skip
+"""The games of which no action is FIRE."""
+
+
+def games() -> list[str]:
+    """EnvPool's Atari games, by the names of their ROMs."""
+    from envpool.atari.registration import atari_game_list
+
+    return list(atari_game_list)
+
+
+def atari_id(game: str) -> str:
+    """EnvPool's id of a game: ``SpaceInvaders-v5``."""
+    return "".join(word.capitalize() for word in game.split("_")) + "-v5"

@@ -69,6 +69,7 @@ class BatchedGymEnv(ArrayEnv):
                 *(env_id, num_envs, one.observation_space, one.action_space),
                 own_action_space=own_action_space(one),
                 masked=simulators.masked,
+                lives=simulators.lives,
             )
         except ConfigError:
             simulators.close()
@@ -152,7 +153,8 @@ class BatchedGymEnv(ArrayEnv):
         ready = [i for i in chosen if arrays.was_reset[i] and self._seeds[i] is None]
         arrays.observation[ready] = arrays.reset_observation[ready]
         arrays.action_mask[ready] = arrays.reset_action_mask[ready]
-        arrays.terminated[ready] = arrays.truncated[ready] = arrays.was_reset[ready] = False
+        for ended in (arrays.terminated, arrays.truncated, arrays.was_reset, arrays.end_of_life):
+            ended[ready] = False
         if len(ready) == len(chosen):
             return
         mine, *others = split_seeds({i: self._seeds[i] for i in chosen if i not in ready}, self._shares)
@@ -211,7 +213,7 @@ class BatchedGymEnv(ArrayEnv):
     def _results(self) -> list[npt.NDArray[Any]]:
         """The arrays that simulators write, and no one else."""
         arrays = [getattr(self.arrays, field.name) for field in fields(self.arrays) if field.name != "action"]
-        return [array for array in arrays if array.size]  # no masks where there are none
+        return [array for array in arrays if array.size]  # no masks and lives where there are none
 
     def _ask_each(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """What a method of each worker's `Simulators` returns."""

@@ -94,7 +94,8 @@ def make(
     Args:
         env_id: Gymnasium's id.
         kwargs: passed to ``gymnasium.make`` as they are; nodes with a ``_target_`` are built, for each copy anew.
-        pixels: width and number of the gray images that are observed in place of what the simulator gives.
+        pixels: width and number of the gray images that are observed in place of what the simulator gives, drawn by it
+            unless it gives images in colour itself.
         repeat: times each action is repeated before it is observed what came of it; rewards are summed.
         action_mask: where masks come from (`rlexp.envs.actions.ActionMask`): ``info``; ``auto``, the entry
             ``action_mask`` of a Dict observation, if it has one; false, nowhere.
@@ -233,9 +234,12 @@ def _boxes(space: spaces.Space[Any], key: str = "") -> Iterator[tuple[str, space
 
 
 def _pixels(env: Env, width: int, stack: int) -> Env:
+    space = env.observation_space
     try:
-        env.reset(seed=0)  # the first image, drawn below, places the camera: in every copy at the same point
-        env = ResizeObservation(AddRenderObservation(env), (width, width))
+        if not (isinstance(space, spaces.Box) and space.dtype == np.uint8 and space.shape[2:] == (3,)):
+            env.reset(seed=0)  # the first image, drawn below, places the camera: in every copy at the same point
+            env = AddRenderObservation(env)
+        env = ResizeObservation(env, (width, width))
     except gymnasium.error.DependencyNotInstalled as error:
         raise UnsuitableEnvError(f"pixels need more packages: pip install 'rlexp[pixels]' ({error})") from error
     except ConfigError:

@@ -13,6 +13,7 @@ from torchrl.envs import ObservationNorm, TransformedEnv
 
 from rlexp.config import ConfigError, Problem
 from rlexp.envs.entries import is_vector
+from rlexp.group import ALONE, Group
 
 
 class Moments(nn.Module):
@@ -33,9 +34,10 @@ class Moments(nn.Module):
         self.register_buffer("var", torch.ones(tuple(shape), dtype=torch.float64))
 
     @torch.no_grad()
-    def update(self, samples: Tensor) -> None:
-        """Take in ``samples`` ``[n, *shape]``."""
-        self.merge(*batch_moments(samples.to(self.mean)))
+    def update(self, samples: Tensor, group: Group = ALONE) -> None:
+        """Take in ``samples`` ``[n, *shape]``, and those of the other learners of a group."""
+        for moments in group.moments([batch_moments(samples.to(self.mean))]):
+            self.merge(*moments)
 
     @torch.no_grad()
     def merge(self, n: int, mean: Tensor, var: Tensor) -> None:
@@ -244,10 +246,12 @@ def _beyond_statistics(what: str) -> ConfigError:
     return ConfigError([Problem("env.transforms", message)])
 
 
-def commit_normalization(env: TransformedEnv) -> None:
-    """Let the running statistics take in the batch that was just collected."""
+def commit_normalization(env: TransformedEnv, group: Group = ALONE) -> None:
+    """Let the running statistics take in the batch that was just collected, by all learners of a group."""
     for norm in observation_norms(env):
         if isinstance(norm, RunningObservationNorm):
+            for moments in group.moments(norm.take()):
+                norm.merge(*moments)
             norm.commit()
 
 

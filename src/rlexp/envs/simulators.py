@@ -20,6 +20,7 @@ from rlexp.config import ConfigError, Problem
 from rlexp.envs.actions import ACTION_MASK, PolicySpace, choices, is_masked
 from rlexp.envs.entries import row_type
 from rlexp.envs.errors import SimulatorError as SimulatorError
+from rlexp.envs.lives import END_OF_LIFE, has_lives
 from rlexp.envs.making import Env, MaskSource, make
 from rlexp.envs.raw_values import check_every_step
 from rlexp.envs.snapshot import State, StateUnavailableError, check_state, get_state, models, set_state
@@ -43,6 +44,8 @@ class Arrays:
         action_mask: ``[num_envs, values]`` bool, which values of its choices the next action may have; without masks,
             ``[num_envs, 0]``.
         reset_action_mask: like ``action_mask``; of ``reset_observation``.
+        end_of_life: ``[num_envs, 1]`` bool, the last step lost a life, and the game goes on; without lives
+            ``[num_envs, 0]``.
     """
 
     observation: npt.NDArray[Any]
@@ -54,6 +57,7 @@ class Arrays:
     action: npt.NDArray[Any]
     action_mask: npt.NDArray[np.bool_]
     reset_action_mask: npt.NDArray[np.bool_]
+    end_of_life: npt.NDArray[np.bool_]
 
     def rows(self, chosen: slice) -> Arrays:
         """Views of some simulators' rows."""
@@ -97,7 +101,7 @@ class Simulators:
             for _ in range(num_envs):
                 env = make(env_id, kwargs, pixels=pixels, repeat=repeat, action_mask=action_mask, flatten=flatten)
                 self.envs.append(env)
-            self.masked = is_masked(self.envs[0])
+            self.masked, self.lives = is_masked(self.envs[0]), has_lives(self.envs[0])
             if self.masked and frame_skip > 1:
                 message = "must be 1 with an action_mask: the second frame may not allow what the first one did."
                 raise ConfigError([Problem("env.frame_skip", message, str(frame_skip))])
@@ -140,6 +144,8 @@ class Simulators:
                 arrays.terminated[i], arrays.truncated[i] = terminated, truncated
                 if self.masked:
                     arrays.action_mask[i] = info[ACTION_MASK]
+                if self.lives:
+                    arrays.end_of_life[i] = info[END_OF_LIFE]
                 arrays.was_reset[i] = ended = terminated or truncated
                 if ended:
                     arrays.reset_observation[i] = self._reset(env, None, arrays.reset_action_mask[i])
@@ -156,7 +162,7 @@ class Simulators:
             for i, seed in seeds.items():
                 self._at = i
                 arrays.observation[i] = self._reset(self.envs[i], seed, arrays.action_mask[i])
-                arrays.terminated[i] = arrays.truncated[i] = arrays.was_reset[i] = False
+                arrays.terminated[i] = arrays.truncated[i] = arrays.was_reset[i] = arrays.end_of_life[i] = False
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -294,7 +300,12 @@ def shares(num_envs: int, num_workers: int) -> list[slice]:
 
 
 def allocate(
-    num_envs: int, observation: spaces.Box | spaces.Dict, action: PolicySpace, *, masked: bool = False
+    num_envs: int,
+    observation: spaces.Box | spaces.Dict,
+    action: PolicySpace,
+    *,
+    masked: bool = False,
+    lives: bool = False,
 ) -> Arrays:
     """Arrays for ``num_envs`` simulators with these spaces."""
     mask = np.zeros((num_envs, sum(choices(action) or []) if masked else 0), np.bool_)
@@ -309,6 +320,7 @@ def allocate(
         np.zeros((num_envs, *action.shape), dtype=action.dtype if isinstance(action, spaces.Box) else np.int64),
         mask,
         mask.copy(),
+        np.zeros((num_envs, int(lives)), np.bool_),
     )
 
 

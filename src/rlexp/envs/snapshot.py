@@ -1,9 +1,9 @@
 """A Gymnasium simulator's whole state, taken out in the middle of an episode and put into another process's copy.
 
-Exact for MuJoCo environments, dm_control's suite among them, and for those whose attributes, of instances or of their
-classes, are numbers, arrays, members of Enums, containers of these, NumPy generators, bound methods and environments
-(all of Gymnasium's classic control). Anything else an attribute may hold is refused, not guessed. What lies elsewhere,
-in variables of a module, say, cannot be seen from here.
+Exact for MuJoCo environments, dm_control's suite among them, for Atari games on ale-py, and for those whose attributes,
+of instances or of their classes, are numbers, arrays, members of Enums, containers of these, NumPy generators, bound
+methods and environments (all of Gymnasium's classic control). Anything else an attribute may hold is refused, not
+guessed. What lies elsewhere, in variables of a module, say, cannot be seen from here.
 """
 
 from __future__ import annotations
@@ -100,6 +100,9 @@ def check_state(env: gymnasium.Env[Any, Any], state: State) -> None:
             if not isinstance(inner, gymnasium.Env):
                 raise StateUnavailableError(f"{type(layer).__qualname__}.{name} is no environment here")
             check_state(inner, value)
+        for name in attributes.get("emulators", {}):
+            if not _is_emulator(present.get(name)) or attributes["values"]["_game"] != present["_game"]:
+                raise StateUnavailableError(f"{type(layer).__qualname__}.{name} is no emulator of the same game here")
         for name, value in attributes.get("functions", {}).items():
             if "method" not in value and _function(present.get(name)) != value:
                 raise StateUnavailableError(f"{type(layer).__qualname__}.{name} is another function here")
@@ -123,6 +126,8 @@ def set_state(env: gymnasium.Env[Any, Any], state: State) -> None:
                 setattr(layer, name, getattr(layers[index], method))
         for name, value in attributes["generators"].items():
             _set_generator(layer, name, value)
+        for name, value in attributes.get("emulators", {}).items():
+            _set_emulator(_attributes(layer)[name], value)
         # Last: attributes may be views into the physics.
         for name, value in attributes["physics"].items():
             _set_physics(_data(_attributes(layer)[name]), value)
@@ -160,7 +165,7 @@ def _names(slots: object) -> list[str]:
 def _layer_state(layer: object, layers: list[object]) -> State:
     owner = type(layer).__qualname__
     state: State = {"class": owner, "values": {}, "generators": {}, "physics": {}}
-    optional: State = {"environments": {}, "functions": {}, "class_values": {}}
+    optional: State = {"environments": {}, "emulators": {}, "functions": {}, "class_values": {}}
     for name, value in _attributes(layer).items():
         wrapped = isinstance(layer, gymnasium.Wrapper) and name == "env"  # a layer of its own
         if wrapped or name in _BESIDES or any(value is other for other in layers) or _is_structure(value):
@@ -174,6 +179,8 @@ def _layer_state(layer: object, layers: list[object]) -> State:
             state["physics"][name] = _get_physics(data)
         elif isinstance(value, gymnasium.Env):
             optional["environments"][name] = get_state(value)
+        elif _is_emulator(value):
+            optional["emulators"][name] = _emulator_state(value)
         elif isinstance(value, types.MethodType) and any(value.__self__ is other for other in layers):
             index = next(i for i, other in enumerate(layers) if value.__self__ is other)
             optional["functions"][name] = {"method": (index, value.__name__)}
@@ -327,6 +334,22 @@ def _set_generator(layer: object, name: str, value: State) -> None:
         kinds = (np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64)
         setattr(layer, name, present := np.random.Generator({k.__name__: k for k in kinds}[kind]()))
     present.bit_generator.state = value["state"]
+
+
+def _is_emulator(value: object) -> bool:
+    """Whether it is ale-py's Arcade Learning Environment."""
+    return type(value).__name__ == "ALEInterface"
+
+
+def _emulator_state(emulator: Any) -> npt.NDArray[np.uint8]:
+    """The console, the game, and the emulator's own generator."""
+    return np.frombuffer(emulator.cloneState(include_rng=True).serialize(), np.uint8)
+
+
+def _set_emulator(emulator: Any, state: npt.NDArray[np.uint8]) -> None:
+    from ale_py import ALEState
+
+    emulator.restoreState(ALEState(state.tobytes()))
 
 
 _INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION

@@ -16,6 +16,7 @@ from torchrl.modules import ProbabilisticActor
 
 from rlexp.envs.actions import ACTION_MASK
 from rlexp.envs.entries import OBSERVATION, split
+from rlexp.group import ALONE, Group
 from rlexp.kernels.distributions import Parts
 from rlexp.kernels.mlp import MLPLayers
 from rlexp.kernels.unsupported import UnsupportedError
@@ -34,6 +35,7 @@ def acting(
     entries: Sequence[str] = (OBSERVATION,),
     *,
     deterministic: bool = False,
+    group: Group = ALONE,
 ) -> Acting:
     """What acts as ``actor`` does, in NumPy as far as its network is plain and small.
 
@@ -42,9 +44,11 @@ def acting(
         num_envs: rows of every observation.
         entries: of an observation.
         deterministic: act without noise.
+        group: the learners, each of whom has as many rows; noise is drawn for all of them.
 
     Raises:
-        UnsupportedError: it reads more than observations and masks of actions.
+        UnsupportedError: it reads more than observations and masks of actions, or draws its noise itself, which
+            several learners cannot do.
     """
     parts = Parts.of(actor)
     read = list(actor.in_keys) if parts is None else parts.reading.keys
@@ -52,7 +56,9 @@ def acting(
         raise UnsupportedError(f"the policy reads {', '.join(map(str, read))}, and not {', '.join(entries)} alone")
     if parts is not None:
         kind = RecurrentActing if isinstance(parts.network, RecurrentActor) else FamilyActing
-        return kind(cast("ProbabilisticActor", actor), parts, num_envs, deterministic=deterministic)
+        return kind(cast("ProbabilisticActor", actor), parts, num_envs, deterministic=deterministic, group=group)
+    if group.size > 1:
+        raise UnsupportedError("the actor is not a network followed by a known distribution")
     return ActorActing(actor, deterministic=deterministic)
 
 
@@ -96,9 +102,19 @@ class FamilyActing(Acting):
         parts: its parts.
         num_envs: rows of every observation.
         deterministic: act without noise.
+        group: the learners, for all of whose rows noise is drawn.
     """
 
-    def __init__(self, actor: ProbabilisticActor, parts: Parts, num_envs: int, *, deterministic: bool = False) -> None:
+    def __init__(
+        self,
+        actor: ProbabilisticActor,
+        parts: Parts,
+        num_envs: int,
+        *,
+        deterministic: bool = False,
+        group: Group = ALONE,
+    ) -> None:
+        self._group = group
         self._actor, self._network, self._family = actor, parts.network, parts.family
         self._reading, self._masked = parts.reading, parts.masked
         self._flags = None if parts.masked is None else parts.masked.places.numpy(force=True)
@@ -116,7 +132,9 @@ class FamilyActing(Acting):
             assert mask is not None
             parameters = (np.where(mask[:, self._flags], parameters[0], np.float32(NEVER)),)
         # Drawn step by step, as the actor itself draws: the same seed gives both the same noise.
-        noise = None if self._deterministic else self._family.noise(parameters[0].shape).numpy()
+        noise = None
+        if not self._deterministic:
+            noise = self._group.draw(self._family.noise, parameters[0].shape).numpy()
         return self._family.act(parameters, noise)
 
     def outputs(self, batch: TensorDictBase) -> TensorDictBase:
@@ -146,11 +164,19 @@ class RecurrentActing(FamilyActing):
     """Acts by the parts of a recurrent actor, and keeps the recurrent state of each simulator.
 
     Args:
-        actor, parts, num_envs, deterministic: as in `FamilyActing`.
+        actor, parts, num_envs, deterministic, group: as in `FamilyActing`.
     """
 
-    def __init__(self, actor: ProbabilisticActor, parts: Parts, num_envs: int, *, deterministic: bool = False) -> None:
-        super().__init__(actor, parts, num_envs, deterministic=deterministic)
+    def __init__(
+        self,
+        actor: ProbabilisticActor,
+        parts: Parts,
+        num_envs: int,
+        *,
+        deterministic: bool = False,
+        group: Group = ALONE,
+    ) -> None:
+        super().__init__(actor, parts, num_envs, deterministic=deterministic, group=group)
         network = cast("RecurrentActor", parts.network)
         self._device = next(network.parameters()).device
         self._recurrent_state = torch.zeros(num_envs, network.state_size, device=self._device)

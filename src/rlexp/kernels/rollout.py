@@ -25,12 +25,12 @@ from torchrl.envs import (
     TransformedEnv,
 )
 
-from rlexp.envs.actions import ACTION_MASK
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.entries import OBSERVATION, joined, split
 from rlexp.envs.masks import CheckedActionMask
 from rlexp.envs.normalization import RunningObservationNorm
 from rlexp.envs.raw_observations import RAW, PutRaw, TakeRaw
+from rlexp.group import ALONE, Group
 from rlexp.kernels.acting import Array, acting
 from rlexp.kernels.collector import BatchCollector
 from rlexp.kernels.unsupported import UnsupportedError
@@ -48,6 +48,7 @@ class RolloutCollector(BatchCollector):
         actor: reads entries of the observation, writes ``action`` and its log-probability.
         steps_per_batch: agent steps of one batch, all simulators together.
         device: where the actor is and the batches go.
+        group: the learners, of whose environments these are a share.
 
     Shapes:
         batches ``[num_envs, steps]``; entries as in the environment's specs, and ``("collector", "traj_ids")``.
@@ -58,13 +59,18 @@ class RolloutCollector(BatchCollector):
     """
 
     def __init__(
-        self, env: TransformedEnv, actor: TensorDictModuleBase, steps_per_batch: int, device: torch.device
+        self,
+        env: TransformedEnv,
+        actor: TensorDictModuleBase,
+        steps_per_batch: int,
+        device: torch.device,
+        group: Group = ALONE,
     ) -> None:
         super().__init__(env, actor, steps_per_batch, device)
         self._transforms = ArrayTransforms(env)
         self._simulators: ArrayEnv = env.base_env
         (num_envs,) = env.batch_size
-        self._act = acting(actor, num_envs, self._transforms.entries)
+        self._act = acting(actor, num_envs, self._transforms.entries, group=group)
         self._simulators.reset_arrays(range(num_envs))
         self._observation = self._transforms.observation()(self._simulators.arrays.observation)
         self._step_count = np.zeros(num_envs, np.int64)
@@ -77,28 +83,36 @@ class RolloutCollector(BatchCollector):
         simulators, arrays, act = self._simulators, self._simulators.arrays, self._act
         transform = self._transforms.observation()
         shape = (self._steps, len(self._observation))
-        raw = np.empty((self._steps, *arrays.observation.shape), arrays.observation.dtype)
-        raw_before = np.empty_like(raw) if self._transforms.keeps_raw else None
+        keeps_raw = self._transforms.keeps_raw
+        seen = self._steps if self._transforms.observes or keeps_raw else 0
+        raw = np.empty((seen, *arrays.observation.shape), arrays.observation.dtype)
+        raw_before = np.empty_like(raw) if keeps_raw else None
         observation = np.empty((self._steps, *self._observation.shape), self._observation.dtype)
         after = np.empty_like(observation)
         action = np.empty((self._steps, *arrays.action.shape), self._transforms.action_dtype)
-        mask = np.empty((self._steps, *arrays.action_mask.shape), np.bool_)
-        mask_after = np.empty_like(mask)
+        flags = simulators.flags
+        flag = {key: np.empty((self._steps, *rows.shape), np.bool_) for key, rows in flags.items()}
+        flag_after = {key: np.empty_like(rows) for key, rows in flag.items()}
         raw_reward = np.empty(shape, arrays.reward.dtype)
         terminated, truncated, done = (np.empty(shape, np.bool_) for _ in range(3))
 
         act.begin(self._steps)
         current = self._observation
         for t in range(self._steps):
-            observation[t], mask[t] = current, arrays.action_mask
+            observation[t] = current
             if raw_before is not None:
                 raw_before[t] = arrays.observation
-            action[t] = act(current, mask[t])
+            for key, rows in flags.items():
+                flag[key][t] = rows
+            action[t] = act(current, arrays.action_mask)
             simulators.set_actions(action[t])
             simulators.step_arrays()
-            raw[t], raw_reward[t] = arrays.observation, arrays.reward
+            if seen:
+                raw[t] = arrays.observation
+            raw_reward[t] = arrays.reward
             terminated[t], truncated[t] = arrays.terminated, arrays.truncated
-            mask_after[t] = arrays.action_mask
+            for key, rows in flags.items():
+                flag_after[key][t] = rows
             after[t] = current = transform(arrays.observation)
             ended = np.flatnonzero(np.logical_or(terminated[t], truncated[t], out=done[t]))
             if len(ended):
@@ -106,7 +120,8 @@ class RolloutCollector(BatchCollector):
                 current[ended] = transform(arrays.observation[ended])
                 act.restart(ended)
         self._observation = current
-        self._transforms.observe(raw)
+        if seen:
+            self._transforms.observe(raw)
         reward, summed = self._transforms.rewards(raw_reward)
 
         # No simulator stands at an end when the policy acts: those that do are reset first.
@@ -119,23 +134,20 @@ class RolloutCollector(BatchCollector):
             before["episode_reward"], following["episode_reward"], self._episode_reward = episode_returns(
                 summed, done, self._episode_reward
             )
-        masks, masks_after = {}, {}
         kept = {} if raw_before is None else {RAW: _entries(raw_before)}
         kept_after = {} if raw_before is None else {RAW: _entries(raw)}
-        if simulators.masked:
-            masks, masks_after = {ACTION_MASK: _per_env(mask)}, {ACTION_MASK: _per_env(mask_after)}
         traj_ids, self._traj_id, self._next_traj_id = trajectory_ids(done, self._traj_id, self._next_traj_id)
         batch = TensorDict(
             {
                 **_entries(observation),
                 **kept,
-                **masks,
+                **{key: _per_env(rows) for key, rows in flag.items()},
                 "action": _per_env(action),
                 **{key: _per_env(value[..., None]) for key, value in before.items()},
                 "next": {
                     **_entries(after),
                     **kept_after,
-                    **masks_after,
+                    **{key: _per_env(rows) for key, rows in flag_after.items()},
                     **{key: _per_env(value[..., None]) for key, value in following.items()},
                 },
                 "collector": {"traj_ids": _per_env(traj_ids)},
@@ -183,6 +195,7 @@ class ArrayTransforms:
     Attributes:
         entries: of an observation.
         action_dtype, reward_dtype: behind the transforms.
+        observes: there are running statistics, which are to know of raw observations.
         counts_steps: there is a ``StepCounter``.
         sums_rewards: there is a ``RewardSum``.
         keeps_raw: batches hold raw observations too (`PutRaw`).
@@ -229,6 +242,7 @@ class ArrayTransforms:
                     pass  # a recurrent actor writes their entries itself
                 case _:
                     raise UnsupportedError(f"the transform {type(transform).__name__}, with these settings, has none")
+        self.observes = any(isinstance(t, RunningObservationNorm) and t.in_keys for t in self._chain)
         self.action_dtype = _numpy_dtype(env.action_spec.dtype)
         self.reward_dtype = _numpy_dtype(env.reward_spec.dtype)
 

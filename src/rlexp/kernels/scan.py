@@ -37,7 +37,7 @@ class FastAdvantage(nn.Module):
     def __init__(self, reference: AdvantageEstimator) -> None:
         super().__init__()
         self.critic, self.gamma = reference.critic, float(reference.estimator.gamma)
-        self.value_norm = reference.value_norm
+        self.value_norm, self._group = reference.value_norm, reference.group
         self._value_of, self._value_after = value_function(self.critic), value_function(self.critic, alone=True)
 
     @torch.no_grad()
@@ -51,7 +51,8 @@ class FastAdvantage(nn.Module):
             advantage, target = self.estimate(batch, value * scale, next_value * scale)
             target = self.value_norm(target, new=batch.get("state_value", None) is None)
         if self.average:
-            advantage = (advantage - advantage.mean()) / advantage.std().clamp_min(1e-4)
+            whole = self._group.gather(advantage)
+            advantage = (advantage - whole.mean()) / whole.std().clamp_min(1e-4)
         batch.set("advantage", advantage[..., None])
         batch.set("value_target", target[..., None])
         batch.setdefault("state_value", value[..., None])

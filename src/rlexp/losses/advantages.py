@@ -9,6 +9,7 @@ from torchrl.modules import ValueOperator
 from torchrl.objectives.value import ValueEstimatorBase, VTrace
 from torchrl.objectives.value.functional import vtrace_advantage_estimate
 
+from rlexp.group import ALONE, Group
 from rlexp.losses.value_norm import ValueNorm
 from rlexp.policies.recurrent import state_values
 
@@ -22,12 +23,18 @@ class AdvantageEstimator(nn.Module):
             values that are written here, so that a recurrent critic sees its sequences and every estimator the same
             values.
         value_norm: the unit of the critic's values; None where it is that of the rewards.
+        group: the learners, each of whom has a share of a batch; only `rlexp.kernels.scan` goes by it.
     """
 
     def __init__(
-        self, critic: ValueOperator, estimator: ValueEstimatorBase, value_norm: ValueNorm | None = None
+        self,
+        critic: ValueOperator,
+        estimator: ValueEstimatorBase,
+        value_norm: ValueNorm | None = None,
+        group: Group = ALONE,
     ) -> None:
         super().__init__()
+        self.group = group
         self.critic, self.estimator, self.value_norm = critic, estimator, value_norm
 
     @torch.no_grad()

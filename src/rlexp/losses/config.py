@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from rlexp.config import Config, ConfigError, Count, Fraction, Node, NonNegative, Positive, Problem, build_at
+from rlexp.group import ALONE, Group
 
 if TYPE_CHECKING:
     from rlexp.losses.advantages import AdvantageEstimator
@@ -70,7 +71,7 @@ class LossConfig(Config):
     normalize_reward: bool
     normalize_value: bool
 
-    def build_advantage(self, networks: ActorCritic) -> AdvantageEstimator:
+    def build_advantage(self, networks: ActorCritic, group: Group = ALONE) -> AdvantageEstimator:
         """The advantage estimator, over the critic's values: torchrl's ``GAE``, or its ``VTrace`` mended."""
         from torchrl.objectives.value import GAE
 
@@ -87,7 +88,8 @@ class LossConfig(Config):
             estimator = GAE(
                 gamma=self.gamma, lmbda=lmbda, value_network=None, average_gae=self.average_gae, vectorized=False
             )
-        return AdvantageEstimator(networks.critic, estimator, ValueNorm() if self.normalize_value else None)
+        norm = ValueNorm(group=group) if self.normalize_value else None
+        return AdvantageEstimator(networks.critic, estimator, norm, group)
 
 
 class MinibatchLossConfig(LossConfig):
@@ -377,6 +379,7 @@ class NPGConfig(LossConfig):
 
     Attributes:
         max_kl: KL of a step from the policy before it to the one after it, by its quadratic approximation, in nats.
+        kl_schedule: how that KL falls to 0 over the run, one step per batch.
         damping: added to the Fisher matrix's diagonal.
         cg_iterations: steps of the conjugate gradient method.
         loss_critic_type: distance between value and target.
@@ -385,9 +388,14 @@ class NPGConfig(LossConfig):
     builds = ("torchrl.objectives.value.GAE",)
 
     max_kl: Positive
+    kl_schedule: Schedule
     damping: NonNegative
     cg_iterations: Count
     loss_critic_type: Literal["l1", "l2", "smooth_l1"]
+
+    def max_kl_at(self, progress: float) -> float:
+        """The KL of a step after a share ``progress`` of the run, from 0 to 1."""
+        return Annealed(self.max_kl, self.kl_schedule).at(progress)
 
 
 class TRPOConfig(NPGConfig):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rlexp.envs.normalization import Moments
+from rlexp.group import ALONE, Group
 
 
 class ValueNorm(nn.Module):
@@ -20,11 +21,12 @@ class ValueNorm(nn.Module):
 
     Args:
         eps: $\epsilon$, keeps a task without rewards finite.
+        group: the learners, whose targets together make a batch.
     """
 
-    def __init__(self, eps: float = 1e-8) -> None:
+    def __init__(self, eps: float = 1e-8, group: Group = ALONE) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self._group = eps, group
         self.moments = Moments()
 
     @property
@@ -36,7 +38,7 @@ class ValueNorm(nn.Module):
     def forward(self, target: Tensor, *, new: bool) -> Tensor:
         """Scale value targets of any shape; those of a ``new`` batch are taken in first."""
         if new:
-            self.moments.update(target.flatten())
+            self.moments.update(target.flatten(), self._group)
         return target / self.scale.to(target)
 
 

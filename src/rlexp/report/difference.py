@@ -22,7 +22,7 @@ from rlexp.report.runs import (
 from rlexp.report.tables import NONE, Table, to_text
 from rlexp.runs.rundir import RunDir
 
-_ORIGIN = ("git", "versions", "hardware", "device", "threads")
+_ORIGIN = ("git", "versions", "hardware", "device", "threads", "learners")
 
 Pairs = dict[str, tuple[str, str]]
 
@@ -33,7 +33,7 @@ class Difference:
 
     Attributes:
         settings: dotted name to both values, of those that differ.
-        origin: the same for commit, versions, hardware, device and threads of ``metadata.json``.
+        origin: the same for commit, versions, hardware, device, threads and learners of ``metadata.json``.
         uncommitted: whether their uncommitted changes (``git.diff``) differ.
         rows: how many rows of metrics each has.
         equal: how many of them are equal from the first on, timings aside.

@@ -25,6 +25,7 @@ from safetensors import deserialize
 
 from rlexp.config.legacy import current_config
 from rlexp.config.trust import most_weights
+from rlexp.group import LEARNERS
 from rlexp.runs import manifest, migrations, store
 from rlexp.runs.errors import CheckpointError, PrunedError
 from rlexp.runs.manifest import FORMAT_VERSION, MANIFEST, SESSION, STATE, TENSORS
@@ -75,6 +76,12 @@ class TrainState:
     unverified: bool
     inexact: list[str]
     session: dict[str, Any]
+
+    @property
+    def learners(self) -> int:
+        """How many learners trained it; each of several has an entry in ``simulators``, ``collector`` and ``rng``."""
+        found = self.rng.get(LEARNERS)
+        return len(found) if isinstance(found, list) else 1
 
 
 _FIELDS = [field.name for field in dataclasses.fields(TrainState)]

@@ -54,6 +54,10 @@ class RunDir:
         self._made: list[Path] = []
         self._lock: IO[str] | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The same folder in another process, which does not hold its lock."""
+        return RunDir, (self.path,)
+
     @property
     def started(self) -> bool:
         """Whether a run has left anything here that training again would spoil."""

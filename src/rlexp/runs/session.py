@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -21,7 +21,7 @@ from rlexp.loggers.progress import ProgressBar
 from rlexp.machine import resource_use
 from rlexp.plots import plot_training
 from rlexp.runs.rundir import RunDir, add_resources
-from rlexp.runs.stops import STOPS
+from rlexp.runs.stops import StopSignals
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +77,15 @@ class Session:
         self._run_id = run_id
         self._copies: list[Sink] = []
         self._given: Path | None = None
-        self._previous: dict[int, Any] = {}
+        self._signals = StopSignals()
         self._log_file = logging.FileHandler(run.log, encoding="utf-8")
         self._log_file.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        self.stop: signal.Signals | None = None
         self.summary: dict[str, Any] = {"status": "failed"}
+
+    @property
+    def stop(self) -> signal.Signals | None:
+        """The signal that asked to stop; None before."""
+        return self._signals.stop
 
     def __enter__(self) -> Session:
         for record in self._logged:
@@ -101,7 +105,7 @@ class Session:
         last = self._config.num_batches * self._config.collector.frames_per_batch
         self._bar = ProgressBar(last, self._frames, read_metrics(self._run.path))
         self._copies = self._config.logger.open(self._run.path, config, self._run_id, self._frames)
-        self._previous = {number: signal.signal(number, self._on_signal) for number in STOPS}
+        self._signals.open()
         return self
 
     def log(self, row: Row) -> None:
@@ -151,8 +155,7 @@ class Session:
         self._attempt(self._plot)
         logging.getLogger("rlexp").removeHandler(self._log_file)
         self._log_file.close()
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self._signals.close()
 
     def _plot(self) -> None:
         if self._run.metrics.stat().st_size:
@@ -165,11 +168,37 @@ class Session:
         except (OSError, ValueError, LookupError) as error:  # or a file that was damaged meanwhile
             log.error("The run's folder could not be finished: %s", error)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.stop = signal.Signals(number)
-        for other in STOPS:
-            signal.signal(other, signal.SIG_DFL)  # the system ends the process itself, whatever it is busy with
-        log.warning("%s: finishing this batch and saving; a second signal stops at once.", self.stop.name)
+
+class Follower:
+    """The `Session` of a learner that leaves the run's files to another: it only takes the signals that ask to stop."""
+
+    def __init__(self) -> None:
+        self._signals = StopSignals()
+        self.summary: dict[str, Any] = {}
+
+    @property
+    def stop(self) -> signal.Signals | None:
+        """The signal that asked this process to stop; None before."""
+        return self._signals.stop
+
+    def __enter__(self) -> Follower:
+        self._signals.open()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._signals.close()
+
+    def log(self, row: Row) -> None:
+        """Nothing: the other learner logs it."""
+
+    def log_video(self, path: Path, frames: int) -> None:
+        """Nothing: the other learner logs it."""
+
+    def log_checkpoint(self, path: Path) -> None:
+        """Nothing: the other learner logs it."""
+
+    def sync(self) -> None:
+        """Nothing: there are no rows."""
 
 
 @contextmanager

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import signal
+from types import FrameType
+from typing import Any
+
+log = logging.getLogger(__name__)
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -22,3 +27,30 @@ class Stopped(Exception):  # noqa: N818 - a signal is no error
     def exit_code(self) -> int:
         """0 for SIGUSR1, a scheduler's request to be requeued; 128 plus the signal's number for others."""
         return 0 if self.signal is signal.SIGUSR1 else 128 + self.signal
+
+
+class StopSignals:
+    """Takes the signals that ask to stop, until it is closed; a second one of any of them ends the process at once.
+
+    Attributes:
+        stop: the signal that came; None before.
+    """
+
+    def __init__(self) -> None:
+        self.stop: signal.Signals | None = None
+        self._previous: dict[int, Any] = {}
+
+    def open(self) -> None:
+        """Take them from now on."""
+        self._previous = {number: signal.signal(number, self._on_signal) for number in STOPS}
+
+    def close(self) -> None:
+        """Leave them to whoever took them before."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.stop = signal.Signals(number)
+        for other in STOPS:
+            signal.signal(other, signal.SIG_DFL)  # the system ends the process itself, whatever it is busy with
+        log.warning("%s: finishing this batch and saving; a second signal stops at once.", self.stop.name)

@@ -19,7 +19,9 @@ from rlexp.envs import EnvConfig
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.normalization import init_normalization
 from rlexp.experiment import ExperimentConfig
+from rlexp.group import Group, train_command
 from rlexp.runs import checkpoint
+from rlexp.runs.checkpoint import Checkpoint
 from rlexp.seeding import seed_everything, unmoved_generators
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,28 @@ _STEPS = 100  # random steps of each simulator
 
 class CheckError(Exception):
     """A part does not do what training relies on; the message says what it does instead."""
+
+
+def check_learners(config: ExperimentConfig, start: Checkpoint | None, group: Group) -> None:
+    """Refuse what several learners cannot train, and a run of another number of them.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    found = list(config.problems_for(group.size))
+    if start is not None and (learners := start.state.learners) != group.size:
+        message = (
+            f"was trained by {_several(learners)}, and now there would be {_several(group.size)}: its simulators and "
+            f"random generators belong to those. Resume it with {train_command(learners)}, or begin a new run with "
+            "warm_start=."
+        )
+        found.append(Problem("resume", message, str(start.path)))
+    if found:
+        raise ConfigError(found)
+
+
+def _several(learners: int) -> str:
+    return "1 learner" if learners == 1 else f"{learners} learners"
 
 
 def check_env(spec: EnvConfig) -> None:

@@ -18,6 +18,7 @@ from rlexp.envs.normalization import copy_normalization
 from rlexp.envs.snapshot import StateUnavailableError
 from rlexp.envs.transforms import episodes_state, load_episodes_state
 from rlexp.experiment import ExperimentConfig
+from rlexp.group import ALONE, Group
 from rlexp.policies import ActorCritic
 from rlexp.policies.recurrent import carry_state
 from rlexp.training.average import WeightAverage
@@ -32,6 +33,7 @@ class Evaluator:
         config: the checked config.
         env: the environment's config, with the workers of this run.
         networks: whose actor is evaluated.
+        group: the learners, the first of whom evaluates for all.
 
     Attributes:
         average: the running average that is evaluated in the actor's place; None evaluates the actor.
@@ -41,8 +43,8 @@ class Evaluator:
         inexact: why a resumed run's evaluations may be others; set by `state_dict`.
     """
 
-    def __init__(self, config: ExperimentConfig, env: EnvConfig, networks: ActorCritic) -> None:
-        self._config, self._networks = config, networks
+    def __init__(self, config: ExperimentConfig, env: EnvConfig, networks: ActorCritic, group: Group = ALONE) -> None:
+        self._config, self._networks, self._group = config, networks, group
         decay = config.evaluation.average
         self.average = None if decay is None else WeightAverage(networks.actor, decay)
         self._interval, self._video_interval = config.evaluation.interval, config.evaluation.video_interval
@@ -90,7 +92,10 @@ class Evaluator:
         """
         copy_normalization(training_env, self.env)
         self.final = None
-        self.final = found = evaluate(self.env, self._actor, self._seeds, kernels=self._config.use_kernels)
+        kernels = self._config.use_kernels
+        with self._group.own_draws():
+            found = self._group.from_main(lambda: evaluate(self.env, self._actor, self._seeds, kernels=kernels))
+        self.final = found
         log.info(
             "%s frames: evaluation return %.1f (%d episodes of %.0f steps on average)",
             f"{frames:,}", found.mean_return, len(self._seeds), sum(found.lengths) / len(self._seeds),

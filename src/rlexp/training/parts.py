@@ -21,8 +21,10 @@ from rlexp.envs import EnvConfig
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.normalization import init_normalization
 from rlexp.envs.raw_observations import keep_raw
+from rlexp.envs.transforms import transforms_state
 from rlexp.experiment import ExperimentConfig
-from rlexp.machine import cores, pick_device, set_threads
+from rlexp.group import ALONE, Group
+from rlexp.machine import cores, local_device, pick_device, set_threads
 from rlexp.policies import ActorCritic
 from rlexp.policies.recurrent import carry_state
 from rlexp.seeding import seed_everything, unmoved_generators
@@ -58,14 +60,21 @@ class Parts:
     callbacks: dict[str, Callback]
 
 
-def build_parts(config: ExperimentConfig, iteration: int | None, watched: list[object], closing: ExitStack) -> Parts:
-    """Build the parts.
+def build_parts(
+    config: ExperimentConfig,
+    iteration: int | None,
+    watched: list[object],
+    closing: ExitStack,
+    group: Group = ALONE,
+) -> Parts:
+    """Build the parts: of several learners, of one that has its share of the environments.
 
     Args:
         config: the checked config.
         iteration: batches trained on before, of a run that is resumed; None starts afresh.
         watched: takes the environments that this process steps, as soon as there are any.
         closing: takes what closes the parts; where one cannot be built, the caller closes those before it.
+        group: the learners.
 
     Raises:
         ConfigError: a part cannot be built with these settings.
@@ -75,32 +84,39 @@ def build_parts(config: ExperimentConfig, iteration: int | None, watched: list[o
         check_env(config.env)
     if config.evaluation.video_interval is not None:
         check_recording(config.env, "evaluation.video_interval")
-    device = pick_device(config.device)
+    device = pick_device(config.device) if group.size == 1 else local_device(config.device)
     torch.set_num_threads(1)  # the first weights must not depend on how many cores this machine has
     seed_everything(config.seed)
+    group.seed(config.seed)
 
-    env_config = with_workers(config).on(device)
+    share = config.share(group.size)
+    env_config = with_workers(share).on(device)
     env = env_config.build(env_config.num_envs)
     closing.callback(_close, "the environment", partial(env.close, raise_if_closed=False))
     watched.append(env.base_env)
     env.base_env.timeout = config.collector.timeout
-    if config.checks and isinstance(env.base_env, ArrayEnv):
-        env.base_env.check_every_step()
+    if isinstance(env.base_env, ArrayEnv):
+        env.base_env.first_row = group.rank * env_config.num_envs
+        if config.checks:
+            env.base_env.check_every_step()
     seed = config.seed if iteration is None else _seed_after(config.seed, iteration)
     env.set_seed(seed)
-    init_normalization(env, env_config.init_random_steps)
+    with group.own_draws():
+        init_normalization(env, env_config.init_random_steps)
+    group.broadcast(transforms_state(env).values())
     networks = config.policy.build(env, device)
+    group.broadcast([*networks.actor.state_dict().values(), *networks.critic.state_dict().values()])
     carry_state(env, networks.actor)
-    evaluator = Evaluator(config, env_config, networks)
+    evaluator = Evaluator(config, env_config, networks, group)
     closing.callback(_close, "the evaluation's environment", evaluator.close)
     watched.append(evaluator.env.base_env)
-    learner = build_learner(config, networks, device, env)
+    learner = build_learner(config, networks, device, env, group)
     busy = config.collector.busy_while_learning
-    threads = set_threads(config.threads, learner.weights.numel(), config.minibatch_size, busy)
-    source = Source(env_config, config.policy, seed, config.use_kernels, raw=config.loss.reads_raw)
+    threads = set_threads(config.threads, learner.weights.numel(), config.minibatch_size // group.size, busy)
+    source = Source(env_config, config.policy, seed, config.use_kernels, group, raw=config.loss.reads_raw)
     if source.raw:
         keep_raw(env)
-    collector = config.collector.build(env, networks.actor, source, device)
+    collector = share.collector.build(env, networks.actor, source, device)
     closing.callback(_close, "the collector", collector.shutdown)
     callbacks = {name: build_at(f"callbacks.{name}", node.build) for name, node in config.callbacks.items()}
     return Parts(device, env, networks, evaluator, learner, threads, collector, callbacks)

@@ -20,6 +20,7 @@ from torch import Tensor
 from rlexp.agent.evaluation import EvaluationError
 from rlexp.config import ConfigError, Problem, check_targets, new_run_path
 from rlexp.config.redaction import redact
+from rlexp.envs.lives import end_lives
 from rlexp.envs.normalization import commit_normalization
 from rlexp.envs.snapshot import SavesState, State, StateUnavailableError
 from rlexp.envs.transforms import (
@@ -30,15 +31,16 @@ from rlexp.envs.transforms import (
 )
 from rlexp.experiment import ExperimentConfig, read_config
 from rlexp.files import write_json
+from rlexp.group import ALONE, Group
 from rlexp.runs import checkpoint, store
 from rlexp.runs.checkpoint import Checkpoint, TrainState
 from rlexp.runs.errors import CheckpointError
 from rlexp.runs.resume import resume_run
 from rlexp.runs.rundir import RunDir
-from rlexp.runs.session import LogBuffer, Session
+from rlexp.runs.session import Follower, LogBuffer, Session
 from rlexp.runs.stops import Stopped
 from rlexp.seeding import load_rng_state, rng_state
-from rlexp.training.checks import check_checkpoint
+from rlexp.training.checks import check_checkpoint, check_learners
 from rlexp.training.evaluator import passed
 from rlexp.training.finite import TrainingError, check_batch, check_metrics, check_statistics
 from rlexp.training.parts import build_parts
@@ -58,6 +60,8 @@ class Trainer:
         config: the checked config.
         run_dir: the run's folder; None makes a new one under ``outputs``.
         start: the checkpoint in it to resume from; None starts afresh.
+        group: the learners that train it together; each is a trainer in a process of its own, and the first of them
+            alone writes to the folder.
 
     Attributes:
         env: the training environment, behind its transforms.
@@ -74,24 +78,30 @@ class Trainer:
     """
 
     def __init__(
-        self, config: ExperimentConfig, run_dir: RunDir | Path | str | None = None, start: Checkpoint | None = None
+        self,
+        config: ExperimentConfig,
+        run_dir: RunDir | Path | str | None = None,
+        start: Checkpoint | None = None,
+        group: Group = ALONE,
     ) -> None:
         check_targets(config)
-        self.config = config
+        self.config, self.group = config, group
         if run_dir is None:
             run_dir = new_run_path(config.env.name)
         self.run = run_dir if isinstance(run_dir, RunDir) else RunDir(Path(run_dir))
         self._watched: list[object] = []
         watchdog = Watchdog(config.collector.timeout, self._watched)
         # A constructor that fails leaves no lock and no process.
-        with LogBuffer() as logged, ExitStack() as on_failure, watchdog:
-            self.run.lock()
-            on_failure.callback(self.run.discard)
-            if start is None and self.run.started:
+        with LogBuffer() as logged, ExitStack() as on_failure, watchdog, group.reporting():
+            if group.main:
+                self.run.lock()
+                on_failure.callback(self.run.discard)
+            check_learners(config, start, group)
+            if start is None and group.main and self.run.started:
                 message = "holds a run already: continue it with resume=..., or choose another folder."
                 raise ConfigError([Problem("hydra.run.dir", message, str(self.run.path))])
             iteration = None if start is None else start.state.iteration
-            parts = build_parts(config, iteration, self._watched, on_failure)
+            parts = build_parts(config, iteration, self._watched, on_failure, group)
             self.device, self.threads = parts.device, parts.threads
             self.env, self.networks, self.collector = parts.env, parts.networks, parts.collector
             self.learner, self.evaluator, self.callbacks = parts.learner, parts.evaluator, parts.callbacks
@@ -146,18 +156,19 @@ class Trainer:
             CheckError: ``checks`` is on, and the checkpoint does not hold the agent.
             Stopped: a signal came; the run is saved.
         """
-        info = {"seed": self.config.seed, "threads": self.threads, "device": str(self.device)}
         with (
             closing(self),
             torch.autograd.set_detect_anomaly(self.config.checks),
-            Session(self.run, self.config, info, self.frames, self.run_id, self._logged) as session,
+            self._session() as session,
             Watchdog(self.config.collector.timeout, self._watched, self._give_up),
+            self.group.reporting(),
         ):
+            stop: signal.Signals | None = None
             self.save()
             if self.finished and self.evaluator.final is None:
                 self.evaluate()
                 self._raise_failure()
-            while not (self.finished or self._stop or session.stop):
+            while not (self.finished or self._stop or (stop := self._asked_to_stop(session))):
                 metrics = self.iterate()
                 if (video := self.record_video()) is not None:
                     session.log_video(video, self.frames)
@@ -171,9 +182,9 @@ class Trainer:
             session.log_checkpoint(path)
             if self.config.checks and self.evaluator.final is not None and self.finished:
                 check_checkpoint(path, self.evaluator.final, self.device, self.config)
-            session.summary = self.summary("completed" if self.finished else _status(session.stop))
-        if session.stop is not None and not self.finished:
-            raise Stopped(session.stop)
+            session.summary = self.summary("completed" if self.finished else _status(stop))
+        if stop is not None and not self.finished:
+            raise Stopped(stop)
         return session.summary
 
     def iterate(self) -> dict[str, float]:
@@ -202,7 +213,7 @@ class Trainer:
         """One batch of transitions ``[num_envs, steps]`` from the current policy."""
         with self._timed("collect"):
             batch = next(self._batches)
-        self.frames += batch.numel() * self.config.env.frame_skip
+        self.frames += self.group.size * batch.numel() * self.config.env.frame_skip
         self.iteration += 1
         check_batch(batch, self.frames)
         self._call("after_collect", batch)
@@ -215,13 +226,16 @@ class Trainer:
             TrainingError: a loss, gradient or statistic is not finite.
         """
         with self._timed("update"):
+            end_lives(batch)
             metrics = self.learner.update(batch, (self.iteration - 1) / self.config.num_batches)
         check_metrics(metrics, self.frames)
-        commit_normalization(self.env)
+        commit_normalization(self.env, self.group)
         check_statistics(self.env, self.frames)
         self.evaluator.follow()
         self._call("after_update", metrics)
-        return metrics | {"train/parameters_hash": parameters_hash(self.learner.weights)}
+        digest = parameters_hash(self.learner.weights)
+        self.group.check_equal(f"At {self.frames:,} frames the weights", digest)
+        return metrics | {"train/parameters_hash": digest}
 
     def evaluate(self) -> dict[str, float]:
         """Evaluate the policy if that is due after this batch; the ``eval/*`` entries of a metrics row."""
@@ -238,9 +252,9 @@ class Trainer:
 
     def record_video(self) -> Path | None:
         """Record a video if one is due after this batch; None where it is not, or could not be made."""
-        if not self.evaluator.video_due(self._frames_before, self.frames):
+        if not (self.group.main and self.evaluator.video_due(self._frames_before, self.frames)):
             return None
-        with self._timed("eval"):
+        with self._timed("eval"), self.group.own_draws():
             return self.evaluator.record_video(self.env, self.frames, self.run.videos)
 
     def save_due(self) -> bool:
@@ -248,15 +262,17 @@ class Trainer:
         minutes = self.config.checkpoint.interval_minutes
         by_clock = minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
         by_frames = passed(self.config.checkpoint.interval, self._frames_before, self.frames)
-        return by_clock or by_frames or self.evaluator.best_frames == self.frames
+        return self.group.from_main(lambda: by_clock or by_frames or self.evaluator.best_frames == self.frames)
 
     def save(self) -> Path:
         """Save a checkpoint of this moment, once; it is the best one if the best evaluation is of this moment."""
         path = self.run.checkpoints / f"{self.frames:012d}"
         if self.saved != path:
             config, keep = redact(self.config.to_dict()), self.config.checkpoint.keep_last
-            best = self.evaluator.best_frames == self.frames
-            self.saved = checkpoint.save(self.run.checkpoints, self.state(), config, keep, best=best)
+            state, best = self.state(), self.evaluator.best_frames == self.frames
+            if self.group.main:
+                checkpoint.save(self.run.checkpoints, state, config, keep, best=best)
+            self.saved = path
             self.saved_at = time.monotonic()
             self._call("at_checkpoint", path)
         return path
@@ -272,7 +288,8 @@ class Trainer:
 
     def batch_metrics(self, batch: TensorDictBase) -> dict[str, float]:
         """The ``train/*`` entries of a metrics row that a batch ``[num_envs, steps]`` gives."""
-        after = batch["next"]
+        entries = ("reward", "done", "step_count", "episode_reward")
+        after = {key: self.group.gather(batch["next", key]) for key in entries}
         metrics = {
             "train/reward": after["reward"].mean().item(),
             "train/step_count": after["step_count"].max().item(),
@@ -319,10 +336,10 @@ class Trainer:
             critic=self.networks.critic.state_dict(),
             transforms=transforms_state(self.env),
             learner=self.learner.state_dict(),
-            simulators=simulators,
-            collector=self.collector.state_dict(),
+            simulators=self.group.joined(simulators),
+            collector=self.group.joined(self.collector.state_dict()),
             callbacks={name: callback.state() for name, callback in self.callbacks.items()},
-            rng=rng_state(),
+            rng=self.group.joined(rng_state() | self.group.stream()),
             unverified=self.config.env.has_own_code,
             inexact=[*inexact, *self.evaluator.inexact],
             session={"seconds": dict(self.seconds), "run_id": self.run_id},
@@ -350,7 +367,9 @@ class Trainer:
                 "Whether code of your own resumes to the bit is not known; rlexp-verify RUN_DIR resume=true tries it."
             )
         self._load_episodes(state)
-        load_rng_state(state.rng)  # last: everything above may draw
+        rng = self.group.own(state.rng)
+        self.group.load_stream(rng)
+        load_rng_state(rng)  # last: everything above may draw
 
     def close(self) -> None:
         """Close the simulators and the collector, and let other processes into the run's folder."""
@@ -365,18 +384,20 @@ class Trainer:
             except Exception as error:  # whatever a state that is not this run's leads to
                 raise CheckpointError(f"{start.path} does not fit its run: {error!r:.200}") from error
             self.saved = self.run.checkpoints / start.path.name
-            store.resume_from(self.saved, self.evaluator.best_frames)
+            if self.group.main:
+                store.resume_from(self.saved, self.evaluator.best_frames)
         elif self.config.warm_start is not None:
             self._warm_start(Path(self.config.warm_start))
 
     def _load_episodes(self, state: TrainState) -> None:
-        if state.simulators is not None:
+        simulators = self.group.own(state.simulators)
+        if simulators is not None:
             try:
-                self._load_episodes_state(state.simulators)
+                self._load_episodes_state(simulators)
             except StateUnavailableError as error:
                 log.warning("Resuming, but not to the bit: %s.", error)
             else:
-                self.collector.load_state_dict(state.collector)
+                self.collector.load_state_dict(self.group.own(state.collector))
                 return
         log.warning("Every episode begins afresh.")
         self.learner.begin_episodes()
@@ -388,7 +409,7 @@ class Trainer:
             CheckpointError: there is no checkpoint, or it is damaged.
             ConfigError: its networks or statistics are of another shape.
         """
-        source = checkpoint.load(path)
+        source = self.group.from_main(lambda: checkpoint.load(path))
         try:
             self.networks.actor.load_state_dict(source.state.actor)
             self.networks.critic.load_state_dict(source.state.critic)
@@ -417,7 +438,21 @@ class Trainer:
 
     def _give_up(self, message: str) -> None:
         """Write down why the process is about to be ended, of which nothing else will."""
-        write_json(self.run.summary, {"status": "failed", "error": message, "frames": self.frames})
+        self.group.report(message)
+        if self.group.main:
+            write_json(self.run.summary, {"status": "failed", "error": message, "frames": self.frames})
+
+    def _session(self) -> Session | Follower:
+        if not self.group.main:
+            return Follower()
+        info = {"seed": self.config.seed, "threads": self.threads, "device": str(self.device)}
+        info["learners"] = self.group.size
+        return Session(self.run, self.config, info, self.frames, self.run_id, self._logged)
+
+    def _asked_to_stop(self, session: Session | Follower) -> signal.Signals | None:
+        """The signal that came to any of the learners."""
+        number = self.group.largest(session.stop or 0)
+        return signal.Signals(number) if number else None
 
     def _call(self, point: str, *arguments: object) -> None:
         """Run every callback's method for a point of the loop."""

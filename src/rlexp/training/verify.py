@@ -174,7 +174,10 @@ def _as_started(run_dir: Path) -> tuple[dict[str, Any], float]:
     if max(path.stat().st_size for path in (config, metadata)) > _LARGEST:
         raise UnreadableRunError(f"config.yaml or metadata.json has more than {_LARGEST:,} bytes")
     values = yaml.load(config.read_text(encoding="utf-8"), _Loader)
-    first, *later = json.loads(metadata.read_text(encoding="utf-8"))["sessions"]
+    origin = json.loads(metadata.read_text(encoding="utf-8"))
+    if origin.get("learners", 1) != 1:
+        raise UnreadableRunError("it was trained by several learners, and what one of them repeats is another run")
+    first, *later = origin["sessions"]
     extended = [session["frames"] for session in later if session["total_frames"] != first["total_frames"]]
     # What only watches a run may be missing here.
     unwatched = {"logger": NoLoggerConfig().to_dict(), "evaluation": values["evaluation"] | {"video_interval": None}}

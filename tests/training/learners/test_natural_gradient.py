@@ -153,7 +153,7 @@ def test_the_step_is_the_papers(tmp_path: Path) -> None:
     direction = torch.linalg.solve(matrix, gradient)
     expected = direction * (2 * 0.003 / (direction @ matrix @ direction)).sqrt()
 
-    metrics = learner._improve_policy(steps)
+    metrics = learner._improve_policy(steps, 0.003)
     after = torch.cat([p.detach().reshape(-1) for p in actor.parameters()]).double()
     assert metrics["loss/objective"] == pytest.approx(-surrogate.item(), abs=1e-5)
     torch.testing.assert_close(after - before, expected, rtol=2e-2, atol=2e-5)
@@ -174,11 +174,21 @@ def test_the_line_search_keeps_to_the_kl_and_takes_no_step_that_does_not_help(tm
     learner.advantage(batch)
     batch["advantage"].zero_()  # no direction is better than another
     before = [p.detach().clone() for p in trainer.networks.actor.parameters()]
-    metrics = learner._improve_policy(batch.reshape(-1))
+    metrics = learner._improve_policy(batch.reshape(-1), 0.02)
     assert (metrics["loss/step_fraction"], metrics["loss/kl"]) == (0.0, 0.0)
     for parameter, saved in zip(trainer.networks.actor.parameters(), before, strict=True):
         assert torch.equal(parameter, saved)
     trainer.close()
+
+
+def test_the_step_is_annealed_over_the_run(tmp_path: Path) -> None:
+    steps = []
+    for progress in (0.0, 0.75):
+        options = ["loss=npg", "policy=normal", "loss.max_kl=0.004", "loss.kl_schedule=linear"]
+        trainer = trainer_of(tmp_path / f"{progress}", *options)
+        steps.append(trainer.learner.update(trainer.collect(), progress)["loss/kl"])
+        trainer.close()
+    assert steps[1] == pytest.approx(steps[0] / 4, rel=0.1)
 
 
 def test_the_critic_is_fitted_and_the_policy_is_not_touched_by_it(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 from rlexp.config import ConfigError, Problem, did_you_mean
-from rlexp.envs.config.simulators import SimulatorConfig
+from rlexp.envs.config.simulators import BatchedConfig, SimulatorConfig
 
 if TYPE_CHECKING:
     from torchrl.envs import EnvBase
@@ -123,18 +123,21 @@ class GymConfig(SimulatorConfig):
             hint = did_you_mean(self.id, ids)
             yield Problem("id", f"EnvPool has no environment of this id; env.backend=gymnasium may. {hint}", self.id)
 
-    def with_workers(self, frames: int, cores: int) -> SimulatorConfig:
-        """As `SimulatorConfig` has it, the backend logged as well."""
+    @property
+    def has_threads(self) -> bool:
+        """MuJoCo and EnvPool have."""
+        return self.resolved_backend != "gymnasium"
+
+    def rendering(self) -> SimulatorConfig:
+        """As `SimulatorConfig` has it: Gymnasium alone draws."""
+        return super().rendering().model_copy(update={"backend": "gymnasium"})
+
+    def with_workers(self, frames: int, cores: int) -> BatchedConfig:
+        """As `BatchedConfig` has it, the backend logged as well."""
         if self.backend == "auto":
             reason = self._slower_with_mujoco(self.num_envs)
             log.info("env.backend=auto: %s", "mujoco" if reason is None else f"gymnasium, since {reason}")
         return super().with_workers(frames, cores)
-
-    def _workers(self, frames: int, cores: int) -> tuple[int, str]:
-        """As `SimulatorConfig` has it; as many threads as there are cores for the backends that have threads."""
-        if self.resolved_backend == "gymnasium":
-            return super()._workers(frames, cores)
-        return min(cores, self.num_envs), "its threads take no time to start"
 
     def build_base(self, num_envs: int) -> EnvBase:
         """The simulators, divided among no more processes or threads than there are simulators."""

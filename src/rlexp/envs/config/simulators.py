@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class PixelsConfig(Config):
-    """What is seen of a rendered simulator: the newest grayscale images, uint8 ``[stack, size, size]``.
+    """What is seen of a simulator that gives images: the newest ones in grayscale, uint8 ``[stack, size, size]``.
 
     Attributes:
         size: width and height of an image.
@@ -29,51 +29,39 @@ class PixelsConfig(Config):
     stack: Count
 
 
-class SimulatorConfig(EnvConfig):
-    """Simulators with Gymnasium's interface, stepped together by `rlexp.envs.gymnasium.BatchedGymEnv`.
+class BatchedConfig(EnvConfig):
+    """Simulators with Gymnasium's interface, stepped together by processes, or by EnvPool's threads.
 
     Attributes:
         num_workers: processes (the training's own is one) or EnvPool's threads that share the simulators out; ``auto``
             is what `with_workers` finds, and one until then.
-        max_episode_steps: time limit in Gymnasium steps; None keeps the task's own.
-        from_pixels: observe rendered images instead of the simulator's observations.
-        pixels: what is seen of them.
-        flatten: one vector of all entries of a Dict observation.
-        kwargs: further keyword arguments of ``gymnasium.make``.
     """
 
     num_workers: Count | Literal["auto"]
-    max_episode_steps: Count | None
-    from_pixels: bool
-    pixels: PixelsConfig
-    flatten: bool
-    kwargs: dict[str, Any]
 
     @property
     def gymnasium_id(self) -> str:
         """Gymnasium's id of one simulator."""
         raise NotImplementedError
 
-    def imports(self) -> Iterator[tuple[str, str, str]]:
-        """The keyword arguments that may name a module or a file, such as MuJoCo's ``xml_file``."""
-        for path, text in texts_that_name(self.kwargs, "kwargs"):
-            yield path, "gymnasium", text
+    @property
+    def has_threads(self) -> bool:
+        """Whether the workers are threads."""
+        return False
+
+    def rendering(self) -> BatchedConfig:
+        """The same, with simulators that can draw an image of themselves."""
+        raise NotImplementedError
 
     def problems(self) -> Iterator[Problem]:
-        """No idle workers, and no statistics of images."""
+        """No idle workers."""
         if self.num_workers != "auto" and self.num_workers > self.num_envs:
             message = f"is more than there are simulators: env.num_envs is {self.num_envs}."
             yield Problem("num_workers", message, str(self.num_workers))
         if self.num_workers != "auto" and self.num_workers > 1 and not self.known_everywhere():
             yield Problem("num_workers", f"must be 1: {self.unknown_elsewhere()}", str(self.num_workers))
-        if self.from_pixels:
-            for name, node in self.transforms.items():
-                seen = node.arguments.get("in_keys") or ()
-                if "Norm" in node.target.rpartition(".")[2] and "observation" in seen:
-                    message = "normalises by statistics, and pixels are not to be: give env/transforms=none."
-                    yield Problem(f"transforms.{name}", message, node.target)
 
-    def with_workers(self, frames: int, cores: int) -> SimulatorConfig:
+    def with_workers(self, frames: int, cores: int) -> BatchedConfig:
         """With as many workers as pay, where ``auto`` leaves it open; says how many, and why.
 
         Raises:
@@ -86,9 +74,11 @@ class SimulatorConfig(EnvConfig):
         return self.model_copy(update={"num_workers": workers})
 
     def _workers(self, frames: int, cores: int) -> tuple[int, str]:
-        """How many processes step the simulators soonest, and why."""
+        """How many processes or threads step the simulators soonest, and why."""
         from rlexp.envs.worker_count import best_workers
 
+        if self.has_threads:
+            return min(cores, self.num_envs), "its threads take no time to start"
         if not self.known_everywhere():
             return 1, self.unknown_elsewhere()
         with closing(self.build_base(1)) as simulator:
@@ -123,6 +113,44 @@ class SimulatorConfig(EnvConfig):
     def _share(self, num_envs: int) -> int:
         """Workers of so many simulators: no more than those, and one where ``auto`` is still open."""
         return 1 if self.num_workers == "auto" else min(self.num_workers, num_envs)
+
+
+class SimulatorConfig(BatchedConfig):
+    """Any of Gymnasium's environments, stepped by `rlexp.envs.gymnasium.BatchedGymEnv`.
+
+    Attributes:
+        max_episode_steps: time limit in Gymnasium steps; None keeps the task's own.
+        from_pixels: observe images instead of the simulator's observations: rendered ones, or its own where they are
+            images in colour.
+        pixels: what is seen of them.
+        flatten: one vector of all entries of a Dict observation.
+        kwargs: further keyword arguments of ``gymnasium.make``.
+    """
+
+    max_episode_steps: Count | None
+    from_pixels: bool
+    pixels: PixelsConfig
+    flatten: bool
+    kwargs: dict[str, Any]
+
+    def imports(self) -> Iterator[tuple[str, str, str]]:
+        """The keyword arguments that may name a module or a file, such as MuJoCo's ``xml_file``."""
+        for path, text in texts_that_name(self.kwargs, "kwargs"):
+            yield path, "gymnasium", text
+
+    def problems(self) -> Iterator[Problem]:
+        """No statistics of images, beside what `BatchedConfig` asks for."""
+        yield from super().problems()
+        if self.from_pixels:
+            for name, node in self.transforms.items():
+                seen = node.arguments.get("in_keys") or ()
+                if "Norm" in node.target.rpartition(".")[2] and "observation" in seen:
+                    message = "normalises by statistics, and pixels are not to be: give env/transforms=none."
+                    yield Problem(f"transforms.{name}", message, node.target)
+
+    def rendering(self) -> SimulatorConfig:
+        """As `BatchedConfig` has it."""
+        return self.model_copy(update={"kwargs": self.kwargs | {"render_mode": "rgb_array"}})
 
     def _kwargs(self) -> dict[str, Any]:
         """What ``gymnasium.make`` is given: the user's own, untouched, and the time limit."""

@@ -9,9 +9,17 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from rlexp.group import ALONE, POSITION, Group
+from rlexp.losses.module import standardized
+
 
 def minibatches(
-    batch: TensorDictBase, keys: Sequence[str], size: int, sequence_length: int = 1
+    batch: TensorDictBase,
+    keys: Sequence[str],
+    size: int,
+    sequence_length: int = 1,
+    group: Group = ALONE,
+    standardize: Sequence[str] = (),
 ) -> Iterator[dict[str, Tensor]]:
     """One pass over a batch in a new random order.
 
@@ -22,17 +30,46 @@ def minibatches(
         keys: the entries of a minibatch.
         size: steps of a minibatch.
         sequence_length: consecutive steps that stay together, in order: the sequences are what is shuffled.
+        group: the learners, whose batches together are what is passed over.
+        standardize: with several learners, the entries that are standardised over each minibatch, of which a learner
+            itself sees a share.
 
     Yields:
-        Entries ``[size, ...]``.
+        Entries ``[size, ...]``. With several learners, those of a minibatch's steps that are in this one's batch,
+        and `POSITION`.
     """
-    count = batch.numel() // size * size
-    order = torch.randperm(batch.numel() // sequence_length, device=batch.device)[: count // sequence_length]
+    total = group.size * batch.numel()
+    count = total // size * size
+    order = torch.randperm(total // sequence_length, device=batch.device)[: count // sequence_length]
     if sequence_length > 1:
         order = (order[:, None] * sequence_length + torch.arange(sequence_length, device=batch.device)).flatten()
+    if group.size > 1:
+        yield from _shares(batch, keys, order.split(size), sequence_length, group, standardize)
+        return
     columns = (batch[key].flatten(0, 1)[order].split(size) for key in keys)
     for entries in zip(*columns, strict=True):
         yield dict(zip(keys, entries, strict=True))
+
+
+def _shares(
+    batch: TensorDictBase,
+    keys: Sequence[str],
+    whole: Sequence[Tensor],
+    least: int,
+    group: Group,
+    standardize: Sequence[str],
+) -> Iterator[dict[str, Tensor]]:
+    """This learner's share of each minibatch: of ``whole``, the numbers of its steps in the batches of all learners."""
+    entries = {key: batch[key].flatten(0, 1) for key in keys}
+    of_all = {key: group.gather(entries[key]) for key in standardize}
+    for steps in whole:
+        position = (steps // batch.numel() == group.rank).nonzero()[:, 0]
+        # Where none of the steps is its own, it computes some others of its own, which then weigh nothing.
+        taken = position if len(position) else torch.arange(least, device=steps.device)
+        own = steps[taken] % batch.numel()
+        share = {key: entry[own] for key, entry in entries.items()}
+        share |= {key: standardized(entry[steps])[taken] for key, entry in of_all.items()}
+        yield share | {POSITION: position}
 
 
 def stacked(records: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import torch
 from torchrl.envs import TransformedEnv
 
 from rlexp.experiment import ExperimentConfig
+from rlexp.group import ALONE, Group
 from rlexp.losses import DistillConfig, NPGConfig
 from rlexp.policies import ActorCritic
 from rlexp.training.learners.base import Learner
@@ -15,9 +16,13 @@ from rlexp.training.learners.ppo import PPOLearner
 
 
 def build_learner(
-    config: ExperimentConfig, networks: ActorCritic, device: torch.device, env: TransformedEnv
+    config: ExperimentConfig,
+    networks: ActorCritic,
+    device: torch.device,
+    env: TransformedEnv,
+    group: Group = ALONE,
 ) -> Learner:
-    """The learner for ``config.loss``.
+    """The learner for ``config.loss``, alone or one of a group.
 
     Raises:
         ConfigError: loss, optimizer or schedule cannot be built with these settings, or do not go together.
@@ -27,4 +32,4 @@ def build_learner(
         return NaturalGradientLearner(config, networks, device)
     if isinstance(config.loss, DistillConfig):
         return DistillLearner(config, networks, device, env)
-    return PPOLearner(config, networks, device)
+    return PPOLearner(config, networks, device, group)

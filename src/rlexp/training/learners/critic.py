@@ -12,6 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from rlexp.config import ConfigError, Problem
 from rlexp.experiment import ExperimentConfig
+from rlexp.group import ALONE, POSITION, Group
 from rlexp.kernels.select import Kernels
 from rlexp.optim.schedules import KLAdaptive, load_schedule
 from rlexp.policies import ActorCritic
@@ -28,12 +29,21 @@ class CriticFit:
         networks: actor and critic.
         weights: all that is trained, as one vector, the critic's parameters at its end.
         distance: ``l1``, ``l2`` or ``smooth_l1``, between value and target.
+        group: the learners, each of whom has a share of a batch.
 
     Raises:
         ConfigError: actor and critic share parameters, or the optimizer cannot be built.
     """
 
-    def __init__(self, config: ExperimentConfig, networks: ActorCritic, weights: nn.Parameter, distance: str) -> None:
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        networks: ActorCritic,
+        weights: nn.Parameter,
+        distance: str,
+        group: Group = ALONE,
+    ) -> None:
+        self._group = group
         actor, critic = networks.split_parameters()
         if not critic or set(actor) & set(networks.critic.parameters()):
             message = "must be false where the critic has passes of its own: they would change the policy."
@@ -63,17 +73,19 @@ class CriticFit:
             ``loss_critic``, and ``grad_norm`` before clipping: means over the minibatches.
         """
         keys = list(dict.fromkeys([*self._critic.in_keys, "value_target"]))
-        steps = (m for _ in range(self._num_epochs) for m in minibatches(batch, keys, self._size))
+        steps = (m for _ in range(self._num_epochs) for m in minibatches(batch, keys, self._size, group=self._group))
         records = stacked([self.step(minibatch) for minibatch in steps])
         self.scheduler.step()
         return {name: record.mean() for name, record in records.items()}
 
     def step(self, minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
         """One step of the optimizer on the critic's loss."""
-        loss = self._gradient(minibatch)
+        assert self._weights.grad is not None
+        record = {"loss_critic": self._gradient(minibatch)}
+        record = self._group.combine(self._weights.grad, record, minibatch.get(POSITION), self._size)
         norm = clip_grad_norm(self._weights, self._max_grad_norm)
         self.optimizer.step()
-        return {"loss_critic": loss, "grad_norm": norm}
+        return record | {"grad_norm": norm}
 
     def _by_autograd(self, minibatch: Mapping[str, Tensor]) -> Tensor:
         """Write the gradient of the critic's loss, and return the loss."""

@@ -71,7 +71,7 @@ class NaturalGradientLearner:
             batch["next", "reward"] = self.reward_norm(batch["next", "reward"], batch["next", "done"])
         self.advantage(batch)
         explained = explained_variance(batch["state_value"], batch["value_target"])
-        metrics = self._improve_policy(batch.reshape(-1))
+        metrics = self._improve_policy(batch.reshape(-1), self.loss.max_kl_at(progress))
         critic = self.critic.fit(batch)
         return metrics | {
             "loss/critic": critic["loss_critic"].item(),
@@ -80,8 +80,8 @@ class NaturalGradientLearner:
             "train/lr": lr,
         }
 
-    def _improve_policy(self, steps: TensorDictBase) -> dict[str, float]:
-        """One natural gradient step on ``steps`` ``[n]``."""
+    def _improve_policy(self, steps: TensorDictBase, max_kl: float) -> dict[str, float]:
+        """One natural gradient step of a KL on ``steps`` ``[n]``."""
         advantage = steps["advantage"][:, 0]
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
 
@@ -102,9 +102,9 @@ class NaturalGradientLearner:
         direction = conjugate_gradients(fisher, gradient, self.loss.cg_iterations)
         curvature = direction.dot(fisher(direction))
         # A gradient of 0, where all advantages are equal, has no direction.
-        step = direction * (2 * self.loss.max_kl / curvature).sqrt() if curvature > 0 else torch.zeros_like(direction)
+        step = direction * (2 * max_kl / curvature).sqrt() if curvature > 0 else torch.zeros_like(direction)
         with torch.no_grad():
-            fraction, kl = self._take(step, steps, before, surrogate, objective.detach())
+            fraction, kl = self._take(step, max_kl, steps, before, surrogate, objective.detach())
         return {
             "loss/objective": -objective.item(),
             "loss/kl": kl.item(),
@@ -116,6 +116,7 @@ class NaturalGradientLearner:
     def _take(
         self,
         step: Tensor,
+        max_kl: float,
         steps: TensorDictBase,
         before: Distribution,
         surrogate: Callable[[Distribution], Tensor],
@@ -131,7 +132,7 @@ class NaturalGradientLearner:
             self._set(start + fraction * step)
             policy = self._policy(steps)
             kl = kl_divergence(before, policy).mean()
-            if kl <= self.loss.max_kl and surrogate(policy) > objective:
+            if kl <= max_kl and surrogate(policy) > objective:
                 return fraction, kl
             fraction *= self.loss.backtrack_factor
         self._set(start)

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from rlexp.config import ConfigError, Problem
 from rlexp.experiment import ExperimentConfig
+from rlexp.group import ALONE, POSITION, Group
 from rlexp.kernels.select import Kernels
 from rlexp.kernels.unsupported import UnsupportedError
 from rlexp.losses import MinibatchLossConfig, PolicyLossConfig
-from rlexp.losses.module import Gradient
+from rlexp.losses.module import Gradient, Loss
 from rlexp.losses.value_norm import take_value_norm
 from rlexp.machine import use_compiler
 from rlexp.optim.schedules import KLAdaptive, load_schedule
@@ -35,6 +36,8 @@ class PPOLearner:
         config: the checked config.
         networks: what it trains; their parameters become views of one vector, ``weights``.
         device: where the networks are and the batches come to.
+        group: the learners, each of whom has a share of a batch: together they make the updates of one that has all
+            of it.
 
     Attributes:
         loss: torchrl's loss module; its coefficients are annealed and saved.
@@ -52,30 +55,44 @@ class PPOLearner:
         ConfigError: loss, optimizer or schedule cannot be built with these settings, or do not go together.
     """
 
-    def __init__(self, config: ExperimentConfig, networks: ActorCritic, device: torch.device) -> None:
+    def __init__(
+        self, config: ExperimentConfig, networks: ActorCritic, device: torch.device, group: Group = ALONE
+    ) -> None:
         assert isinstance(config.loss, MinibatchLossConfig)
-        self.config, self.networks = config, networks
+        self.config, self.networks, self.group = config, networks, group
         kernels = Kernels(config.use_kernels)
-        loss = config.loss.model_copy(update={"critic_coeff": 0.0}) if config.critic_apart else config.loss
-        self.loss = loss.build(networks).to(device)
+        changes: dict[str, object] = {"critic_coeff": 0.0} if config.critic_apart else {}
+        self._standardized: list[str] = []
+        if group.size > 1 and getattr(config.loss, "normalize_advantage", False):
+            self._standardized.append("advantage")  # by those who know the whole minibatch
+            changes["normalize_advantage"] = False
+        self.loss = config.loss.model_copy(update=changes).build(networks).to(device)
         self.minibatch_loss = kernels.loss(self.loss, networks)
-        estimator = config.loss.build_advantage(networks).to(device)
+        estimator = config.loss.build_advantage(networks, group).to(device)
         self.value_norm = estimator.value_norm
         self.advantage = kernels.advantage(estimator)
+        if group.size > 1 and isinstance(self.minibatch_loss, Loss):
+            message = (
+                "has no kernel with these settings, and several learners need one. Train with one, without torchrun."
+            )
+            raise ConfigError([Problem("loss", message, type(self.loss.module).__name__)])
         self.reward_norm: RewardNorm | None = None
         if config.loss.normalize_reward:
-            self.reward_norm = RewardNorm(config.env.num_envs, config.loss.gamma).to(device)
+            self.reward_norm = RewardNorm(config.env.num_envs // group.size, config.loss.gamma, group=group).to(device)
         actor, critic = networks.split_parameters()
         self.weights = flatten([*actor, *critic])
         self.gradient = kernels.gradient(
-            self.minibatch_loss, networks, lambda: use_compiler(config.compile, device, config.num_minibatches)
+            self.minibatch_loss,
+            networks,
+            # A learner's shares of minibatches are of many sizes, and each would be compiled.
+            lambda: group.size == 1 and use_compiler(config.compile, device, config.num_minibatches),
         )
         self.critic: CriticFit | None = None
         self._trained = self.weights
         optim = config.optim
         if config.critic_apart:
             assert isinstance(config.loss, PolicyLossConfig)
-            self.critic = CriticFit(config, networks, self.weights, config.loss.loss_critic_type)
+            self.critic = CriticFit(config, networks, self.weights, config.loss.loss_critic_type, group)
             self._trained = part(self.weights, None, sum(parameter.numel() for parameter in actor))
             optim, critic = optim.model_copy(update={"critic_lr": None}), []
         self.optimizer, self.scheduler = optim.build(self._trained, actor, critic, config.num_batches)
@@ -110,7 +127,7 @@ class PPOLearner:
             batch["next", "reward"] = self.reward_norm(batch["next", "reward"], batch["next", "done"])
         loss.prepare(batch)
         self.advantage(batch)
-        explained = explained_variance(batch["state_value"], batch["value_target"])
+        explained = explained_variance(*(self.group.gather(batch[key]) for key in ("state_value", "value_target")))
         step, beyond = self._step_fn(), False
         records: list[dict[str, Tensor]] = []
         for epoch in range(config.num_epochs):
@@ -135,7 +152,7 @@ class PPOLearner:
         if self.critic is not None:
             metrics["loss/critic"] = self.critic.fit(batch)["loss_critic"]
         # A loss without a bonus does not compute the entropy: the batch's own actions estimate it.
-        metrics.setdefault("loss/entropy", -batch["action_log_prob"].mean())
+        metrics.setdefault("loss/entropy", -self.group.gather(batch["action_log_prob"]).mean())
         row: dict[str, float] = {name: value.item() for name, value in metrics.items()}
         row["loss/explained_variance"] = explained
         row["optim/grad_norm"], row["optim/epochs"] = grad_norm.item(), epoch + 1
@@ -144,11 +161,15 @@ class PPOLearner:
 
     def minibatches(self, batch: TensorDictBase) -> Iterator[dict[str, Tensor]]:
         """One pass over the batch: what the loss reads, ``minibatch_size`` steps at a time, in random order."""
-        return minibatches(batch, self.minibatch_loss.keys, self.config.minibatch_size, self.networks.sequence_length)
+        keys, size, length = self.minibatch_loss.keys, self.config.minibatch_size, self.networks.sequence_length
+        return minibatches(batch, keys, size, length, self.group, self._standardized)
 
     def step(self, minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
         """One step of the optimizer; returns the losses and the gradient's norm before clipping, detached."""
-        record = self.gradient(minibatch)
+        with self.group.own_draws():
+            record = self.gradient(minibatch)
+        assert self._trained.grad is not None
+        record = self.group.combine(self._trained.grad, record, minibatch.get(POSITION), self.config.minibatch_size)
         record["grad_norm"] = clip_grad_norm(self._trained, self.config.max_grad_norm)
         self.optimizer.step()
         return record
@@ -159,7 +180,7 @@ class PPOLearner:
             "loss": self.loss.coefficients,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "reward_norm": {} if self.reward_norm is None else self.reward_norm.state_dict(),
+            "reward_norm": {} if self.reward_norm is None else self._reward_norm_state(self.reward_norm),
             "value_norm": {} if self.value_norm is None else self.value_norm.state_dict(),
             "critic": {} if self.critic is None else self.critic.state_dict(),
         }
@@ -171,7 +192,8 @@ class PPOLearner:
         self.optimizer.load_state_dict(state["optimizer"])
         load_schedule(self.scheduler, state["scheduler"])
         if self.reward_norm is not None:
-            self.reward_norm.load_state_dict(state["reward_norm"])
+            saved = state["reward_norm"]
+            self.reward_norm.load_state_dict(saved | {"discounted": self.group.rows(saved["discounted"])})
         if self.value_norm is not None:
             self.value_norm.load_state_dict(state["value_norm"])
         if self.critic is not None:
@@ -187,6 +209,9 @@ class PPOLearner:
         """Forget the discounted returns of the current episodes."""
         if self.reward_norm is not None:
             self.reward_norm.discounted.zero_()
+
+    def _reward_norm_state(self, norm: RewardNorm) -> dict[str, Any]:
+        return norm.state_dict() | {"discounted": self.group.gather(norm.discounted)}
 
     def _beyond(self, kl: Tensor) -> bool:
         target = self.config.target_kl

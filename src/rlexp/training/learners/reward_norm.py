@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rlexp.envs.normalization import Moments
+from rlexp.group import ALONE, Group
 from rlexp.kernels.scan import discounted_sums
 
 
@@ -19,13 +20,14 @@ class RewardNorm(nn.Module):
         num_envs: environments that the rewards come from; each keeps its own $R$ across batches.
         gamma: discount.
         eps: $\epsilon$, keeps a task without rewards finite.
+        group: the learners, whose environments together make the variance.
     """
 
     discounted: Tensor
 
-    def __init__(self, num_envs: int, gamma: float, eps: float = 1e-8) -> None:
+    def __init__(self, num_envs: int, gamma: float, eps: float = 1e-8, group: Group = ALONE) -> None:
         super().__init__()
-        self.gamma, self.eps = gamma, eps
+        self.gamma, self.eps, self._group = gamma, eps, group
         self.moments = Moments()
         self.register_buffer("discounted", torch.zeros(num_envs, dtype=torch.float64))
 
@@ -47,5 +49,5 @@ class RewardNorm(nn.Module):
         decay = self.gamma * torch.cat([ones, ones, alive[:, :-1]], -1)
         returns = discounted_sums(rewards.flip(-1), decay.flip(-1)).flip(-1)[:, 1:]
         self.discounted.copy_(returns[:, -1] * alive[:, -1])
-        self.moments.update(returns.flatten())
+        self.moments.update(returns.flatten(), self._group)
         return reward / (self.moments.var + self.eps).sqrt().to(reward)

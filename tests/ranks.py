@@ -1,0 +1,108 @@
+"""The processes of one run with several learners, as torchrun starts them, forked from a warm one."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import torch
+import warm
+from commands import _main, clean_environment
+from torchrl.envs import TransformedEnv
+from warm import processes
+
+from rlexp import Trainer
+from rlexp.envs import normalization
+from rlexp.envs.normalization import Moments, RunningObservationNorm, observation_norms
+from rlexp.envs.transforms import transforms_state
+from rlexp.training import parts
+
+Prepare = Callable[[int], None]
+
+
+def launch_ranks(
+    arguments: list[str], cwd: Path, size: int = 2, prepare: Prepare | None = None
+) -> list[ForkServerProcess]:
+    """Start a training in so many processes, which write to ``output0.txt`` and so on.
+
+    Args:
+        arguments: of rlexp-train.
+        cwd: where it runs, and its home.
+        size: how many; 1 starts it without torchrun's variables.
+        prepare: called in each process before, with its rank.
+    """
+    warm.start()
+    port = free_port()
+    started = []
+    for rank in range(size):
+        process = processes.Process(target=_rank, args=(rank, size, port, arguments, cwd, prepare))
+        process.start()
+        started.append(process)
+    return started
+
+
+def train_ranks(arguments: list[str], cwd: Path, size: int = 2, prepare: Prepare | None = None) -> None:
+    """Train to the end."""
+    started = launch_ranks(arguments, cwd, size, prepare)
+    for rank, process in enumerate(started):
+        process.join(120)
+        assert process.exitcode == 0, output(cwd, rank)
+
+
+def output(cwd: Path, rank: int) -> str:
+    """What a rank has printed."""
+    return (cwd / f"output{rank}.txt").read_text()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def variables(rank: int, size: int, port: int) -> dict[str, str]:
+    """What torchrun sets in the environment of each process."""
+    if size == 1:
+        return {}
+    return {
+        **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)},
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"},
+    }
+
+
+def _rank(rank: int, size: int, port: int, arguments: list[str], cwd: Path, prepare: Prepare | None) -> None:
+    if prepare is not None:
+        prepare(rank)
+    path = str(cwd / f"output{rank}.txt")
+    environment = clean_environment(cwd, **variables(rank, size, port))
+    _main("rlexp-train", tuple(arguments), str(cwd), environment, (path, path))
+
+
+def start_alike(rank: int) -> None:
+    """Begin the statistics without steps, whose number depends on how many environments end first; keep what is left.
+
+    At the end each rank writes what it holds to ``rank0.pt`` and so on.
+    """
+
+    def init(env: TransformedEnv, random_steps: int) -> None:
+        for norm in observation_norms(env):
+            assert isinstance(norm, RunningObservationNorm)
+            zeros = torch.zeros(env.base_env.observation_spec["observation"].shape[-1], dtype=torch.float64)
+            for buffer in (norm.loc, norm.scale):
+                buffer.materialize(zeros.shape, dtype=torch.float64)
+            norm.loc, norm.scale = zeros, torch.ones_like(zeros)
+            norm.moments = Moments(zeros.shape)
+            norm.moments.count.fill_(random_steps)
+
+    parts.init_normalization = init  # type: ignore[attr-defined]
+    assert normalization.init_normalization is not init
+    close = Trainer.close
+
+    def keep(self: Trainer) -> None:
+        held = {"transforms": transforms_state(self.env), "learner": self.learner.state_dict()}
+        torch.save(held | {"rng": torch.get_rng_state(), "weights": self.learner.weights.data}, f"rank{rank}.pt")
+        close(self)
+
+    Trainer.close = keep  # type: ignore[method-assign]
