@@ -14,7 +14,7 @@ from rlexp.config.reader import BUILTIN, named_packages
 from rlexp.config.redaction import with_secrets
 from rlexp.envs import EnvConfig
 from rlexp.loggers import LoggerConfig
-from rlexp.losses import AnyLossConfig, LossConfig, NPGConfig, PolicyLossConfig
+from rlexp.losses import AnyLossConfig, DistillConfig, LossConfig, NPGConfig, PolicyLossConfig
 from rlexp.optim import OptimConfig
 from rlexp.policies import PolicyConfig, RecurrentConfig
 
@@ -167,7 +167,8 @@ class ExperimentConfig(Config):
         return self.kernels == "auto"
 
     def missing_requirements(self) -> Iterator[Problem]:
-        """Packages that the logger and the videos need."""
+        """What the loss needs, and packages that the logger and the videos do."""
+        yield from (problem.under("loss.") for problem in self.loss.missing_requirements())
         yield from (problem.under("logger.") for problem in self.logger.missing_requirements())
         yield from (problem.under("evaluation.") for problem in self.evaluation.missing_requirements())
 
@@ -223,8 +224,8 @@ class ExperimentConfig(Config):
             message = f"must be a multiple of {learners}, so that each of the learners simulates as many: {fits}."
             yield Problem("env.num_envs", message, str(self.env.num_envs))
         several = f"with several learners (torchrun started {learners} processes)"
-        if isinstance(self.loss, NPGConfig):
-            yield Problem("loss", f"must be one that minibatches minimise {several}, such as loss=clip_ppo.")
+        if isinstance(self.loss, NPGConfig | DistillConfig):
+            yield Problem("loss", f"must be clip_ppo, spo, kl_ppo or a2c {several}.")
         if not isinstance(self.collector, SyncCollectorConfig):
             yield Problem("collector", f"must be sync {several}: each of them steps its share of the environments.")
         if self.kernels is False:

@@ -44,6 +44,17 @@ def test_hydras_paths_are_read_as_they_are_written(name: str, tmp_path: Path, mo
     assert composed.run_dir == name
 
 
+def test_a_teachers_path_is_read_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And becomes absolute: the run may be resumed from elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("007", "lr=0.1,seed=1", "ünï"):
+        (tmp_path / name).mkdir()
+        found = load_config(["loss=distill", f"loss.teacher={name}"]).loss.to_dict()["teacher"]
+        assert found == str(tmp_path / name)
+    jobs = list(expand_sweeps(["loss=distill", "loss.teacher=1e5,2"]))
+    assert [load(job).values["loss"]["teacher"] for job in jobs] == ["1e5", "2"]
+
+
 def test_null_is_none_where_there_is_no_such_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert load(["resume=null"]).values["resume"] is None

@@ -32,6 +32,8 @@ NEEDED = {
     "env/torchrl": ["env.make._target_=torchrl.envs.GymEnv", "env.make.env_name=Pendulum-v1"],
     "policy/categorical": ["env=cartpole"],
     "policy/cnn": ["env=cartpole", "env.from_pixels=true", "env/transforms=none"],
+    # A run of the default environment.
+    "loss/distill": [f"loss.teacher={Path(__file__).parents[1] / 'data' / 'run_of_format_3'}"],
     "loss/any": ["loss.loss_module._target_=torchrl.objectives.A2CLoss", "loss.loss_module.functional=false"],
     "optim/any": ["optim.optimizer._target_=torch.optim.SGD"],
 }

@@ -188,6 +188,14 @@ RAY = [
 ]
 
 
+def test_a_strangers_run_trusts_nothing_for_its_teacher() -> None:
+    overrides = ["env=pendulum", "logger=none", "loss=distill", "loss.teacher=x", "loss.trust=[evil]"]
+    values = load_config(overrides).to_dict()
+    with pytest.raises(ConfigError, match=r"loss\.trust\.0=evil(.|\n)*is blocked.*trust=\[evil\]"):
+        read_config(values, trust=[])
+    read_config(values, trust=["evil"])
+
+
 @pytest.mark.parametrize("init", RAY)
 def test_ray_starts_nothing_of_a_strangers(init: dict[str, Any]) -> None:
     values = load_config(["env=pendulum", "logger=none", "collector=ray"]).to_dict()

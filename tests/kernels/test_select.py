@@ -28,6 +28,8 @@ HOPPER, CARTPOLE = "env=hopper", "env=cartpole"
 GRU = ["policy=gru", "policy.sequence_length=8", "policy.hidden_size=8"]
 LSTM = ["policy=lstm", "policy.sequence_length=8", "policy.hidden_size=8"]
 PIXELS = [CARTPOLE, "env.from_pixels=true", "env/transforms=none", "env.pixels.size=16"]
+TEACHER = Path(__file__).parents[1] / "data" / "run_of_format_3"
+TAUGHT = ["env=inverted_double_pendulum", "loss=distill", f"loss.teacher={TEACHER}"]
 TORCHRL = "loss.loss_module._target_=torchrl.objectives"
 POLICIES = {
     "tanh_normal": [HOPPER],
@@ -46,6 +48,7 @@ LOSSES = {
     "any": [HOPPER, "loss=any", f"{TORCHRL}.PPOLoss"],
     "rpo": [HOPPER, "loss=rpo", "policy=normal"],
     "spo": [HOPPER, "loss=spo"],
+    "distill": [*TAUGHT, "policy=tanh_normal"],
     "npg": [HOPPER, "loss=npg"],
     "trpo": [HOPPER, "loss=trpo"],
 }
@@ -57,6 +60,7 @@ OTHERS = {
     "td0": [HOPPER, "loss.estimator=td0"],
     "kl_ppo, beta": [HOPPER, "policy=beta", "loss=kl_ppo", "loss.beta=5"],
     "kl_ppo, gru": [CARTPOLE, *GRU, "loss=kl_ppo", "loss.beta=5"],
+    "distill, gru": [*TAUGHT, *GRU],
     "target_kl": [HOPPER, "target_kl=1e-6", "recompute_advantage=false"],
     "kl_adaptive": [HOPPER, "optim.schedule=kl_adaptive"],
     "any a2c": [HOPPER, "loss=any", f"{TORCHRL}.A2CLoss", "loss.loss_module.functional=false", "num_epochs=1"],
@@ -95,7 +99,9 @@ def test_kernels_change_nothing_that_is_learned_or_logged(name: str, tmp_path: P
     assert isinstance(ppo_learner(reference).gradient, AutogradGradient)
     assert ppo_learner(reference).minibatch_loss is ppo_learner(reference).loss
     assert isinstance(ppo_learner(fast).advantage, FastAdvantage)
-    assert isinstance(ppo_learner(fast).minibatch_loss, FastLoss) == (name not in ("any", "any reinforce", "rpo"))
+    assert isinstance(ppo_learner(fast).minibatch_loss, FastLoss) == (
+        name not in ("any", "any reinforce", "rpo", "distill", "distill, gru")
+    )
 
 
 def test_every_policy_and_every_loss_is_among_them() -> None:

@@ -42,7 +42,7 @@ def updates(overrides: list[str], device: torch.device) -> list[Any]:
     init_normalization(env, 30)
     networks = config.policy.build(env, device)
     carry_state(env, networks.actor)
-    learner = build_learner(config, networks, device)
+    learner = build_learner(config, networks, device, env)
     batches = iter(config.collector.build(env, networks.actor, source, device))
     found: list[Any] = []
     for progress in (0, 0.5):

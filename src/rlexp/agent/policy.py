@@ -161,16 +161,26 @@ class Policy(nn.Module):
         """
         return self._step(self._entries(observation), recurrent_state, action_mask)
 
-    def _step(self, given: Mapping[str, Tensor], state: Tensor | None, action_mask: Any) -> tuple[Tensor, Tensor]:
-        """`step`, for entries that were checked."""
+    def inputs(self, observation: Tensor | Mapping[str, Tensor], action_mask: Tensor | None = None) -> TensorDictBase:
+        """What the actor reads besides its recurrent state, on its device.
+
+        Args:
+            observation: as in `forward`, tensors ``[..., *observation]``.
+            action_mask: as in `forward`.
+
+        Returns:
+            Entries behind the transforms ``[..., *entry]``, without a batch size.
+
+        Raises:
+            ValueError: as in `forward`.
+        """
+        return self._inputs(self._entries(observation), action_mask)[0]
+
+    def _inputs(self, given: Mapping[str, Tensor], action_mask: Any) -> tuple[TensorDictBase, torch.Size]:
+        """`inputs`, of entries that were checked, and their leading dimensions."""
         weights = next(self.actor.parameters())
         first, shape = next(iter(self.shapes.items()))
         batch: torch.Size = torch.Size(given[first].shape[: given[first].dim() - len(shape)])
-        state = torch.zeros(*batch, self.state_size) if state is None else state
-        if state.shape[:-1] != batch:
-            found, before = list(batch), list(state.shape[:-1])
-            raise ValueError(f"observations of shape {found} follow a state of {before}; call reset() first.")
-        state = state.to(weights.device)
         tensordict: TensorDictBase = TensorDict({k: x.to(weights.device, self.dtypes[k]) for k, x in given.items()})
         if self.masked or action_mask is not None:
             tensordict[ACTION_MASK] = self._mask(action_mask, batch).to(weights.device)
@@ -179,6 +189,16 @@ class Policy(nn.Module):
         for key in self.read:
             if tensordict[key].is_floating_point():
                 tensordict[key] = tensordict[key].to(weights.dtype)
+        return tensordict, batch
+
+    def _step(self, given: Mapping[str, Tensor], state: Tensor | None, action_mask: Any) -> tuple[Tensor, Tensor]:
+        """`step`, for entries that were checked."""
+        tensordict, batch = self._inputs(given, action_mask)
+        state = torch.zeros(*batch, self.state_size) if state is None else state
+        if state.shape[:-1] != batch:
+            found, before = list(batch), list(state.shape[:-1])
+            raise ValueError(f"observations of shape {found} follow a state of {before}; call reset() first.")
+        state = state.to(next(self.actor.parameters()).device)
         with set_exploration_type(ExplorationType.DETERMINISTIC):
             if self.recurrent:
                 tensordict, state = self._recurrent_step(tensordict, state, batch)

@@ -31,6 +31,7 @@ class Source:
         seed: seeds everything random in them.
         kernels: whether kernels may stand in for torchrl's parts.
         group: the learners, of whose environments ``env`` is a share.
+        raw: whether batches hold raw observations too (`rlexp.envs.raw_observations`).
     """
 
     env: EnvConfig
@@ -38,6 +39,7 @@ class Source:
     seed: int
     kernels: bool
     group: Group = ALONE
+    raw: bool = False
 
 
 class CollectorConfig(Config):

@@ -13,6 +13,7 @@ from tensordict import TensorDictBase
 from torchrl.envs import ObservationNorm
 
 from rlexp.envs.normalization import RunningObservationNorm, observation_norms
+from rlexp.envs.raw_observations import keep_raw
 from rlexp.envs.snapshot import State
 from rlexp.envs.transforms import (
     episodes_state,
@@ -105,6 +106,8 @@ class ShareWorker:
         self._take_statistics(statistics)
         self._actor = share.source.policy.build(self._env, cpu).actor
         self._take_weights(weights)
+        if share.source.raw:
+            keep_raw(self._env)
         self._collector = share.collector.build(self._env, self._actor, share.source, cpu)
         self._batches = iter(self._collector)
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-_PATHS = ("resume", "warm_start", "sweep.resume", "hydra.run.dir", "hydra.sweep.dir")
-_SWEPT = ("warm_start",)
+_PATHS = ("resume", "warm_start", "loss.teacher", "sweep.resume", "hydra.run.dir", "hydra.sweep.dir")
+_SWEPT = ("warm_start", "loss.teacher")
 
 
 def quoted(text: str) -> str:

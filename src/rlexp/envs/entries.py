@@ -16,9 +16,8 @@ OBSERVATION = "observation"
 
 RESERVED = frozenset({
     *("action", "action_log_prob", "action_mask", "advantage", "alpha", "beta", "collector", "done", "end_of_life"),
-    "episode_reward",
-    *("is_init", "latent", "latent_log_prob", "loc", "logits", "next", "recurrent_state", "reward", "scale"),
-    *("state_value", "step_count", "terminated", "truncated", "value_target"),
+    *("episode_reward", "is_init", "latent", "latent_log_prob", "loc", "logits", "next", "raw_observation"),
+    *("recurrent_state", "reward", "scale", "state_value", "step_count", "terminated", "truncated", "value_target"),
 })  # fmt: skip
 """What else a batch holds: no entry of an observation has one of these names."""
 

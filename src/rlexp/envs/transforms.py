@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 from torchrl.envs import Compose, Transform, TransformedEnv
 
+from rlexp.envs.raw_observations import PutRaw, TakeRaw
 from rlexp.envs.snapshot import State, StateUnavailableError, is_plain, saving
 
 _PACKAGES = ("torchrl", "rlexp")
@@ -50,7 +51,7 @@ def cloned(env: TransformedEnv) -> list[Transform]:
 
 def transforms_state(env: TransformedEnv) -> dict[str, Any]:
     """The state of all transforms, without buffers that take their shape from an observation not yet seen."""
-    state = env.transform.state_dict(keep_vars=True)  # torch cannot detach those without a shape
+    state = _of_config(env).state_dict(keep_vars=True)  # torch cannot detach those without a shape
     return {
         name: value.detach() if isinstance(value, Tensor) else value
         for name, value in state.items()
@@ -64,13 +65,20 @@ def load_transforms_state(env: TransformedEnv, state: Mapping[str, Any]) -> None
     Raises:
         RuntimeError: it is another environment's.
     """
-    lazy = {name: buffer for name, buffer in env.transform.named_buffers() if is_lazy(buffer)}
+    transforms = _of_config(env)
+    lazy = {name: buffer for name, buffer in transforms.named_buffers() if is_lazy(buffer)}
     for name, buffer in lazy.items():
         if name in state:  # of itself torch would make float32 of an image's bytes
             buffer.materialize(state[name].shape, dtype=state[name].dtype)
-    missing, unexpected = env.transform.load_state_dict(state, strict=False)
+    missing, unexpected = transforms.load_state_dict(state, strict=False)
     if unexpected or set(missing) - lazy.keys():
         raise RuntimeError(f"unlike names of buffers: {', '.join([*missing, *unexpected])}")
+
+
+def _of_config(env: TransformedEnv) -> nn.Module:
+    """The transforms by their places in the config, which does not name what copies raw observations for a loss."""
+    own = [transform for transform in env.transform if not isinstance(transform, TakeRaw | PutRaw)]
+    return nn.ModuleDict({"transforms": nn.ModuleList(own)})
 
 
 def attributes(env: TransformedEnv) -> dict[str, dict[str, Any]]:

@@ -29,6 +29,7 @@ from torchrl.envs import (
 
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.normalization import RunningObservationNorm
+from rlexp.envs.raw_observations import RAW, PutRaw, TakeRaw
 from rlexp.kernels.collector import BatchCollector
 from rlexp.kernels.device_acting import device_acting
 from rlexp.kernels.scan import discounted_sums
@@ -95,6 +96,8 @@ class DeviceCollector(BatchCollector):
         for t in range(self._steps):
             for key, value in self._observation.items():
                 rows["before", key][t].copy_(value)
+            for key in transforms.kept:
+                rows["raw before", key][t].copy_(self._raw[key])
             action = act(self._observation)
             rows["action"][t].copy_(action)
             rows["step_count"][t].copy_(count)
@@ -138,10 +141,15 @@ class DeviceCollector(BatchCollector):
         traj_ids, carried["traj_id"], carried["next_traj_id"] = trajectory_ids(
             flags["done"][..., 0], carried["traj_id"], carried["next_traj_id"]
         )
+        kept = kept_after = {}
+        if transforms.kept:
+            kept = {RAW: {key: buffers["raw before", key] for key in transforms.kept}}
+            kept_after = {RAW: {key: raw[key] for key in transforms.kept}}
         entries = {
             **before,
+            **kept,
             "action": buffers["action"],
-            "next": following,
+            "next": {**following, **kept_after},
             "collector": {"traj_ids": traj_ids},
         }
         return TensorDict(
@@ -158,6 +166,7 @@ class DeviceCollector(BatchCollector):
 
         specs: dict[Any, Any] = {("before", key): env.observation_spec[key] for key in observed}
         specs |= {("raw", key): simulators.observation_spec[key] for key in observed}
+        specs |= {("raw before", key): simulators.observation_spec[key] for key in self._transforms.kept}
         specs |= {"action": env.action_spec, "reward": simulators.reward_spec}
         found = {key: buffer(spec.shape, spec.dtype) for key, spec in specs.items()}
         column = torch.Size([num_envs, 1])
@@ -198,6 +207,7 @@ class DeviceTransforms:
 
     Attributes:
         observed: the entries of an observation.
+        kept: those that batches hold as they are too (`PutRaw`).
         simulator_flags, flags: those of done, terminated and truncated that simulators give, and that batches hold.
         action_dtype: of the simulators' actions.
         reward_dtype: of rewards behind the transforms.
@@ -213,6 +223,7 @@ class DeviceTransforms:
         self._chain: list[tuple[Transform, dict[str, Callable[[Tensor], Tensor]]]] = []
         self.max_steps: int | None = None
         self.counts_steps = self.sums_rewards = False
+        self.kept: list[str] = []
         for transform in env.transform:
             match transform:
                 case StepCounter() if transform.step_count_key == "step_count" and transform.update_done:
@@ -220,6 +231,10 @@ class DeviceTransforms:
                 case RewardSum() if (transform.in_keys, transform.out_keys) == (["reward"], ["episode_reward"]):
                     self.sums_rewards = True
                     self._chain.append((transform, {}))
+                case TakeRaw():
+                    self.kept = list(transform.in_keys)
+                case PutRaw():
+                    pass
                 case InitTracker() | TensorDictPrimer() if carries_state(env):
                     pass  # a recurrent actor writes their entries itself
                 case ObservationNorm() if _in_place(transform) and not transform.in_keys_inv:

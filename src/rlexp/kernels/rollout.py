@@ -29,6 +29,7 @@ from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.entries import OBSERVATION, joined, split
 from rlexp.envs.masks import CheckedActionMask
 from rlexp.envs.normalization import RunningObservationNorm
+from rlexp.envs.raw_observations import RAW, PutRaw, TakeRaw
 from rlexp.group import ALONE, Group
 from rlexp.kernels.acting import Array, acting
 from rlexp.kernels.collector import BatchCollector
@@ -82,8 +83,10 @@ class RolloutCollector(BatchCollector):
         simulators, arrays, act = self._simulators, self._simulators.arrays, self._act
         transform = self._transforms.observation()
         shape = (self._steps, len(self._observation))
-        seen = self._steps if self._transforms.observes else 0
+        keeps_raw = self._transforms.keeps_raw
+        seen = self._steps if self._transforms.observes or keeps_raw else 0
         raw = np.empty((seen, *arrays.observation.shape), arrays.observation.dtype)
+        raw_before = np.empty_like(raw) if keeps_raw else None
         observation = np.empty((self._steps, *self._observation.shape), self._observation.dtype)
         after = np.empty_like(observation)
         action = np.empty((self._steps, *arrays.action.shape), self._transforms.action_dtype)
@@ -97,6 +100,8 @@ class RolloutCollector(BatchCollector):
         current = self._observation
         for t in range(self._steps):
             observation[t] = current
+            if raw_before is not None:
+                raw_before[t] = arrays.observation
             for key, rows in flags.items():
                 flag[key][t] = rows
             action[t] = act(current, arrays.action_mask)
@@ -129,15 +134,19 @@ class RolloutCollector(BatchCollector):
             before["episode_reward"], following["episode_reward"], self._episode_reward = episode_returns(
                 summed, done, self._episode_reward
             )
+        kept = {} if raw_before is None else {RAW: _entries(raw_before)}
+        kept_after = {} if raw_before is None else {RAW: _entries(raw)}
         traj_ids, self._traj_id, self._next_traj_id = trajectory_ids(done, self._traj_id, self._next_traj_id)
         batch = TensorDict(
             {
                 **_entries(observation),
+                **kept,
                 **{key: _per_env(rows) for key, rows in flag.items()},
                 "action": _per_env(action),
                 **{key: _per_env(value[..., None]) for key, value in before.items()},
                 "next": {
                     **_entries(after),
+                    **kept_after,
                     **{key: _per_env(rows) for key, rows in flag_after.items()},
                     **{key: _per_env(value[..., None]) for key, value in following.items()},
                 },
@@ -189,6 +198,7 @@ class ArrayTransforms:
         observes: there are running statistics, which are to know of raw observations.
         counts_steps: there is a ``StepCounter``.
         sums_rewards: there is a ``RewardSum``.
+        keeps_raw: batches hold raw observations too (`PutRaw`).
 
     Raises:
         UnsupportedError: the environment has no array interface, or a transform is not one of these.
@@ -200,7 +210,7 @@ class ArrayTransforms:
         self.entries = list(split(env.base_env.arrays.observation))
         self._chain: list[ObservationNorm | DoubleToFloat] = []
         self._rewards: list[Transform] = []
-        self.counts_steps = self.sums_rewards = False
+        self.counts_steps = self.sums_rewards = self.keeps_raw = False
         for transform in env.transform:
             match transform:
                 case ObservationNorm() if (
@@ -224,6 +234,8 @@ class ArrayTransforms:
                     SignTransform,
                 ) and transform.in_keys == transform.out_keys == ["reward"]:
                     self._rewards.append(transform)
+                case TakeRaw() | PutRaw():
+                    self.keeps_raw = True
                 case CheckedActionMask():
                     pass  # the simulators check their masks themselves
                 case InitTracker() | TensorDictPrimer() if carries_state(env):

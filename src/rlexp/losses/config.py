@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from math import cos, pi
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from rlexp.config import Config, ConfigError, Count, Fraction, Node, NonNegative, Positive, Problem, build_at
 from rlexp.group import ALONE, Group
@@ -57,6 +60,9 @@ class LossConfig(Config):
         normalize_value: the critic learns value targets divided by their running standard deviation
             (`rlexp.losses.value_norm`).
     """
+
+    reads_raw: ClassVar[bool] = False
+    """Whether batches must hold raw observations, as the simulators give them, too."""
 
     estimator: Literal["gae", "td_lambda", "td1", "td0", "vtrace"]
     gamma: Fraction
@@ -309,6 +315,61 @@ class AnyLossConfig(MinibatchLossConfig):
 
         build = partial(self.loss_module.build, actor_network=networks.actor, critic_network=networks.critic)
         return Loss(build_at("loss.loss_module", build), networks)
+
+
+class DistillConfig(MinibatchLossConfig):
+    """A student learns what a trained teacher would do: `rlexp.losses.distill.DistillLoss`, and the critic's loss.
+
+    Attributes:
+        teacher: the teacher's checkpoint, or its run for the latest one; an absolute path once it is read.
+        trust: packages that the teacher's config may import, beside those that this config imports itself.
+        distance: between the teacher's policy and the student's: ``kl``, or ``l2`` of their deterministic actions.
+        critic_coeff: weight of the critic's loss; with 0 there is none, and the critic is not trained.
+        loss_critic_type: distance between value and target.
+    """
+
+    builds = ("torchrl.objectives.PPOLoss", "torchrl.objectives.value.GAE")
+    reads_raw = True
+
+    teacher: Annotated[str, AfterValidator(os.path.abspath)]
+    trust: list[str]
+    distance: Literal["kl", "l2"]
+    critic_coeff: NonNegative
+    loss_critic_type: Literal["l1", "l2", "smooth_l1"]
+
+    def problems(self) -> Iterator[Problem]:
+        """Nothing here has an advantage."""
+        if self.average_gae:
+            yield Problem("average_gae", "has no meaning with this loss, which has no advantage: false.", "true")
+
+    def missing_requirements(self) -> Iterator[Problem]:
+        """The teacher."""
+        if not Path(self.teacher).exists():
+            yield Problem("teacher", "is not there: name a run's folder or a checkpoint.", self.teacher)
+
+    def imports(self) -> Iterator[tuple[str, str, str]]:
+        """What a teacher's config may import."""
+        for index, package in enumerate(self.trust):
+            yield f"trust.{index}", package, package
+
+    def build(self, networks: ActorCritic) -> Loss:
+        """`DistillLoss`, on batches that a teacher has labelled."""
+        from rlexp.losses.distill import DistillLoss
+        from rlexp.losses.module import Loss
+
+        module = DistillLoss(
+            networks.actor,
+            networks.critic,
+            distance=self.distance,
+            entropy_bonus=False,
+            critic_coeff=self.critic_coeff,
+            loss_critic_type=self.loss_critic_type,
+            log_explained_variance=False,  # the learner logs it once per batch
+            functional=False,
+        )
+        loss = Loss(module, networks)
+        loss.keys += module.teacher_keys
+        return loss
 
 
 class NPGConfig(LossConfig):

@@ -95,9 +95,7 @@ class Loss(nn.Module):
     def _ratio_diagnostics(self, steps: TensorDict) -> dict[str, Tensor]:
         names = self.module.tensor_keys
         log_prob = self._actor.get_dist(steps).log_prob(steps[names.action])
-        log_ratio = (log_prob - steps[names.sample_log_prob]).flatten()
-        ess = (2 * log_ratio.logsumexp(0) - (2 * log_ratio).logsumexp(0)).exp() / len(log_ratio)
-        return {"kl": (log_ratio.expm1() - log_ratio).mean(), "kl_approx": -log_ratio.mean(), "ESS": ess}
+        return ratio_diagnostics(log_prob - steps[names.sample_log_prob])
 
     def metrics(self, records: dict[str, Tensor]) -> dict[str, Tensor]:
         """Means over minibatches."""
@@ -112,6 +110,13 @@ class Loss(nn.Module):
         adapt: Callable[[Tensor], None] | None = getattr(self.module, "end_update", None)
         if adapt is not None:
             adapt(self.kl(records))
+
+
+def ratio_diagnostics(log_ratio: Tensor) -> dict[str, Tensor]:
+    """``kl``, ``kl_approx`` and ``ESS`` of `Loss.losses`, from the logarithms of the ratios ``[...]``."""
+    log_ratio = log_ratio.flatten()
+    ess = (2 * log_ratio.logsumexp(0) - (2 * log_ratio).logsumexp(0)).exp() / len(log_ratio)
+    return {"kl": (log_ratio.expm1() - log_ratio).mean(), "kl_approx": -log_ratio.mean(), "ESS": ess}
 
 
 class AutogradGradient:

@@ -26,6 +26,7 @@ _MAY_CHANGE = (
     "threads",
     "env.num_workers",
     "env.backend",
+    "loss.teacher",  # its path: that it is the same teacher, its weights tell
     "checks",
     "compile",
     "cuda_graph",

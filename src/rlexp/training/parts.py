@@ -20,6 +20,7 @@ from rlexp.config import build_at
 from rlexp.envs import EnvConfig
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.normalization import init_normalization
+from rlexp.envs.raw_observations import keep_raw
 from rlexp.envs.transforms import transforms_state
 from rlexp.experiment import ExperimentConfig
 from rlexp.group import ALONE, Group
@@ -77,6 +78,7 @@ def build_parts(
 
     Raises:
         ConfigError: a part cannot be built with these settings.
+        CheckpointError: a teacher cannot be read.
     """
     if config.checks:
         check_env(config.env)
@@ -108,10 +110,12 @@ def build_parts(
     evaluator = Evaluator(config, env_config, networks, group)
     closing.callback(_close, "the evaluation's environment", evaluator.close)
     watched.append(evaluator.env.base_env)
-    learner = build_learner(config, networks, device, group)
+    learner = build_learner(config, networks, device, env, group)
     busy = config.collector.busy_while_learning
     threads = set_threads(config.threads, learner.weights.numel(), config.minibatch_size // group.size, busy)
-    source = Source(env_config, config.policy, seed, config.use_kernels, group)
+    source = Source(env_config, config.policy, seed, config.use_kernels, group, raw=config.loss.reads_raw)
+    if source.raw:
+        keep_raw(env)
     collector = share.collector.build(env, networks.actor, source, device)
     closing.callback(_close, "the collector", collector.shutdown)
     callbacks = {name: build_at(f"callbacks.{name}", node.build) for name, node in config.callbacks.items()}

@@ -2,7 +2,8 @@
 
 from rlexp.training.learners.base import Learner
 from rlexp.training.learners.build import build_learner
+from rlexp.training.learners.distill import DistillLearner
 from rlexp.training.learners.natural_gradient import NaturalGradientLearner
 from rlexp.training.learners.ppo import PPOLearner
 
-__all__ = ["Learner", "NaturalGradientLearner", "PPOLearner", "build_learner"]
+__all__ = ["DistillLearner", "Learner", "NaturalGradientLearner", "PPOLearner", "build_learner"]

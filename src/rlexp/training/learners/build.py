@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import torch
+from torchrl.envs import TransformedEnv
 
 from rlexp.experiment import ExperimentConfig
 from rlexp.group import ALONE, Group
-from rlexp.losses import NPGConfig
+from rlexp.losses import DistillConfig, NPGConfig
 from rlexp.policies import ActorCritic
 from rlexp.training.learners.base import Learner
+from rlexp.training.learners.distill import DistillLearner
 from rlexp.training.learners.natural_gradient import NaturalGradientLearner
 from rlexp.training.learners.ppo import PPOLearner
 
 
 def build_learner(
-    config: ExperimentConfig, networks: ActorCritic, device: torch.device, group: Group = ALONE
+    config: ExperimentConfig,
+    networks: ActorCritic,
+    device: torch.device,
+    env: TransformedEnv,
+    group: Group = ALONE,
 ) -> Learner:
     """The learner for ``config.loss``, alone or one of a group.
 
     Raises:
         ConfigError: loss, optimizer or schedule cannot be built with these settings, or do not go together.
+        CheckpointError: a teacher cannot be read.
     """
     if isinstance(config.loss, NPGConfig):
         return NaturalGradientLearner(config, networks, device)
+    if isinstance(config.loss, DistillConfig):
+        return DistillLearner(config, networks, device, env)
     return PPOLearner(config, networks, device, group)
