@@ -225,7 +225,7 @@ class ExperimentConfig(Config):
             yield Problem("env.num_envs", message, str(self.env.num_envs))
         several = f"with several learners (torchrun started {learners} processes)"
         if isinstance(self.loss, NPGConfig | DistillConfig):
-            yield Problem("loss", f"must be clip_ppo, spo, kl_ppo or a2c {several}.")
+            yield Problem("loss", f"must be another {several}, such as loss=clip_ppo.")
         if not isinstance(self.collector, SyncCollectorConfig):
             yield Problem("collector", f"must be sync {several}: each of them steps its share of the environments.")
         if self.kernels is False:
