@@ -110,6 +110,14 @@ def test_long_names_are_shortened(tmp_path: Path) -> None:
     assert len(run["run_group"]) <= 128
 
 
+def settled_rows(folder: Path, run_id: str, count: int) -> list[dict[str, Any]]:
+    """What is logged, as soon as there are so many rows: W&B's service may still write when a run has ended."""
+    deadline = time.monotonic() + 60
+    while len(rows := list(logged_rows(folder, run_id))) < count and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return rows
+
+
 def test_rows_that_are_made_again_are_not_sent_twice(tmp_path: Path) -> None:
     every = [*TINY, "logger.mode=offline", "checkpoint.interval=256", "checkpoint.keep_last=9"]
     trainer = Trainer(load_config(every), tmp_path)
@@ -125,17 +133,14 @@ def test_rows_that_are_made_again_are_not_sent_twice(tmp_path: Path) -> None:
     assert frames == [256, 512, 768, 1024, 1280]
     rows = rows_of(tmp_path)
     assert sent[:3] == rows[:3]
-    assert [row["frames"] for row in logged_rows(tmp_path, trainer.run_id)] == frames
+    assert [row["frames"] for row in settled_rows(tmp_path, trainer.run_id, len(frames))] == frames
 
 
 def test_a_log_that_was_cut_anywhere_gives_its_whole_rows(tmp_path: Path) -> None:
     trainer = Trainer(load_config([*TINY, "logger.mode=offline"]), tmp_path)
     trainer.fit()
     (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    # W&B's service may hold the log open for a while, and write its end later.
-    deadline = time.monotonic() + 60
-    while len(list(logged_rows(tmp_path, trainer.run_id))) < 4 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    assert len(settled_rows(tmp_path, trainer.run_id, 4)) == 4
     data = path.read_bytes()
     counts = []
     copy = tmp_path / "copy" / path.relative_to(tmp_path)
