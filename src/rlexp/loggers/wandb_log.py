@@ -24,7 +24,8 @@ def logged_rows(folder: Path, run_id: str) -> Iterator[dict[str, Any]]:
         folder: the folder that holds ``wandb/``.
         run_id: the run's W&B id.
     """
-    for path in sorted(folder.glob(f"wandb/*run-*-{run_id}/run-{run_id}.wandb")):
+    # W&B numbers the folders of runs that begin within the same second: offline-run-20260101_000000-ID-1.
+    for path in sorted(folder.glob(f"wandb/*run-*-{run_id}*/run-{run_id}.wandb")):
         for data in _records(path.read_bytes()):
             record = wandb_internal_pb2.Record.FromString(data)
             if record.HasField("history"):
