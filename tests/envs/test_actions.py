@@ -122,9 +122,11 @@ def test_a_mask_that_allows_nothing_is_named_where_it_appears() -> None:
 
 def test_an_action_that_a_mask_forbids_does_not_reach_the_simulator() -> None:
     env = BatchedGymEnv(ID, num_envs=2, kwargs={"mask": "entry"})
+    env.set_seed(0)
     env.reset()
     action = env.arrays.action_mask.argmax(-1)
     env.set_actions(action)
+    assert not env.arrays.action_mask[1].all()
     action[1] = env.arrays.action_mask[1].argmin()
     with pytest.raises(
         SimulatorError, match=rf"action \[{action[1]}\] of simulator 1 is not allowed by its action_mask"
