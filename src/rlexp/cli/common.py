@@ -16,8 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rlexp.config import Config, ConfigError, Problem, read
 from rlexp.config.paths import unquoted
 from rlexp.config.redaction import redact
+from rlexp.distributed import GroupError, launched, process_name
 from rlexp.envs.errors import SimulatorError
-from rlexp.group import GroupError, launched, process_name
 from rlexp.text import printable
 from rlexp.workers import WorkerError
 

@@ -24,8 +24,8 @@ from rlexp.config import (
     search_path,
     tolerant,
 )
+from rlexp.distributed import ALONE, Group, launched, train_command
 from rlexp.experiment import check_config, trust_argument, trusted
-from rlexp.group import ALONE, Group, launched, train_command
 
 _HELP = """\
 rlexp-train: train an agent.
@@ -166,7 +166,7 @@ def _learners() -> AbstractContextManager[Group]:
     """
     if launched() == 1:
         return nullcontext(ALONE)
-    from rlexp.process_group import ProcessGroup
+    from rlexp.distributed.process_group import ProcessGroup
 
     return closing(ProcessGroup.from_environment())
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rlexp.config import Config, ConfigError, Count, Positive, Problem
 from rlexp.config.trust import of_ray
+from rlexp.distributed import ALONE, Group
 from rlexp.envs import BatchedConfig, EnvConfig
-from rlexp.group import ALONE, Group
 from rlexp.policies import PolicyConfig
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from torchrl.data import TensorSpec
 from torchrl.envs import ObservationNorm, TransformedEnv
 
 from rlexp.config import ConfigError, Problem
+from rlexp.distributed import ALONE, Group
 from rlexp.envs.entries import is_vector
-from rlexp.group import ALONE, Group
 
 
 class Moments(nn.Module):

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import ProbabilisticActor
 
+from rlexp.distributed import ALONE, Group
 from rlexp.envs.actions import ACTION_MASK
 from rlexp.envs.entries import OBSERVATION, split
-from rlexp.group import ALONE, Group
 from rlexp.kernels.distributions import Parts
 from rlexp.kernels.mlp import MLPLayers
 from rlexp.kernels.unsupported import UnsupportedError

@@ -25,12 +25,12 @@ from torchrl.envs import (
     TransformedEnv,
 )
 
+from rlexp.distributed import ALONE, Group
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.entries import OBSERVATION, joined, split
 from rlexp.envs.masks import CheckedActionMask
 from rlexp.envs.normalization import RunningObservationNorm
 from rlexp.envs.raw_observations import RAW, PutRaw, TakeRaw
-from rlexp.group import ALONE, Group
 from rlexp.kernels.acting import Array, acting
 from rlexp.kernels.collector import BatchCollector
 from rlexp.kernels.unsupported import UnsupportedError

@@ -9,7 +9,7 @@ from torchrl.modules import ValueOperator
 from torchrl.objectives.value import ValueEstimatorBase, VTrace
 from torchrl.objectives.value.functional import vtrace_advantage_estimate
 
-from rlexp.group import ALONE, Group
+from rlexp.distributed import ALONE, Group
 from rlexp.losses.value_norm import ValueNorm
 from rlexp.policies.recurrent import state_values
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from rlexp.config import Config, ConfigError, Count, Fraction, Node, NonNegative, Positive, Problem, build_at
-from rlexp.group import ALONE, Group
+from rlexp.distributed import ALONE, Group
 
 if TYPE_CHECKING:
     from rlexp.losses.advantages import AdvantageEstimator

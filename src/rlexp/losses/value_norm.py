@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlexp.distributed import ALONE, Group
 from rlexp.envs.normalization import Moments
-from rlexp.group import ALONE, Group
 
 
 class ValueNorm(nn.Module):

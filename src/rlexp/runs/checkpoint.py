@@ -25,7 +25,7 @@ from safetensors import deserialize
 
 from rlexp.config.legacy import current_config
 from rlexp.config.trust import most_weights
-from rlexp.group import LEARNERS
+from rlexp.distributed import LEARNERS
 from rlexp.runs import manifest, migrations, store
 from rlexp.runs.errors import CheckpointError, PrunedError
 from rlexp.runs.manifest import FORMAT_VERSION, MANIFEST, SESSION, STATE, TENSORS

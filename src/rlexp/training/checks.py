@@ -15,11 +15,11 @@ from torchrl.envs.utils import check_env_specs
 from rlexp.agent import Agent
 from rlexp.agent.evaluation import Evaluation, evaluate
 from rlexp.config import ConfigError, Problem
+from rlexp.distributed import Group, train_command
 from rlexp.envs import EnvConfig
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.normalization import init_normalization
 from rlexp.experiment import ExperimentConfig
-from rlexp.group import Group, train_command
 from rlexp.runs import checkpoint
 from rlexp.runs.checkpoint import Checkpoint
 from rlexp.seeding import seed_everything, unmoved_generators

@@ -13,12 +13,12 @@ from torchrl.modules import ProbabilisticActor
 
 from rlexp.agent.evaluation import Evaluation, evaluate, evaluation_seeds
 from rlexp.agent.video import recorded
+from rlexp.distributed import ALONE, Group
 from rlexp.envs import EnvConfig
 from rlexp.envs.normalization import copy_normalization
 from rlexp.envs.snapshot import StateUnavailableError
 from rlexp.envs.transforms import episodes_state, load_episodes_state
 from rlexp.experiment import ExperimentConfig
-from rlexp.group import ALONE, Group
 from rlexp.policies import ActorCritic
 from rlexp.policies.recurrent import carry_state
 from rlexp.training.average import WeightAverage

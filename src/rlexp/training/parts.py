@@ -17,13 +17,13 @@ from rlexp.agent.video import check_recording
 from rlexp.callbacks import Callback
 from rlexp.collectors import Source, WorkersConfig
 from rlexp.config import build_at
+from rlexp.distributed import ALONE, Group
 from rlexp.envs import EnvConfig
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.normalization import init_normalization
 from rlexp.envs.raw_observations import keep_raw
 from rlexp.envs.transforms import transforms_state
 from rlexp.experiment import ExperimentConfig
-from rlexp.group import ALONE, Group
 from rlexp.machine import cores, local_device, pick_device, set_threads
 from rlexp.policies import ActorCritic
 from rlexp.policies.recurrent import carry_state

@@ -20,6 +20,7 @@ from torch import Tensor
 from rlexp.agent.evaluation import EvaluationError
 from rlexp.config import ConfigError, Problem, check_targets, new_run_path
 from rlexp.config.redaction import redact
+from rlexp.distributed import ALONE, Group
 from rlexp.envs.lives import end_lives
 from rlexp.envs.normalization import commit_normalization
 from rlexp.envs.snapshot import SavesState, State, StateUnavailableError
@@ -31,7 +32,6 @@ from rlexp.envs.transforms import (
 )
 from rlexp.experiment import ExperimentConfig, read_config
 from rlexp.files import write_json
-from rlexp.group import ALONE, Group
 from rlexp.runs import checkpoint, store
 from rlexp.runs.checkpoint import Checkpoint, TrainState
 from rlexp.runs.errors import CheckpointError

@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from rlexp.group import ALONE, POSITION, Group
+from rlexp.distributed import ALONE, POSITION, Group
 from rlexp.losses.module import standardized
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torchrl.envs import TransformedEnv
 
+from rlexp.distributed import ALONE, Group
 from rlexp.experiment import ExperimentConfig
-from rlexp.group import ALONE, Group
 from rlexp.losses import DistillConfig, NPGConfig
 from rlexp.policies import ActorCritic
 from rlexp.training.learners.base import Learner

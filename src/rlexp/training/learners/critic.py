@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from rlexp.config import ConfigError, Problem
+from rlexp.distributed import ALONE, POSITION, Group
 from rlexp.experiment import ExperimentConfig
-from rlexp.group import ALONE, POSITION, Group
 from rlexp.kernels.select import Kernels
 from rlexp.optim.schedules import KLAdaptive, load_schedule
 from rlexp.policies import ActorCritic

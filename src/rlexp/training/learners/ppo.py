@@ -11,8 +11,8 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from rlexp.config import ConfigError, Problem
+from rlexp.distributed import ALONE, POSITION, Group
 from rlexp.experiment import ExperimentConfig
-from rlexp.group import ALONE, POSITION, Group
 from rlexp.kernels.select import Kernels
 from rlexp.kernels.unsupported import UnsupportedError
 from rlexp.losses import MinibatchLossConfig, PolicyLossConfig

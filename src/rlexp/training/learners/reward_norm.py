@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rlexp.distributed import ALONE, Group
 from rlexp.envs.normalization import Moments
-from rlexp.group import ALONE, Group
 from rlexp.kernels.scan import discounted_sums
 
 

@@ -1,4 +1,4 @@
-"""The learners of one run: this process alone, or several (`rlexp.process_group`). Imports no torch."""
+"""One learner alone, and what several offer as well (`process_group`). Imports no torch."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from rlexp.group import LEARNERS, Group, GroupError, Taken
+from rlexp.distributed.group import LEARNERS, Group, GroupError, Taken
 from rlexp.machine import process_state, this_process
 
 T = TypeVar("T")

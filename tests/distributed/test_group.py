@@ -25,7 +25,7 @@ from rlexp import Trainer
 from rlexp.cli.train import train
 from rlexp.collectors import SyncCollectorConfig
 from rlexp.config import ConfigError
-from rlexp.group import GroupError
+from rlexp.distributed import GroupError
 from rlexp.runs import checkpoint
 from rlexp.runs.packing import pack
 
@@ -191,7 +191,7 @@ def test_learners_whose_weights_differ_do_not_go_on(tmp_path: Path) -> None:
 
 def wait_silently(rank: int, port: int, answers: Any) -> None:
     """One reduction that the second process does not come to."""
-    from rlexp.process_group import ProcessGroup
+    from rlexp.distributed.process_group import ProcessGroup
 
     os.environ |= variables(rank, 2, port)
     store, *_ = next(rendezvous("env://"))
