@@ -17,6 +17,7 @@ ACTORS = {
     "tanh_normal, shared": ["env=hopper", "policy.shared=true"],
     "normal": ["env=hopper", "policy=normal"],
     "normal, dependent scale": ["env=hopper", "policy=normal", "policy.state_independent_scale=false"],
+    "normal, wide": ["env=hopper", "policy=normal", "policy.num_cells=[256,256]"],
     "normal, elu": ["env=hopper", "policy=normal", "policy.activation_class=ELU"],
     "categorical": ["env=acrobot", "policy=categorical"],
     "categorical, wide": ["env=acrobot", "policy=categorical", "policy.num_cells=[256,256]"],

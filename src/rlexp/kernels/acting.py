@@ -145,9 +145,9 @@ class FamilyActing(Acting):
         return written.exclude(*network.in_keys).set(sampler.log_prob_key, log_prob)
 
     def _forward(self) -> Callable[..., tuple[Array, ...]]:
-        """The network from array to arrays, by NumPy as far as it is plain and small."""
+        """The network from array to arrays, without the calls of its modules as far as it is plain."""
         network = self._network
-        body = numpy_forward(network[:-1], self._num_envs) if isinstance(network, nn.Sequential) else None
+        body = mlp_forward(network[:-1], self._num_envs) if isinstance(network, nn.Sequential) else None
         if body is None:
             return torch_forward(network)
         head = cast("nn.Sequential", network)[-1]
@@ -237,8 +237,8 @@ def torch_forward(network: nn.Module) -> Callable[..., tuple[Array, ...]]:
     return forward
 
 
-def numpy_forward(network: nn.Module, rows: int) -> Callable[[Array], Array] | None:
-    """A small perceptron on float32 ``[rows, features]`` in NumPy, or None where it is something else.
+def mlp_forward(network: nn.Module, rows: int) -> Callable[[Array], Array] | None:
+    """A perceptron on float32 ``[rows, features]``, in NumPy where it is small; None where it is something else.
 
     The parameters are views: what an optimizer writes is seen at once. The result is overwritten by the next call.
     """
@@ -250,7 +250,7 @@ def numpy_forward(network: nn.Module, rows: int) -> Callable[[Array], Array] | N
         weight, bias = layer.weight.detach(), layer.bias.detach()
         small = weight.numel() <= _SMALL_WEIGHT and weight.numel() * rows <= _SMALL_PRODUCT
         if not small or weight.device.type != "cpu" or weight.dtype != torch.float32:
-            return None
+            return lambda x: perceptron.infer(torch.from_numpy(x).to(weight.device)).numpy(force=True)
         layers.append((weight.t().numpy(), bias.numpy(), np.empty((rows, layer.out_features), np.float32)))
     activate: Callable[..., Array] = np.tanh if perceptron.activation is nn.Tanh else _relu
 

@@ -49,6 +49,11 @@ class MLPLayers:
         out: Tensor = _Function.apply(x, self.activation, *parameters)  # type: ignore[no-untyped-call]
         return out
 
+    def infer(self, x: Tensor) -> Tensor:
+        """The same without a graph, and without the calls of modules."""
+        parameters = [p.detach() for layer in self.layers for p in (layer.weight, layer.bias)]
+        return _forward(x, self.activation, parameters)[0]
+
 
 class MLPGradient:
     """A perceptron and its gradient outside of autograd, at the cost of the products.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 
 import mujoco
 import numpy as np
@@ -62,7 +60,7 @@ class BatchedMujoco(ArrayEnv):
         self._batch = Batch(task.model, nsim=num_envs, nthread=num_threads, persistent=task.needs_contact_forces)
         task.bind(self._batch)
         self._random = Randomization(self._batch, randomization) if randomization else None
-        self._contact = _ContactForces(self._batch, task, num_threads) if task.needs_contact_forces else None
+        self._contact = _ContactForces(self._batch, task) if task.needs_contact_forces else None
         self._compared: Array = self._batch.bind(task.compared)
         self._position = task.position(self._compared)
         self._elapsed = np.zeros(num_envs, np.int64)
@@ -179,12 +177,6 @@ class BatchedMujoco(ArrayEnv):
         for array, saved in zip(targets, state["arrays"], strict=True):
             array[...] = saved
 
-    def close(self, *, raise_if_closed: bool = True) -> None:
-        """End the threads."""
-        if self._contact is not None:
-            self._contact.close()
-        super().close(raise_if_closed=raise_if_closed)
-
 
 def _generator(state: State) -> np.random.Generator:
     """The generator that Gymnasium's seeding makes, in a saved state."""
@@ -196,17 +188,17 @@ def _generator(state: State) -> np.random.Generator:
 class _ContactForces:
     """Computes ``cfrc_ext`` after a step, which ``mujoco.batch`` does not: ``mj_rnePostConstraint`` on each simulation.
 
+    One thread does it for all: a simulation takes some ten microseconds, most of them the copy of its data, during
+    which MuJoCo holds Python's lock, so that more threads took longer.
+
     Args:
         batch: persistent, so that it holds each simulation's whole data.
         task: whose ``contact_forces`` are written.
-        num_threads: threads; MuJoCo's functions run without Python's lock.
     """
 
-    def __init__(self, batch: Batch, task: MujocoTask, num_threads: int) -> None:
+    def __init__(self, batch: Batch, task: MujocoTask) -> None:
         self._batch, self._task = batch, task
-        bounds = [batch.nsim * k // num_threads for k in range(num_threads + 1)]
-        self._shares = [(range(*share), mujoco.MjData(task.model)) for share in pairwise(bounds) if share[0] < share[1]]
-        self._pool = ThreadPoolExecutor(len(self._shares) - 1) if len(self._shares) > 1 else None
+        self._data = mujoco.MjData(task.model)
         self._models = [task.model] * batch.nsim
 
     def take_models(self, rows: Array) -> None:
@@ -217,23 +209,8 @@ class _ContactForces:
 
     def compute(self) -> None:
         """Write the contact forces of every simulation."""
-        mine, *others = self._shares
-        if self._pool is None:
-            self._share(mine)
-            return
-        pending = [self._pool.submit(self._share, share) for share in others]
-        self._share(mine)
-        for future in pending:
-            future.result()
-
-    def _share(self, share: tuple[range, mujoco.MjData]) -> None:
-        rows, data = share
-        get, models, forces, found = self._batch.get_data, self._models, self._task.contact_forces, data.cfrc_ext
-        for i in rows:
-            get(i, data)
-            mujoco.mj_rnePostConstraint(models[i], data)
+        data, forces, found = self._data, self._task.contact_forces, self._data.cfrc_ext
+        for i, model in enumerate(self._models):
+            self._batch.get_data(i, data)
+            mujoco.mj_rnePostConstraint(model, data)
             forces[i] = found
-
-    def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()

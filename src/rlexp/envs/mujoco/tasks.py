@@ -320,10 +320,8 @@ class Humanoid(_HumanoidBody):
 
     def position(self, compared: Array) -> Array:
         """Of the centre of mass, along x."""
-        weighted = self.mass * compared
-        total = weighted[:, 0, 0]
-        for body in range(1, len(self.mass)):  # in Gymnasium's order
-            total = total + weighted[:, body, 0]
+        weighted = self.mass[:, 0] * compared[:, :, 0]
+        total = np.add.accumulate(weighted, 1)[:, -1]  # in Gymnasium's order, which a sum would not keep
         return np.asarray(total / np.sum(self.mass))
 
     def healthy(self) -> Array:
