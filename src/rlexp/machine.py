@@ -10,6 +10,8 @@ import resource
 import shutil
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -76,12 +78,20 @@ def cores() -> int:
     return min(usable_cpus(), int(os.environ.get("OMP_NUM_THREADS") or usable_cpus()))
 
 
+def useful_threads(multiply_adds: int) -> int:
+    """How many of torch's threads a forward pass of so many multiply-adds is worth: one per 32 million, at least one.
+
+    With less to do, waking a thread costs more than it saves, and a thread that waits for work spins on a core that
+    simulators or other jobs need.
+    """
+    return max(1, multiply_adds // 2**25)
+
+
 def set_threads(threads: int | Literal["auto"], weights: int, minibatch_size: int, busy: int) -> int:
     """Set and return torch's number of threads.
 
-    ``auto`` takes one thread per 32 million multiply-adds of a minibatch's forward pass: with less to do, waking a
-    thread costs more than it saves, and threads that wait for work spin on the cores that other jobs need. It stays
-    within `cores`, and leaves one to each process that collects while the learner learns.
+    ``auto`` takes what a minibatch's forward pass is worth (`useful_threads`), within `cores`, and leaves one to each
+    process that collects while the learner learns.
 
     Args:
         threads: the setting.
@@ -92,14 +102,26 @@ def set_threads(threads: int | Literal["auto"], weights: int, minibatch_size: in
     import torch
 
     if threads == "auto":
-        free = max(1, cores() - busy)
-        count = max(1, min(free, weights * minibatch_size // 2**25))
+        count = min(max(1, cores() - busy), useful_threads(weights * minibatch_size))
         log.info("threads=auto: %d of %d, for %s weights and minibatches of %s steps",
-                 count, free, f"{weights:,}", f"{minibatch_size:,}")  # fmt: skip
+                 count, max(1, cores() - busy), f"{weights:,}", f"{minibatch_size:,}")  # fmt: skip
     else:
         count = int(threads)
     torch.set_num_threads(count)
     return count
+
+
+@contextmanager
+def at_most_threads(count: int | None) -> Iterator[None]:
+    """Inside, torch uses so many threads at most; None leaves their number as it is."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else min(before, count))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def resource_use() -> dict[str, float]:

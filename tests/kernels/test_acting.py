@@ -7,9 +7,11 @@ import pytest
 import torch
 from agents import networks
 from tensordict import TensorDict
+from torch import nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from rlexp.kernels.acting import acting
+from rlexp.kernels.acting import FamilyActing, _useful_threads, acting
+from rlexp.machine import at_most_threads
 from rlexp.policies.recurrent import STATE
 
 ACTORS = {
@@ -67,3 +69,26 @@ def test_it_acts_as_torchrls_actor_does(overrides: list[str], deterministic: boo
             ends = ended[t][:, None]
             carried = {STATE: acted["next", STATE].masked_fill(ends, 0), "is_init": ends}
     assert ended[:-1].any()
+
+
+@pytest.mark.parametrize("policy", [["policy=normal", "policy.num_cells=[256,256]"], ["policy=gru"]])
+def test_the_learners_threads_rest_while_it_acts(policy: list[str]) -> None:
+    act = acting(networks(*policy, env="hopper").actor, 3)
+    assert isinstance(act, FamilyActing)
+    act.begin(1)
+    forward, used = act._parameters, []
+
+    def counted(*observation: np.ndarray) -> tuple[np.ndarray, ...]:
+        used.append(torch.get_num_threads())
+        return forward(*observation)
+
+    act._parameters = counted
+    with at_most_threads(None):
+        torch.set_num_threads(2)
+        act(np.zeros((3, 11), np.float32))
+        assert (used, torch.get_num_threads()) == ([1], 2)
+
+
+def test_convolutions_keep_them() -> None:
+    """Their weights do not tell how much there is to do."""
+    assert _useful_threads(nn.Sequential(nn.Conv2d(1, 1, 3), nn.Linear(4, 2)), 3) is None

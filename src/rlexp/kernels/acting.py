@@ -20,6 +20,7 @@ from rlexp.envs.entries import OBSERVATION, split
 from rlexp.kernels.distributions import Parts
 from rlexp.kernels.mlp import MLPLayers
 from rlexp.kernels.unsupported import UnsupportedError
+from rlexp.machine import at_most_threads, useful_threads
 from rlexp.policies.heads import NEVER
 from rlexp.policies.recurrent import STATE, RecurrentActor
 
@@ -120,6 +121,7 @@ class FamilyActing(Acting):
         self._flags = None if parts.masked is None else parts.masked.places.numpy(force=True)
         self._num_envs = num_envs
         self._deterministic = deterministic
+        self._threads = _useful_threads(parts.network, num_envs)
 
     def begin(self, steps: int) -> None:
         """Prepare for ``steps`` steps of a network that does not change meanwhile."""
@@ -127,7 +129,8 @@ class FamilyActing(Acting):
 
     def __call__(self, observation: Array, mask: Array | None = None) -> Array:
         """See `Acting`."""
-        parameters = self._parameters(*self._reading.arrays(observation))
+        with at_most_threads(self._threads):  # those that the learner has would slow the simulators
+            parameters = self._parameters(*self._reading.arrays(observation))
         if self._flags is not None:
             assert mask is not None
             parameters = (np.where(mask[:, self._flags], parameters[0], np.float32(NEVER)),)
@@ -224,6 +227,13 @@ class RecurrentActing(FamilyActing):
             return tuple(parameter.numpy(force=True) for parameter in parameters)
 
         return forward
+
+
+def _useful_threads(network: nn.Module, rows: int) -> int | None:
+    """How many of torch's threads a forward is worth; None where its weights do not tell, as those of convolutions."""
+    if any(isinstance(module, nn.Conv2d) for module in network.modules()):
+        return None
+    return useful_threads(rows * sum(p.numel() for p in network.parameters()))
 
 
 def torch_forward(network: nn.Module) -> Callable[..., tuple[Array, ...]]:
