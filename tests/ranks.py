@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
+from datetime import timedelta
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 import torch
 import warm
 from commands import _main, clean_environment
+from torch.distributed.rendezvous import rendezvous
 from torchrl.envs import TransformedEnv
 from warm import processes
 
 from rlexp import Trainer
+from rlexp.distributed import GroupError
+from rlexp.distributed.process_group import ProcessGroup
 from rlexp.envs import normalization
 from rlexp.envs.normalization import Moments, RunningObservationNorm, observation_norms
 from rlexp.envs.transforms import transforms_state
@@ -106,3 +112,50 @@ def start_alike(rank: int) -> None:
         close(self)
 
     Trainer.close = keep  # type: ignore[method-assign]
+
+
+def break_second(rank: int) -> None:
+    """A reward of the second learner's second batch is not finite."""
+    if rank == 1:
+        collect = Trainer.collect
+
+        def broken(self: Trainer) -> Any:
+            if self.iteration == 1:
+                batches = self._batches
+
+                def one() -> Any:
+                    batch = next(batches)
+                    batch["next", "reward"][0, 0] = float("nan")
+                    yield batch
+
+                self._batches = one()
+            return collect(self)
+
+        Trainer.collect = broken  # type: ignore[method-assign]
+
+
+def differ(rank: int) -> None:
+    """The second learner's weights are others after the first update."""
+    if rank == 1:
+        update = Trainer.update
+
+        def broken(self: Trainer, batch: Any) -> dict[str, float]:
+            self.learner.weights.data[0] += 1e-6
+            return update(self, batch)
+
+        Trainer.update = broken  # type: ignore[method-assign]
+
+
+def wait_silently(rank: int, port: int, answers: Any) -> None:
+    """One reduction that the second process does not come to."""
+    os.environ |= variables(rank, 2, port)
+    store, *_ = next(rendezvous("env://"))
+    group = ProcessGroup(store, rank, 2, timedelta(seconds=2))
+    if rank == 1:
+        answers.recv()
+        os._exit(0)
+    try:
+        group.largest(1)
+    except GroupError as error:
+        answers.send(str(error))
+        group.close()

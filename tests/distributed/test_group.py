@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,23 @@ import pytest
 import torch
 from agents import composed
 from commands import TINY, alive, clean_environment, rows_of
-from ranks import free_port, launch_ranks, output, start_alike, train_ranks, variables
+from ranks import (
+    break_second,
+    differ,
+    free_port,
+    launch_ranks,
+    output,
+    start_alike,
+    train_ranks,
+    variables,
+    wait_silently,
+)
 from safetensors.torch import save as to_bytes
-from torch.distributed.rendezvous import rendezvous
 from warm import processes
 
-from rlexp import Trainer
 from rlexp.cli.train import train
 from rlexp.collectors import SyncCollectorConfig
 from rlexp.config import ConfigError
-from rlexp.distributed import GroupError
 from rlexp.runs import checkpoint
 from rlexp.runs.packing import pack
 
@@ -137,26 +143,6 @@ def test_a_signal_to_one_learner_has_all_save_and_stop(tmp_path: Path) -> None:
     assert "torchrun --nproc-per-node=2 -m rlexp.cli.train resume=" in output(tmp_path, 0)
 
 
-def break_second(rank: int) -> None:
-    """A reward of the second learner's second batch is not finite."""
-    if rank == 1:
-        collect = Trainer.collect
-
-        def broken(self: Trainer) -> Any:
-            if self.iteration == 1:
-                batches = self._batches
-
-                def one() -> Any:
-                    batch = next(batches)
-                    batch["next", "reward"][0, 0] = float("nan")
-                    yield batch
-
-                self._batches = one()
-            return collect(self)
-
-        Trainer.collect = broken  # type: ignore[method-assign]
-
-
 def test_a_learner_that_fails_ends_all_with_its_reason(tmp_path: Path) -> None:
     started = launch_ranks(LONG, tmp_path, prepare=break_second)
     for process in started:
@@ -169,41 +155,12 @@ def test_a_learner_that_fails_ends_all_with_its_reason(tmp_path: Path) -> None:
     assert [row["frames"] for row in rows_of(tmp_path / "run")] == [256]
 
 
-def differ(rank: int) -> None:
-    """The second learner's weights are others after the first update."""
-    if rank == 1:
-        update = Trainer.update
-
-        def broken(self: Trainer, batch: Any) -> dict[str, float]:
-            self.learner.weights.data[0] += 1e-6
-            return update(self, batch)
-
-        Trainer.update = broken  # type: ignore[method-assign]
-
-
 def test_learners_whose_weights_differ_do_not_go_on(tmp_path: Path) -> None:
     started = launch_ranks(LONG, tmp_path, prepare=differ)
     for rank, process in enumerate(started):
         process.join(60)
         assert process.exitcode == 1
         assert "At 256 frames the weights of rank 1 of 2 are others than those of rank 0." in output(tmp_path, rank)
-
-
-def wait_silently(rank: int, port: int, answers: Any) -> None:
-    """One reduction that the second process does not come to."""
-    from rlexp.distributed.process_group import ProcessGroup
-
-    os.environ |= variables(rank, 2, port)
-    store, *_ = next(rendezvous("env://"))
-    group = ProcessGroup(store, rank, 2, timedelta(seconds=2))
-    if rank == 1:
-        answers.recv()
-        os._exit(0)
-    try:
-        group.largest(1)
-    except GroupError as error:
-        answers.send(str(error))
-        group.close()
 
 
 def test_a_learner_that_hangs_is_named() -> None:
