@@ -89,6 +89,10 @@ KINDS = {
     "image and vectors": parts.SMALL_CNN,
     "asymmetric": [*PRIVILEGED, "loss.entropy_coeff=0.01"],
     "recurrent": ["policy=gru", "policy.sequence_length=8", "policy.hidden_size=8", *ENCODERS],
+    "recurrent, asymmetric": [
+        *("policy=gru", "policy.sequence_length=8", "policy.hidden_size=8"),
+        *(*PRIVILEGED, "policy.recurrent_critic=false"),
+    ],
     "npg": ["loss=npg", *PRIVILEGED],
 }
 
@@ -119,7 +123,8 @@ def test_kernels_change_nothing_that_is_learned(name: str, tmp_path: Path) -> No
         (["policy.critic_keys=[secrets]", *parts.SMALL_CNN], "no such entry. Did you mean secret"),
         (["policy.actor_keys=[]"], r"policy\.actor_keys"),
         ([*PRIVILEGED, "policy.shared=true"], r"must be policy\.actor_keys, \[arm,mode\], with policy\.shared=true"),
-        ([*PRIVILEGED, "policy=gru"], r"must be policy\.actor_keys, \[arm,mode\], with a recurrent policy"),
+        ([*PRIVILEGED, "policy=gru"], r"must be policy\.actor_keys, \[arm,mode\], with policy\.recurrent_critic=true"),
+        (["policy=gru", "policy.shared=true", "policy.recurrent_critic=false"], r"recurrent_critic=false\n.*shares"),
         ([], r"policy\.encoders\.camera\n(.|\n)*uint8 \[1, 8, 8\](.|\n)*policy=cnn"),
         (["policy.actor_keys=[camera]"], r"reads vectors, and this environment's camera has shape \[1, 8, 8\]"),
         ([*PRIVILEGED, "policy=cnn", "policy.shared=false"], r"reads images(.|\n)*environment's arm has shape \[3\]"),

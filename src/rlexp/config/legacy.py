@@ -60,7 +60,7 @@ _ADDED: dict[str, dict[str, Any]] = {
     "policy": {
         **{"scale_init": None, "scale_ub": None, "critic_num_cells": None, "critic_activation_class": None},
         "layer_norm": False,
-        **{"actor_keys": None, "critic_keys": None, "encoders": {}},
+        **{"actor_keys": None, "critic_keys": None, "encoders": {}, "recurrent_critic": True},
     },
     "loss": {"normalize_value": False, "kl_schedule": "constant"},
     "evaluation": {"average": None},
