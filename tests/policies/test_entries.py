@@ -19,6 +19,7 @@ from rlexp.config import ConfigError
 from rlexp.kernels.gradient import WrittenOutGradient
 from rlexp.kernels.rollout import RolloutCollector
 from rlexp.policies import ActorCritic
+from rlexp.policies.recurrent import recurrent_network
 
 SMALL = [
     *("env.num_envs=4", "collector.frames_per_batch=64", "minibatch_size=32", "num_epochs=2", "total_frames=128"),
@@ -83,6 +84,18 @@ def test_what_is_for_the_critic_alone_has_no_part_in_the_actor(overrides: list[s
     value = networks.critic(steps)["state_value"].sum()
     (grad,) = torch.autograd.grad(value, [floats["secret"]])
     assert grad.abs().sum() > 0
+
+
+def test_a_recurrent_actor_needs_nothing_of_what_a_feed_forward_critic_reads() -> None:
+    networks = built("policy=gru", *PRIVILEGED, "policy.recurrent_critic=false")
+    assert networks.actor.in_keys == ["arm", "mode", "is_init", "recurrent_state"]
+    assert networks.critic.in_keys == ["arm", "secret"]
+    core = recurrent_network(networks.actor)
+    assert core is not None
+    assert core.state_size == 64
+    actor, critic = (set(map(id, parameters)) for parameters in networks.split_parameters())
+    assert actor == set(map(id, networks.actor.parameters()))
+    assert not actor & critic
 
 
 KINDS = {
