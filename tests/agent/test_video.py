@@ -100,7 +100,7 @@ def test_an_environment_that_renders_nothing_is_refused_before_training(tmp_path
     done = run_command("rlexp-train", "env=gym", "env.id=blind:Blind-v0", *RECORDED, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert "evaluation.video_interval" in done.stderr
-    assert "render_mode" in done.stderr
+    assert "its constructor takes no render_mode" in done.stderr
 
 
 def test_a_missing_encoder_is_reported_before_anything_is_built(

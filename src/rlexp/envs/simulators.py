@@ -110,7 +110,10 @@ class Simulators:
             raise
         except Exception as error:
             self.close()
-            raise ConfigError([Problem("env.id", f"cannot be made: {error}", env_id)]) from error
+            message = f"cannot be made: {error}"
+            if "unexpected keyword argument 'render_mode'" in str(error):
+                message = "cannot be rendered: its constructor takes no render_mode (docs/environments.md)."
+            raise ConfigError([Problem("env.id", message, env_id)]) from error
         self._models = [models(env) for env in self.envs]
         # Behind the camera where there is one: frames between two actions are neither drawn nor stacked.
         self._repeat = frame_skip if pixels is None else 1
