@@ -6,7 +6,8 @@
     python benchmarks/learning.py --random                               measures random actions, into random.csv
 
 A command that was stopped or killed goes on where it was when it is given again. Runs whose results are there already,
-with the same settings, are not repeated; with other settings they are refused. Each run has one core.
+with the same settings, are not repeated; with other settings they are refused. Each run has one core. The seeds of a task
+whose preset was changed after some of them had run are shifted by ten.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ TASKS = (
     *("walker2d", "half_cheetah", "ant", "humanoid", "humanoid_standup"),
 )
 BEGIN, END = "<!-- written by benchmarks/learning.py -->", "<!-- end of what benchmarks/learning.py writes -->"
+RESEEDED = {"humanoid": 10}
+"""By how much the seeds of a task are shifted whose preset was changed after some of those before had run."""
 _COLUMNS = ("seed", "frames", "seconds", "return")
 
 
@@ -66,6 +69,11 @@ Curves = dict[int, Curve]
 def preset(task: str) -> list[str]:
     """What a task is trained with, as after ``rlexp-train``."""
     return [f"experiment={task}", "logger=none"]
+
+
+def seeds_of(task: str, seeds: Sequence[int]) -> list[int]:
+    """The seeds that a task has in place of ``seeds``."""
+    return [seed + RESEEDED.get(task, 0) for seed in seeds]
 
 
 class Results:
@@ -208,9 +216,9 @@ def _normalized(results: Results, tasks: Sequence[str], seeds: Sequence[int]) ->
     """The normalised scores of every seed, ``[seeds]``, of the tasks in which every seed has finished."""
     found, ends = {}, scale()
     for task in tasks:
-        curves = results.read(task)
-        if all(seed in curves for seed in seeds):
-            found[task] = statistics.normalized(np.array([curves[seed].returns[-1] for seed in seeds]), *ends[task])
+        curves, wanted = results.read(task), seeds_of(task, seeds)
+        if all(seed in curves for seed in wanted):
+            found[task] = statistics.normalized(np.array([curves[seed].returns[-1] for seed in wanted]), *ends[task])
     return found
 
 
@@ -234,8 +242,9 @@ def table(results: Results, tasks: Sequence[str], seeds: Sequence[int]) -> str:
     others = published()
     rows = ["| task | mean | IQM | every seed | frames | seconds | published |", "|" + " --- |" * 7]
     for task in tasks:
-        curves = {seed: curve for seed, curve in results.read(task).items() if seed in seeds}
-        missing = [str(seed) for seed in seeds if seed not in curves]
+        wanted = seeds_of(task, seeds)
+        curves = {seed: curve for seed, curve in results.read(task).items() if seed in wanted}
+        missing = [str(seed) for seed in wanted if seed not in curves]
         cells = [task, *[""] * 5, "<br>".join(map(_cited, others.get(task, [])))]
         if curves:
             scores = np.array([curve.returns[-1] for curve in curves.values()])
@@ -267,7 +276,7 @@ def figure(results: Results, tasks: Sequence[str], seeds: Sequence[int]) -> byte
     drawing = new_figure(3.4 * columns, 2.6 * rows, dpi=110)
     for number, task in enumerate(tasks, start=1):
         axes = drawing.add_subplot(rows, columns, number)
-        curves = [curve for seed, curve in results.read(task).items() if seed in seeds]
+        curves = [curve for seed, curve in results.read(task).items() if seed in seeds_of(task, seeds)]
         for curve in curves:
             axes.plot(curve.frames, curve.returns, color="C0", linewidth=0.8, alpha=0.4)
         if curves:
@@ -329,7 +338,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results.check(settings)
     except ValueError as error:
         parser.error(str(error))
-    wanted = [(task, seed) for seed in seeds for task in given.tasks]
+    wanted = [(task, seed) for place in seeds for task in given.tasks for seed in seeds_of(task, [place])]
     asked = json.dumps([wanted, settings], sort_keys=True)
     sweep = SweepDir(given.runs / hashlib.sha256(asked.encode()).hexdigest()[:12])
     jobs = [[*preset(t), *given.set, f"seed={seed}"] for t, seed in wanted if seed not in results.read(t)]
