@@ -6,8 +6,8 @@
     python benchmarks/learning.py --random                               measures random actions, into random.csv
 
 A command that was stopped or killed goes on where it was when it is given again. Runs whose results are there already,
-with the same settings, are not repeated; with other settings they are refused. Each run has one core. The seeds of a task
-whose preset was changed after some of them had run are shifted by ten.
+with the same settings, are not repeated; with other settings they are refused. Each run has one core.
+The seeds of a task whose preset was changed after some of them had run are shifted by ten.
 """
 
 from __future__ import annotations

@@ -35,6 +35,13 @@ def numbers(cell: str) -> list[float]:
     return [float(number.replace(",", "")) for number in re.findall(r"[\d,.]*\d", cell)]
 
 
+def test_a_task_whose_preset_was_changed_has_other_seeds(tmp_path: Path) -> None:
+    results, seeds = Results(tmp_path), [0, 1]
+    results.add("humanoid", curves([5.0] * 11), load_config(["experiment=humanoid"]).to_dict())
+    (row,) = (line for line in learning.table(results, ["humanoid"], seeds).splitlines() if "humanoid" in line)
+    assert "| 5.0; missing: 11 |" in row
+
+
 def test_runs_are_kept_once_and_seeds_without_a_run_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
