@@ -260,7 +260,8 @@ def mlp_forward(network: nn.Module, rows: int) -> Callable[[Array], Array] | Non
         weight, bias = layer.weight.detach(), layer.bias.detach()
         small = weight.numel() <= _SMALL_WEIGHT and weight.numel() * rows <= _SMALL_PRODUCT
         if not small or weight.device.type != "cpu" or weight.dtype != torch.float32:
-            return lambda x: perceptron.infer(torch.from_numpy(x).to(weight.device)).numpy(force=True)
+            infer = perceptron.inference()
+            return lambda x: infer(torch.from_numpy(x).to(weight.device)).numpy(force=True)
         layers.append((weight.t().numpy(), bias.numpy(), np.empty((rows, layer.out_features), np.float32)))
     activate: Callable[..., Array] = np.tanh if perceptron.activation is nn.Tanh else _relu
 

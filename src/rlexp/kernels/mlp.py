@@ -49,10 +49,10 @@ class MLPLayers:
         out: Tensor = _Function.apply(x, self.activation, *parameters)  # type: ignore[no-untyped-call]
         return out
 
-    def infer(self, x: Tensor) -> Tensor:
-        """The same without a graph, and without the calls of modules."""
+    def inference(self) -> Callable[[Tensor], Tensor]:
+        """The same as a function without a graph; what an optimizer writes into the weights is seen at once."""
         parameters = [p.detach() for layer in self.layers for p in (layer.weight, layer.bias)]
-        return _forward(x, self.activation, parameters)[0]
+        return lambda x: _forward(x, self.activation, parameters)[0]
 
 
 class MLPGradient:
