@@ -1,10 +1,14 @@
-"""An actor that repeats batches, so that another collector can be given the same actions."""
+"""Environments that begin alike and an actor that repeats batches, so that two collectors can be compared."""
 
 from __future__ import annotations
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
+from torchrl.envs import TransformedEnv
+
+from rlexp.envs.normalization import init_normalization
+from rlexp.experiment import ExperimentConfig
 
 
 class Replay(TensorDictModuleBase):  # type: ignore[misc]
@@ -20,3 +24,12 @@ class Replay(TensorDictModuleBase):  # type: ignore[misc]
         tensordict.update(self.written[:, self.t])
         self.t += 1
         return tensordict
+
+
+def seeded(config: ExperimentConfig) -> TransformedEnv:
+    """An environment, and torch, that begin alike each time."""
+    torch.manual_seed(0)
+    env = config.env.build(config.env.num_envs)
+    env.set_seed(3)
+    init_normalization(env, 50)
+    return env

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from agents import composed
-from replay import Replay
+from replay import Replay, seeded
 from tensordict import TensorDictBase
 from torchrl.envs import TransformedEnv
 
 from rlexp.collectors import Source
 from rlexp.collectors.sync import SyncCollector
-from rlexp.envs.normalization import commit_normalization, init_normalization, observation_norms
+from rlexp.envs.normalization import commit_normalization, observation_norms
 from rlexp.envs.raw_observations import RAW, keep_raw
 from rlexp.envs.torchrl import entries
 from rlexp.envs.transforms import load_transforms_state, transforms_state
@@ -27,14 +27,6 @@ CASES = {
     "masks": ["env=gym", "env.id=choosing:Choosing-v0", "env.kwargs.mask=entry", *SMALL, "policy=categorical"],
     "device": ["env=torch_cartpole", *SMALL],
 }
-
-
-def seeded(config: ExperimentConfig) -> TransformedEnv:
-    torch.manual_seed(0)
-    env = config.env.build(config.env.num_envs)
-    env.set_seed(3)
-    init_normalization(env, 50)
-    return env
 
 
 def batches(config: ExperimentConfig, *, raw: bool) -> tuple[TransformedEnv, object, list[TensorDictBase]]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from agents import networks
-from replay import Replay
+from replay import Replay, seeded
 from slider import Nested
 from tensordict import TensorDictBase
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -43,14 +43,6 @@ CASES = {
 
 def settings(*overrides: str) -> ExperimentConfig:
     return load_config(["env.num_envs=4", "collector.frames_per_batch=128", "minibatch_size=64", *overrides])
-
-
-def seeded(config: ExperimentConfig) -> TransformedEnv:
-    torch.manual_seed(0)
-    env = config.env.build(config.env.num_envs)
-    env.set_seed(3)
-    init_normalization(env, 50)
-    return env
 
 
 def collector(config: ExperimentConfig, env: TransformedEnv) -> DeviceCollector:
