@@ -207,7 +207,7 @@ def aggregates(results: Results, tasks: Sequence[str], seeds: Sequence[int]) -> 
         "",
         f"| {' | '.join(estimates)} |",
         "|" + " --- |" * len(estimates),
-        f"| {' | '.join(_interval(one, '{:.2f}'.format) for one in estimates.values())} |",
+        f"| {' | '.join(interval(one, '{:.2f}'.format) for one in estimates.values())} |",
     ]
     return "\n" + "\n".join(lines) + "\n"
 
@@ -249,7 +249,7 @@ def table(results: Results, tasks: Sequence[str], seeds: Sequence[int]) -> str:
         if curves:
             scores = np.array([curve.returns[-1] for curve in curves.values()])
             kinds = (statistics.mean, statistics.interquartile_mean)
-            cells[1:3] = [_interval(statistics.estimate([scores], kind)) for kind in kinds]
+            cells[1:3] = [interval(statistics.estimate([scores], kind)) for kind in kinds]
             cells[3] = ", ".join(map(shown, scores))
             cells[4] = ", ".join(f"{frames:,.0f}" for frames in sorted({c.frames[-1] for c in curves.values()}))
             cells[5] = f"{np.median([curve.seconds[-1] for curve in curves.values()]):,.0f}"
@@ -259,7 +259,8 @@ def table(results: Results, tasks: Sequence[str], seeds: Sequence[int]) -> str:
     return "\n".join(rows) + "\n" + aggregates(results, tasks, seeds)
 
 
-def _interval(found: statistics.Estimate, form: Callable[[float], str] = shown) -> str:
+def interval(found: statistics.Estimate, form: Callable[[float], str] = shown) -> str:
+    """An estimate with its interval, where it has one."""
     if found.low is None or found.high is None:
         return form(found.value)
     return f"{form(found.value)} [{form(found.low)}, {form(found.high)}]"
@@ -297,13 +298,13 @@ def figure(results: Results, tasks: Sequence[str], seeds: Sequence[int]) -> byte
     return to_png(drawing)
 
 
-def insert(page: Path, text: str) -> None:
-    """Put the table where the page's marks are."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(f"{BEGIN}\n")
-    _, mark, after = rest.partition(END)
+def insert(page: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
+    """Put a table where the page has its marks."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(f"{begin}\n")
+    _, mark, after = rest.partition(end)
     if not mark:
-        raise ValueError(f"{page} has no lines '{BEGIN}' and '{END}'.")
-    write_text(page, f"{before}{BEGIN}\n{text}{END}{after}")
+        raise ValueError(f"{page} has no lines '{begin}' and '{end}'.")
+    write_text(page, f"{before}{begin}\n{text}{end}{after}")
 
 
 def numbers(text: str) -> Iterator[int]:

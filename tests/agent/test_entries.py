@@ -24,8 +24,15 @@ pytestmark = pytest.mark.usefixtures("quickly_checked")
 ARGUMENTS = [
     *TINY,
     *("experiment=seen_target", "policy.channels=[3]", "policy.kernel_sizes=[4]", "policy.strides=[4]"),
-    *("policy.shared=false", "policy.actor_keys=[image]", "policy.critic_keys=[image,position]", "optim.lr=1e-2"),
-    *("policy.num_cells=[8]", "logger=none", "threads=1", "checkpoint.interval=256"),
+    *("policy.shared=false", "policy.actor_keys=[image]", "policy.critic_keys=[image,position,target]"),
+    *(
+        "env.kwargs.show_target=true",
+        "policy.num_cells=[8]",
+        "optim.lr=1e-2",
+        "logger=none",
+        "threads=1",
+        "checkpoint.interval=256",
+    ),
 ]
 
 

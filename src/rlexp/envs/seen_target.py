@@ -20,13 +20,17 @@ class SeenTarget(gymnasium.Env[dict[str, npt.NDArray[Any]], npt.NDArray[np.float
     reward is its negative distance to the target.
 
     Shapes:
-        image, uint8 ``[1, 16, 16]``: the target, two pixels wide; position ``[2]``.
+        image, uint8 ``[1, 16, 16]``: the target, two pixels wide; position ``[2]``; target ``[2]``, with
+        ``show_target`` alone: where the target is, for a critic that sees more than its actor.
     """
 
-    def __init__(self) -> None:
-        self.observation_space = spaces.Dict(
-            image=spaces.Box(0, 255, (1, SIZE, SIZE), np.uint8), position=spaces.Box(-1, 1, (2,), np.float32)
-        )
+    def __init__(self, show_target: bool = False) -> None:
+        self.show_target = show_target
+        place = spaces.Box(-1, 1, (2,), np.float32)
+        entries = {"image": spaces.Box(0, 255, (1, SIZE, SIZE), np.uint8), "position": place}
+        if show_target:
+            entries["target"] = place
+        self.observation_space = spaces.Dict(entries)
         self.action_space = spaces.Box(-1, 1, (2,), np.float32)
 
     def reset(
@@ -49,7 +53,10 @@ class SeenTarget(gymnasium.Env[dict[str, npt.NDArray[Any]], npt.NDArray[np.float
         image = np.zeros((1, SIZE, SIZE), np.uint8)
         row, column = ((self.target + 1) / 2 * (SIZE - 1)).astype(int)
         image[0, row : row + 2, column : column + 2] = 255
-        return {"image": image, "position": self.position.copy()}
+        observation: dict[str, npt.NDArray[Any]] = {"image": image, "position": self.position.copy()}
+        if self.show_target:
+            observation["target"] = self.target.copy()
+        return observation
 
 
 gymnasium.register("SeenTarget-v0", SeenTarget, max_episode_steps=20)
