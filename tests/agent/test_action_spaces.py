@@ -103,18 +103,24 @@ def test_bounds_that_nothing_spreads_between_are_refused_with_what_fits(
 
 
 @pytest.mark.parametrize(
-    ("action", "mask", "kind"),
+    ("action", "mask", "kind", "transforms"),
     [
-        ("multi_start", "entry", "onnx"),
-        ("integers", "parts", "torch"),
-        ("box_shape", None, "torch"),
+        ("multi_start", "entry", "onnx", "running"),
+        ("integers", "parts", "torch", "running"),
+        ("box_shape", None, "torch", "running"),
+        ("discrete_start", None, "torch", "none"),  # the first action is the graph's only buffer
     ],
 )
 def test_every_form_of_action_is_exported_in_its_own_space_and_by_its_masks(
-    action: str, mask: str | None, kind: Literal["onnx", "torch"], tmp_path: Path
+    action: str, mask: str | None, kind: Literal["onnx", "torch"], transforms: str, tmp_path: Path
 ) -> None:
     policy = "normal" if action.startswith("box") else "categorical"
-    overrides = [*CHOOSING, f"env.kwargs={{action: {action}, mask: {mask or 'null'}, ends: 0}}", f"policy={policy}"]
+    overrides = [
+        *CHOOSING,
+        f"env/transforms={transforms}",
+        f"env.kwargs={{action: {action}, mask: {mask or 'null'}, ends: 0}}",
+        f"policy={policy}",
+    ]
     source = "info" if mask == "parts" else "auto"
     Trainer.from_config(load_config([*overrides, f"env.action_mask={source}"]), tmp_path / "run").fit()
     agent, loaded = Agent(tmp_path / "run"), load_policy(tmp_path / "run")

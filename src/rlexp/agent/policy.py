@@ -244,9 +244,11 @@ class Policy(nn.Module):
                 low, high = map(torch.as_tensor, env.bounds)
         elif isinstance(spec, Bounded):
             low, high = spec.space.low, spec.space.high
-        self.register_buffer("low", low, persistent=False)
-        self.register_buffer("high", high, persistent=False)
-        self.register_buffer("first_action", first, persistent=False)
+        for name, value in (("low", low), ("high", high), ("first_action", first)):
+            if value is None:  # torch.export miscounts buffers that are None
+                setattr(self, name, None)
+            else:
+                self.register_buffer(name, value, persistent=False)
 
     def _entries(self, observation: Any) -> dict[str, Any]:
         """The entries that are read, each checked."""
