@@ -22,15 +22,18 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 from learning import Results, insert, interval, numbers, shown
 
 from rlexp.agent.evaluation import evaluation_seeds
+from rlexp.experiment import load_config
+from rlexp.files import write_text
 from rlexp.report import statistics
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- written by benchmarks/zoo.py -->", "<!-- end of what benchmarks/zoo.py writes -->"
 FRAMES, EPISODES = 1_000_000, 20
-_WIDE = {"log_std_init": -2.0, "ortho_init": False, "activation_fn": "ReLU", "net_arch": [256, 256]}
+_WIDE = {"log_std_init": -2.0, "ortho_init": False, "activation_fn": torch.nn.ReLU, "net_arch": [256, 256]}
 SETTINGS: dict[str, dict[str, Any]] = {
     "half_cheetah": {
         **{"n_steps": 512, "batch_size": 64, "n_epochs": 20, "gamma": 0.98, "gae_lambda": 0.92, "clip_range": 0.1},
@@ -62,18 +65,13 @@ def train(task: str, seed: int, frames: int = FRAMES, episodes: int = EPISODES) 
         Frames, seconds of training, and the mean return of ``episodes`` deterministic episodes with the seeds that
         rlexp evaluates a run of this seed with.
     """
-    import torch
     from stable_baselines3 import PPO
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.vec_env import VecNormalize
 
-    from rlexp.experiment import load_config
-
     torch.set_num_threads(1)
     env_id = load_config([f"experiment={task}"]).to_dict()["env"]["id"]
-    settings = dict(SETTINGS[task])
-    if "policy_kwargs" in settings:
-        settings["policy_kwargs"] = settings["policy_kwargs"] | {"activation_fn": torch.nn.ReLU}
+    settings = SETTINGS[task]
     env = VecNormalize(make_vec_env(env_id, n_envs=1, seed=seed), gamma=settings.get("gamma", 0.99))
     model = PPO("MlpPolicy", env, seed=seed, device="cpu", **settings)
     start = time.perf_counter()
@@ -146,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for key, result in run([] if given.no_run else wanted, given.workers):
         found[key] = result
         rows = [f"{task},{seed},{f},{s:.1f},{r!r}" for (task, seed), (f, s, r) in sorted(found.items())]
-        given.results.write_text("\n".join([",".join(_COLUMNS), *rows]) + "\n", encoding="utf-8")
+        write_text(given.results, "\n".join([",".join(_COLUMNS), *rows]) + "\n")
         print(f"{key[0]} seed {key[1]}: {shown(result[2])}", file=sys.stderr)
     text = table(given.results, Results(HERE / "results"), seeds)
     if given.page is None:
