@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.context import ForkServerProcess
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 import warm
 from commands import _main, clean_environment
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 from torchrl.envs import TransformedEnv
 from warm import processes
@@ -40,7 +40,7 @@ def launch_ranks(
         prepare: called in each process before, with its rank.
     """
     warm.start()
-    port = free_port()
+    port = serve_store()
     started = []
     for rank in range(size):
         process = processes.Process(target=_rank, args=(rank, size, port, arguments, cwd, prepare))
@@ -62,10 +62,13 @@ def output(cwd: Path, rank: int) -> str:
     return (cwd / f"output{rank}.txt").read_text()
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+_stores: list[TCPStore] = []  # each serves until it is collected
+
+
+def serve_store() -> int:
+    """A store that the processes of one run meet at, as torchrun's agent serves it; its port."""
+    _stores.append(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
+    return _stores[-1].port
 
 
 def variables(rank: int, size: int, port: int) -> dict[str, str]:
@@ -74,7 +77,8 @@ def variables(rank: int, size: int, port: int) -> dict[str, str]:
         return {}
     return {
         **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)},
-        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"},
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+        **{"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True"},
     }
 
 

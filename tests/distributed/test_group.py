@@ -18,9 +18,9 @@ from commands import TINY, alive, clean_environment, rows_of
 from ranks import (
     break_second,
     differ,
-    free_port,
     launch_ranks,
     output,
+    serve_store,
     start_alike,
     train_ranks,
     variables,
@@ -164,7 +164,7 @@ def test_learners_whose_weights_differ_do_not_go_on(tmp_path: Path) -> None:
 
 
 def test_a_learner_that_hangs_is_named() -> None:
-    port = free_port()
+    port = serve_store()
     pipes = [processes.Pipe() for _ in range(2)]
     started = [processes.Process(target=wait_silently, args=(rank, port, pipes[rank][1])) for rank in range(2)]
     for process in started:

@@ -15,6 +15,8 @@ import optuna
 import pytest
 import yaml
 from commands import TINY, launch
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
 
 from rlexp import load_config
@@ -52,7 +54,7 @@ def finish(arguments: list[str], cwd: Path) -> str:
 
 
 def trials_of(folder: Path) -> list[FrozenTrial]:
-    storage = f"sqlite:///{folder / 'study.db'}"
+    storage = JournalStorage(JournalFileBackend(str(folder / "study.log")))
     found: list[FrozenTrial] = optuna.load_study(study_name="search", storage=storage).trials
     return found
 

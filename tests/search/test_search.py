@@ -17,13 +17,17 @@ import optuna
 import pytest
 import yaml
 from commands import TINY, launch
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from rlexp import load_config
 from rlexp.cli.search import search
 from rlexp.config import ConfigError, option_text
 from rlexp.report import load_runs
+from rlexp.search.config import SearchConfig
 from rlexp.search.folder import SearchDir
+from rlexp.search.study import open_study
 
 SMALL = [
     *TINY, "total_frames=256", "collector.frames_per_batch=128", "minibatch_size=32", "evaluation.episodes=1",
@@ -46,11 +50,13 @@ def option(cwd: Path, space: dict[str, Any]) -> list[str]:
     return ["--config-dir", "conf", "search=own", *SMALL, "dir=found"]
 
 
+SETTINGS = cast("SearchConfig", SimpleNamespace(prune=False))  # all that a study needs
 RESUME = ["--config-dir", "conf", "resume=found"]
 
 
 def study_of(folder: Path) -> optuna.Study:
-    return optuna.load_study(study_name="search", storage=f"sqlite:///{folder / 'study.db'}")
+    storage = JournalStorage(JournalFileBackend(str(folder / "study.log")))
+    return optuna.load_study(study_name="search", storage=storage)
 
 
 def trials_of(folder: Path) -> list[tuple[Any, ...]]:
@@ -173,6 +179,47 @@ def test_results_are_never_older_than_what_another_process_wrote_meanwhile(tmp_p
     other.join()
     assert [row["score"] for row in csv.DictReader(folder.trials.open())] == ["1.0", "2.0"]
     assert "Trial 1 of a search" in folder.best.read_text()
+
+
+def test_a_line_that_a_killed_writer_left_unfinished_is_dropped(tmp_path: Path) -> None:
+    study = open_study(SearchDir(tmp_path), SETTINGS)
+    study.tell(study.ask(), 1.0)
+    journal = tmp_path / "study.log"
+    whole = journal.read_bytes()
+    for cut in (whole + whole[:20], whole[:-1], b"op_code"):
+        journal.write_bytes(cut)
+        again = open_study(SearchDir(tmp_path), SETTINGS)
+        again.ask()
+        kept = cut[: cut.rfind(b"\n") + 1]
+        assert journal.read_bytes().startswith(kept)
+        assert all(json.loads(line) for line in journal.read_bytes().splitlines())
+        assert len(study_of(tmp_path).trials) == kept.count(b'"op_code":4') + 1
+
+
+def test_processes_that_write_one_journal_at_once_lose_nothing(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from types import SimpleNamespace\n"
+        "from rlexp.search.folder import SearchDir; from rlexp.search.study import open_study\n"
+        "study = open_study(SearchDir(Path('.')), SimpleNamespace(prune=False))\n"
+        "for _ in range(50):\n"
+        "    trial = study.ask(); [trial.report(step, step) for step in range(4)]; study.tell(trial, 1.0)"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path) for _ in range(2)]
+    assert [process.wait(100) for process in both] == [0, 0]
+    trials = study_of(tmp_path).trials
+    assert [trial.number for trial in trials] == list(range(100))
+    assert all(len(trial.intermediate_values) == 4 and trial.value == 1.0 for trial in trials)
+
+
+def test_a_search_of_an_earlier_version_keeps_its_database(tmp_path: Path) -> None:
+    earlier = optuna.create_study(
+        storage=f"sqlite:///{tmp_path / 'study.db'}", study_name="search", direction="maximize"
+    )
+    earlier.tell(earlier.ask(), 5.0)
+    study = open_study(SearchDir(tmp_path), SETTINGS)
+    assert [trial.value for trial in study.trials] == [5.0]
+    assert not (tmp_path / "study.log").exists()
 
 
 def test_a_trial_that_fails_is_reported_and_the_others_run(tmp_path: Path) -> None:

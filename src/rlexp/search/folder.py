@@ -64,7 +64,8 @@ class SearchDir:
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
         self.plan = self.path / "search.yaml"
-        self.database = self.path / "study.db"
+        self.journal = self.path / "study.log"
+        self.database = self.path / "study.db"  # of a search that was started before there was a journal
         self.trials = self.path / "trials.csv"
         self.plots = self.path / "plots"
         self.best = self.path / "conf" / "experiment" / "best.yaml"

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from itertools import product
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState
 
 from rlexp.callbacks import Callback, Training
 from rlexp.config import ConfigError
+from rlexp.files import alone
 from rlexp.report.tables import number as shown
 from rlexp.runs.resume import open_run
 from rlexp.runs.rundir import RunBusyError, RunDir
@@ -35,7 +41,7 @@ POLL = 1.0  # seconds between looks at what other processes do
 def screen(folder: SearchDir, plan: SearchPlan, go_on: Callable[[], None]) -> None:
     """Run trials until as many as the plan asks for have ended; several processes may share a folder.
 
-    The settings and scores of every trial are in the study's database as soon as they are known, and its runs are in
+    The settings and scores of every trial are in the study's journal as soon as they are known, and its runs are in
     folders of their own. A screening that was killed at any time resumes the trial that it was in, and the runs of that
     trial from their checkpoints. With one process, an interrupted screening tries the same settings as one that was not
     interrupted.
@@ -73,14 +79,45 @@ def open_study(folder: SearchDir, settings: SearchConfig) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # Steps are frames, counted over all runs of a trial; the warm-up is within the first run's.
     pruner = optuna.pruners.MedianPruner(n_startup_trials=settings.startup) if settings.prune else None
-    with folder.alone():  # Optuna's own creation of the tables fails where two processes do it at once
-        return optuna.create_study(
-            storage=f"sqlite:///{folder.database}",
-            study_name="search",
-            direction="maximize",
-            pruner=pruner or optuna.pruners.NopPruner(),
-            load_if_exists=True,
-        )
+    return optuna.create_study(
+        storage=_storage(folder),
+        study_name="search",
+        direction="maximize",
+        pruner=pruner or optuna.pruners.NopPruner(),
+        load_if_exists=True,
+    )
+
+
+def _storage(folder: SearchDir) -> str | JournalStorage:
+    if folder.database.exists():
+        return f"sqlite:///{folder.database}"
+    # Optuna advises against SQLite where several processes write.
+    return JournalStorage(JournalFileBackend(str(folder.journal), JournalLock(folder.journal)))
+
+
+class JournalLock:
+    """Optuna's protocol for the lock of a journal, with the kernel's locks: no killed process can hold one.
+
+    Args:
+        journal: the file.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        self._journal = journal
+        self._held = ExitStack()
+
+    def acquire(self) -> bool:
+        """Wait for other writers, and drop the line that a killed one has left unfinished."""
+        self._held.enter_context(alone(self._journal.with_name(".study.lock")))
+        content = self._journal.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(self._journal, whole)
+        return True
+
+    def release(self) -> None:
+        """Let others write."""
+        self._held.close()
 
 
 class Pruning(Callback):
@@ -210,7 +247,7 @@ def _suggest(trial: Trial, key: str, settings: SearchConfig) -> Any:
 
 
 def _scalar(choice: Any) -> Any:
-    """A choice as the database can store it: lists as JSON, as they are written on the command line."""
+    """A choice as the study can store it: lists as JSON, as they are written on the command line."""
     return choice if choice is None or isinstance(choice, str | int | float) else json.dumps(choice)
 
 
