@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
@@ -27,7 +28,7 @@ from rlexp.config import ConfigError, option_text
 from rlexp.report import load_runs
 from rlexp.search.config import SearchConfig
 from rlexp.search.folder import SearchDir
-from rlexp.search.study import open_study
+from rlexp.search.study import JournalLock, open_study
 
 SMALL = [
     *TINY, "total_frames=256", "collector.frames_per_batch=128", "minibatch_size=32", "evaluation.episodes=1",
@@ -196,20 +197,18 @@ def test_a_line_that_a_killed_writer_left_unfinished_is_dropped(tmp_path: Path) 
         assert len(study_of(tmp_path).trials) == kept.count(b'"op_code":4') + 1
 
 
-def test_processes_that_write_one_journal_at_once_lose_nothing(tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from types import SimpleNamespace\n"
-        "from rlexp.search.folder import SearchDir; from rlexp.search.study import open_study\n"
-        "study = open_study(SearchDir(Path('.')), SimpleNamespace(prune=False))\n"
-        "for _ in range(50):\n"
-        "    trial = study.ask(); [trial.report(step, step) for step in range(4)]; study.tell(trial, 1.0)"
-    )
-    both = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path) for _ in range(2)]
-    assert [process.wait(100) for process in both] == [0, 0]
-    trials = study_of(tmp_path).trials
-    assert [trial.number for trial in trials] == list(range(100))
-    assert all(len(trial.intermediate_values) == 4 and trial.value == 1.0 for trial in trials)
+def test_one_at_a_time_writes_the_journal(tmp_path: Path) -> None:
+    """Each storage has a lock of its own, in two processes or in two threads."""
+    open_study(SearchDir(tmp_path), SETTINGS)
+    first, second = (JournalLock(tmp_path / "study.log") for _ in range(2))
+    with ThreadPoolExecutor(1) as pool:
+        first.acquire()
+        waits = pool.submit(second.acquire)
+        with pytest.raises(TimeoutError):
+            waits.result(0.2)
+        first.release()
+        assert waits.result(60)
+        second.release()
 
 
 def test_a_search_of_an_earlier_version_keeps_its_database(tmp_path: Path) -> None:
