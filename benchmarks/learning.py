@@ -1,7 +1,8 @@
-"""The learning table: runs the presets over seeds, keeps their evaluations as CSV, writes the table and the figure.
+"""The learning tables: runs the presets over seeds, keeps their evaluations as CSV, writes a table and a figure.
 
-    python benchmarks/learning.py                                        every task, seeds 0 to 9
-    python benchmarks/learning.py --tasks hopper ant --seeds 0-4 --workers 2
+    python benchmarks/learning.py                                        Gymnasium's MuJoCo tasks, seeds 0 to 9
+    python benchmarks/learning.py --suite dm_control --seeds 0-4         another suite
+    python benchmarks/learning.py --tasks hopper ant --workers 2         tasks of the suite
     python benchmarks/learning.py --no-run                               only table and figure, of the results there are
     python benchmarks/learning.py --random                               measures random actions, into random.csv
 
@@ -38,11 +39,19 @@ from rlexp.sweeps import SweepDir, run_jobs
 from rlexp.sweeps.folder import COMPLETED
 
 HERE = Path(__file__).parent
-TASKS = (
-    *("inverted_pendulum", "inverted_double_pendulum", "reacher", "pusher", "swimmer", "hopper"),
-    *("walker2d", "half_cheetah", "ant", "humanoid", "humanoid_standup"),
-)
-BEGIN, END = "<!-- written by benchmarks/learning.py -->", "<!-- end of what benchmarks/learning.py writes -->"
+SUITES = {
+    "mujoco": (
+        *("inverted_pendulum", "inverted_double_pendulum", "reacher", "pusher", "swimmer", "hopper"),
+        *("walker2d", "half_cheetah", "ant", "humanoid", "humanoid_standup"),
+    ),
+    "gymnasium": (
+        *("cartpole", "acrobot", "pendulum", "mountain_car_continuous"),
+        *("lunar_lander", "lunar_lander_continuous", "bipedal_walker"),
+    ),
+    "dm_control": ("cartpole_swingup", "finger_spin", "cheetah_run", "walker_walk", "walker_run", "hopper_hop"),
+}
+"""The tasks of each table; those of the first have returns of random actions beside them, and aggregates."""
+END = "<!-- end of what benchmarks/learning.py writes -->"
 RESEEDED = {"hopper": 10, "humanoid": 10}
 """By how much the seeds of a task are shifted whose preset was changed after some of those before had run."""
 _COLUMNS = ("seed", "frames", "seconds", "return")
@@ -68,7 +77,15 @@ Curves = dict[int, Curve]
 
 def preset(task: str) -> list[str]:
     """What a task is trained with, as after ``rlexp-train``."""
+    if task in SUITES["dm_control"]:
+        domain, _, name = task.partition("_")
+        return ["experiment=dm_control", f"env.domain={domain}", f"env.task={name}", "logger=none"]
     return [f"experiment={task}", "logger=none"]
+
+
+def mark(suite: str) -> str:
+    """The line of a page that the table of a suite comes after."""
+    return f"<!-- written by benchmarks/learning.py --suite {suite} -->"
 
 
 def seeds_of(task: str, seeds: Sequence[int]) -> list[int]:
@@ -185,7 +202,8 @@ def scale() -> dict[str, tuple[float, float]]:
     """Task to the returns whose normalised scores are 0 and 1: of random actions, and the best published."""
     with (HERE / "random.csv").open(newline="", encoding="utf-8") as file:
         zeros = {row["task"]: float(row["score"]) for row in csv.DictReader(file)}
-    return {task: (zeros[task], max(float(row["score"]) for row in rows)) for task, rows in published().items()}
+    best = {task: max(float(row["score"]) for row in rows) for task, rows in published().items()}
+    return {task: (zero, best[task]) for task, zero in zeros.items()}
 
 
 def aggregates(results: Results, tasks: Sequence[str], seeds: Sequence[int]) -> str:
@@ -217,7 +235,7 @@ def _normalized(results: Results, tasks: Sequence[str], seeds: Sequence[int]) ->
     found, ends = {}, scale()
     for task in tasks:
         curves, wanted = results.read(task), seeds_of(task, seeds)
-        if all(seed in curves for seed in wanted):
+        if task in ends and all(seed in curves for seed in wanted):
             found[task] = statistics.normalized(np.array([curves[seed].returns[-1] for seed in wanted]), *ends[task])
     return found
 
@@ -298,7 +316,7 @@ def figure(results: Results, tasks: Sequence[str], seeds: Sequence[int]) -> byte
     return to_png(drawing)
 
 
-def insert(page: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
+def insert(page: Path, text: str, begin: str, end: str = END) -> None:
     """Put a table where the page has its marks."""
     before, _, rest = page.read_text(encoding="utf-8").partition(f"{begin}\n")
     _, mark, after = rest.partition(end)
@@ -316,7 +334,8 @@ def numbers(text: str) -> Iterator[int]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, and write results, table and figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, metavar="TASK", help="; ".join(TASKS))
+    parser.add_argument("--suite", choices=SUITES, default="mujoco", help="the tasks of a table")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="a part of the suite")
     parser.add_argument("--seeds", nargs="+", default=["0-9"], help="as 0-9, or 0 1 2")
     parser.add_argument("--workers", type=int, default=1, help="runs at once")
     parser.add_argument("--runs", type=Path, default=Path("outputs/learning"), help="folder of the sweeps")
@@ -327,19 +346,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--random", action="store_true", help="only measure random actions, 100 episodes a task")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every run")
     given = parser.parse_args(arguments)
+    tasks = given.tasks or SUITES[given.suite]
+    if unknown := set(tasks) - set(SUITES[given.suite]):
+        parser.error(f"{', '.join(sorted(unknown))}: the suite {given.suite} has {', '.join(SUITES[given.suite])}")
     seeds = sorted({seed for text in given.seeds for seed in numbers(text)})
     results = Results(given.results)
     if given.random:
-        measure_random(TASKS, 100)
+        measure_random(SUITES["mujoco"], 100)
         return 0
     if given.set and given.results == HERE / "results":
         parser.error("--set needs --results: its runs are not the presets'")
-    settings = {task: load_config([*preset(task), *given.set]).to_dict() for task in given.tasks}
+    settings = {task: load_config([*preset(task), *given.set]).to_dict() for task in tasks}
     try:
         results.check(settings)
     except ValueError as error:
         parser.error(str(error))
-    wanted = [(task, seed) for place in seeds for task in given.tasks for seed in seeds_of(task, [place])]
+    wanted = [(task, seed) for place in seeds for task in tasks for seed in seeds_of(task, [place])]
     asked = json.dumps([wanted, settings], sort_keys=True)
     sweep = SweepDir(given.runs / hashlib.sha256(asked.encode()).hexdigest()[:12])
     jobs = [[*preset(t), *given.set, f"seed={seed}"] for t, seed in wanted if seed not in results.read(t)]
@@ -350,13 +372,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return stopped.exit_code
     finally:
         collect(sweep, results, settings)
-    text = table(results, given.tasks, seeds)
+    text = table(results, tasks, seeds)
     if given.page is None:
         print(text, end="")
     else:
-        insert(given.page, text)
+        insert(given.page, text, mark(given.suite))
     if given.figure is not None:
-        given.figure.write_bytes(figure(results, given.tasks, seeds))
+        given.figure.write_bytes(figure(results, tasks, seeds))
     return 0 if whole else 1
 
 

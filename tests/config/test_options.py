@@ -26,7 +26,10 @@ NEEDED = {
     "collector/device": ["env=torch_cartpole"],
     **{option: ["env.frame_skip=2"] for option in ("env/atari", "experiment/atari")},
     "env/gym": ["env.id=Pendulum-v1"],
-    "env/dm_control": ["env.domain=cartpole", "env.task=swingup", "env.max_episode_steps=20"],
+    **{
+        option: ["env.domain=cartpole", "env.task=swingup", "env.max_episode_steps=20"]
+        for option in ("env/dm_control", "experiment/dm_control")
+    },
     "env/mujoco": ["env.task._target_=rlexp.envs.mujoco.tasks.Swimmer"],
     "env/seen_target": ["policy.kernel_sizes=[4,2,1]"],
     "env/torchrl": ["env.make._target_=torchrl.envs.GymEnv", "env.make.env_name=Pendulum-v1"],

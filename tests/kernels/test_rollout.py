@@ -29,7 +29,7 @@ from torchrl.modules import IndependentNormal, ProbabilisticActor
 from rlexp import load_config
 from rlexp.agent.evaluation import evaluate
 from rlexp.envs.gymnasium import BatchedGymEnv
-from rlexp.envs.normalization import commit_normalization, init_normalization, observation_norms
+from rlexp.envs.normalization import RunningObservationNorm, commit_normalization, init_normalization, observation_norms
 from rlexp.kernels.acting import acting
 from rlexp.kernels.rollout import ArrayTransforms, RolloutCollector, step_counts
 from rlexp.kernels.unsupported import UnsupportedError
@@ -181,6 +181,11 @@ def test_what_it_does_not_know_is_named() -> None:
     actor = load_config().policy.build(unknown, CPU).actor
     with pytest.raises(UnsupportedError, match="BinarizeReward"):
         RolloutCollector(unknown, actor, 20, CPU)
+    twice = TransformedEnv(
+        config.build_base(2), Compose(*(RunningObservationNorm(in_keys=["observation"]) for _ in range(2)))
+    )
+    with pytest.raises(UnsupportedError, match="what other transforms have changed"):
+        ArrayTransforms(twice)
     with pytest.raises(UnsupportedError, match="step_count"):
         acting(TensorDictModule(nn.Identity(), in_keys=["step_count"], out_keys=["action"]), 2)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from agents import networks
-from torch import nn
+from torch import Tensor, nn
 
 from rlexp import Trainer, load_config
 from rlexp.config import ConfigError
@@ -197,3 +199,42 @@ def test_layer_norm_between_networks_of_ones_own_is_refused() -> None:
     own = [f"policy.{which}_network={{_target_: torchrl.modules.MLP}}" for which in ("actor", "critic")]
     with pytest.raises(ConfigError, match=r"policy\.layer_norm"):
         load_config(["policy.layer_norm=true", "policy.orthogonal=false", *own])
+
+
+class Mine(nn.Module):
+    """A network of one's own, with weights of its own."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(in_features, out_features)
+        nn.init.constant_(self.layer.weight, 0.125)
+        nn.init.constant_(self.layer.bias, 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One layer."""
+        out: Tensor = self.layer(x)
+        return out
+
+
+class Reads(Mine):
+    """An encoder of one's own."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__(shape.numel(), 2)
+
+
+@pytest.mark.parametrize("policy", ["normal", "gru"])
+def test_networks_of_ones_own_start_as_they_are_made(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = ["policy.encoders.observation._target_=mine.Reads"]
+    if policy == "normal":
+        own += [f"policy.{which}_network._target_=mine.Mine" for which in ("actor", "critic")]
+    module = ModuleType("mine")
+    module.__dict__.update(Mine=Mine, Reads=Reads)
+    monkeypatch.setitem(sys.modules, "mine", module)
+    config = load_config([f"policy={policy}", "env=hopper", "env/transforms=none", *own])
+    built = config.policy.build(config.env.build(1), torch.device("cpu"))
+    found = {part for network in (built.actor, built.critic) for part in network.modules() if isinstance(part, Mine)}
+    assert len(found) == (4 if policy == "normal" else 2)
+    for part in found:
+        assert (part.layer.weight == 0.125).all()
+        assert (part.layer.bias == 0.5).all()

@@ -9,7 +9,7 @@ from tensordict import TensorDict
 from rlexp import load_config
 from rlexp.config import ConfigError
 from rlexp.policies import ActorCritic
-from rlexp.policies.heads import at_most
+from rlexp.policies.heads import within
 
 CPU = torch.device("cpu")
 
@@ -62,14 +62,19 @@ def test_it_stays_below_its_bound(independent: str) -> None:
     torch.testing.assert_close(bounded, free.actor.get_dist_params(steps)["scale"].clamp(max=0.5))
 
 
-def test_beyond_its_bound_only_gradients_that_lead_back_pass() -> None:
-    scale = torch.tensor([0.2, 0.2, 0.9, 0.9], requires_grad=True)
-    at_most(scale, 0.5).backward(torch.tensor([2.0, -2.0, 3.0, -3.0]))
+def test_beyond_a_bound_only_gradients_that_lead_back_pass() -> None:
+    scale = torch.tensor([0.2, 0.2, 0.9, 0.9, 0.05, 0.05], requires_grad=True)
+    kept = within(scale, 0.1, 0.5)
+    torch.testing.assert_close(kept, scale.clamp(0.1, 0.5))
+    kept.backward(torch.tensor([2.0, -2.0, 3.0, -3.0, 4.0, -4.0]))
     assert scale.grad is not None
-    assert scale.grad.tolist() == [2, -2, 3, 0]
+    assert scale.grad.tolist() == [2, -2, 3, 0, 0, -4]
 
 
-@pytest.mark.parametrize(("setting", "key"), [("scale_lb=0.7", "scale_ub"), ("scale_init=0.7", "scale_init")])
+@pytest.mark.parametrize(
+    ("setting", "key"),
+    [("scale_lb=0.7", "scale_ub"), ("scale_init=0.7", "scale_init"), ("scale_init=1e-5", "scale_init")],
+)
 def test_bounds_that_exclude_each_other_or_the_start_are_refused(setting: str, key: str) -> None:
     with pytest.raises(ConfigError) as error:
         networks("policy=normal", "policy.scale_ub=0.5", f"policy.{setting}")

@@ -18,7 +18,7 @@ from rlexp.distributed import ALONE, Group
 from rlexp.envs.actions import ACTION_MASK
 from rlexp.envs.entries import OBSERVATION, split
 from rlexp.kernels.distributions import Parts
-from rlexp.kernels.mlp import MLPLayers
+from rlexp.kernels.mlp import MLPLayers, body_and_head
 from rlexp.kernels.unsupported import UnsupportedError
 from rlexp.machine import at_most_threads, useful_threads
 from rlexp.policies.heads import NEVER
@@ -150,10 +150,11 @@ class FamilyActing(Acting):
     def _forward(self) -> Callable[..., tuple[Array, ...]]:
         """The network from array to arrays, without the calls of its modules as far as it is plain."""
         network = self._network
-        body = mlp_forward(network[:-1], self._num_envs) if isinstance(network, nn.Sequential) else None
-        if body is None:
+        parts = body_and_head(network)
+        body = None if parts is None else mlp_forward(parts[0], self._num_envs)
+        if parts is None or body is None:
             return torch_forward(network)
-        head = cast("nn.Sequential", network)[-1]
+        head = parts[1]
         if isinstance(head, nn.Identity):
             return lambda observation: (body(observation),)
         if isinstance(head, AddStateIndependentNormalScale):

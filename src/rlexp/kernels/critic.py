@@ -33,6 +33,8 @@ class WrittenOutCriticGradient:
         layers = MLPLayers.of(self._reads.network)
         if layers is None:
             raise UnsupportedError("the critic is not an MLP of linear layers with Tanh or ReLU")
+        if not layers.trained:
+            raise UnsupportedError("weights are frozen")
         self._layers, self._distance = MLPGradient(layers), DISTANCES[distance]
 
     @torch.no_grad()

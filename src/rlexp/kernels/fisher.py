@@ -14,7 +14,7 @@ from tensordict.nn import AddStateIndependentNormalScale
 from torch import Tensor, nn
 
 from rlexp.kernels.distributions import Gaussian, Parts
-from rlexp.kernels.mlp import MLPLayers, MLPTangents
+from rlexp.kernels.mlp import MLPLayers, MLPTangents, body_and_head
 from rlexp.kernels.unsupported import UnsupportedError
 from rlexp.policies import ActorCritic
 
@@ -38,12 +38,14 @@ class WrittenOutFisher:
         parts = Parts.of(networks.actor)
         if parts is None or not isinstance(parts.family, Gaussian):
             raise UnsupportedError("the actor's distribution is not a Gaussian without bounds")
-        head = parts.network[-1] if isinstance(parts.network, nn.Sequential) else None
-        if not isinstance(parts.network, nn.Sequential) or not isinstance(head, AddStateIndependentNormalScale):
+        body, head = body_and_head(parts.network) or (None, None)
+        if body is None or not isinstance(head, AddStateIndependentNormalScale):
             raise UnsupportedError("the actor's scale depends on the observation, or its network has encoders")
-        mean = MLPLayers.of(parts.network[:-1])
+        mean = MLPLayers.of(body)
         if mean is None:
             raise UnsupportedError("the actor is not an MLP of linear layers with Tanh or ReLU")
+        if not (mean.trained and all(p.requires_grad for p in head.parameters())):
+            raise UnsupportedError("weights are frozen")
         self._reads, self._mean, self._head = parts.reading, MLPTangents(mean), head
         self._of_mean = [cast("nn.Parameter", p) for layer in mean.layers for p in (layer.weight, layer.bias)]
         self._parameters = list(parameters)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rlexp.kernels.distributions import Gaussian, Parts, SquashedGaussian, gaussian_log_prob
 from rlexp.kernels.losses import FastClipPPO, FastSPO
-from rlexp.kernels.mlp import MLPGradient, MLPLayers
+from rlexp.kernels.mlp import MLPGradient, MLPLayers, body_and_head
 from rlexp.kernels.reading import Reading
 from rlexp.kernels.unsupported import UnsupportedError
 from rlexp.losses.module import MinibatchLoss
@@ -75,18 +75,20 @@ class WrittenOutGradient:
         parts = Parts.of(networks.actor)
         if parts is None:
             raise UnsupportedError("the actor is not a network followed by a known distribution")
-        if not isinstance(parts.network, nn.Sequential):
-            kind = "is recurrent" if isinstance(parts.network, RecurrentActor) else "has encoders"
+        if (body := body_and_head(parts.network)) is None:
+            kind = "is recurrent" if isinstance(parts.network, RecurrentActor) else "has encoders or a form of its own"
             raise UnsupportedError(f"the policy {kind}")
         if not isinstance(parts.family, SquashedGaussian | Gaussian):
             raise UnsupportedError("the actor's distribution is not Gaussian")
         critic = Reading.of(networks.critic.in_keys, networks.critic.module)
-        actor, value = MLPLayers.of(parts.network[:-1]), MLPLayers.of(critic.network)
+        actor, value = MLPLayers.of(body[0]), MLPLayers.of(critic.network)
         if actor is None or value is None:
             raise UnsupportedError("actor or critic is not an MLP of linear layers with Tanh or ReLU")
         if set(actor.layers) & set(value.layers):  # the gradient of a shared layer is a sum, and each overwrites it
             raise UnsupportedError("actor and critic share layers")
-        return cls(loss, parts.family, actor, parts.network[-1], value, (parts.reading, critic))
+        if not (actor.trained and value.trained and all(p.requires_grad for p in body[1].parameters())):
+            raise UnsupportedError("weights are frozen")
+        return cls(loss, parts.family, actor, body[1], value, (parts.reading, critic))
 
     def __call__(self, minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Write the gradient, and return what the loss gave; a critic that the loss leaves out keeps its gradient."""
@@ -137,7 +139,7 @@ class WrittenOutGradient:
             return torch.autograd.grad(distribution, raw, (by_loc, by_scale))[0]
         if self._exponential is not None:
             by_scale = by_scale.sum(0)
-            moves = self._unbounded > self._lower_bound
+            moves = (self._unbounded > self._lower_bound) | (by_scale < 0)
             if self._upper_bound < inf:
                 moves &= (self._unbounded < self._upper_bound) | (by_scale > 0)
             by_parameter = by_scale * self._unbounded * moves

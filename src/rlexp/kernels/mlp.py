@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
+from torchrl.modules import MLP
 
 _ACTIVATIONS: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {nn.Tanh: torch.tanh_, nn.ReLU: torch.relu_}
 # From the derivative by a nonlinearity's output, and that output, to the derivative by its input.
@@ -32,11 +33,13 @@ class MLPLayers:
     @classmethod
     def of(cls, network: nn.Module) -> MLPLayers | None:
         """``network`` taken apart, or None where it is something else."""
-        leaves = [module for module in network.modules() if not isinstance(module, nn.Sequential)]
+        leaves = _leaves(network)
         layers, between = leaves[::2], leaves[1::2]
         linear = all(type(layer) is nn.Linear and layer.bias is not None for layer in layers)
         kinds = {type(module) for module in between}
         if not linear or len(leaves) % 2 == 0 or len(kinds) != 1 or not kinds <= _ACTIVATIONS.keys():
+            return None
+        if any(map(_hooked, leaves)) or len(set(layers)) < len(layers):
             return None
         return cls(layers, kinds.pop())  # type: ignore[arg-type]
 
@@ -49,10 +52,40 @@ class MLPLayers:
         out: Tensor = _Function.apply(x, self.activation, *parameters)  # type: ignore[no-untyped-call]
         return out
 
+    @property
+    def trained(self) -> bool:
+        """Whether every weight is: none of them was frozen."""
+        return all(p.requires_grad for layer in self.layers for p in layer.parameters())
+
     def inference(self) -> Callable[[Tensor], Tensor]:
         """The same as a function without a graph; what an optimizer writes into the weights is seen at once."""
         parameters = [p.detach() for layer in self.layers for p in (layer.weight, layer.bias)]
         return lambda x: _forward(x, self.activation, parameters)[0]
+
+
+def body_and_head(network: nn.Module) -> tuple[nn.Sequential, nn.Module] | None:
+    """What a sequence of modules does before the last of them, and that; None where it is something else."""
+    if not _is_sequence(network):
+        return None
+    *body, head = network  # not its children(), which are each there once
+    return nn.Sequential(*body), head
+
+
+def _leaves(network: nn.Module) -> list[nn.Module]:
+    """The modules that ``network`` calls one after another; what is no plain sequence of others counts as one."""
+    return [leaf for module in network for leaf in _leaves(module)] if _is_sequence(network) else [network]
+
+
+def _is_sequence(network: nn.Module) -> TypeGuard[nn.Sequential]:
+    """Whether it only calls its modules one after another: no forward of a subclass, and no hooks."""
+    return type(network) in (nn.Sequential, MLP) and not _hooked(network)
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether a call of it does more than its forward, as with ``torch.nn.utils.spectral_norm``."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 class MLPGradient:

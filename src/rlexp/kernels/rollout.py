@@ -219,6 +219,9 @@ class ArrayTransforms:
                     and set(transform.in_keys) <= set(self.entries)
                     and not transform.in_keys_inv
                 ):
+                    before = {key for earlier in self._chain for key in earlier.out_keys}
+                    if isinstance(transform, RunningObservationNorm) and not before.isdisjoint(transform.in_keys):
+                        raise UnsupportedError("running statistics of what other transforms have changed have none")
                     self._chain.append(transform)
                 case DoubleToFloat() if type(transform) is DoubleToFloat:
                     self._chain.append(transform)

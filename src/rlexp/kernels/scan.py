@@ -49,7 +49,9 @@ class FastAdvantage(nn.Module):
         else:
             scale = self.value_norm.scale.to(value)
             advantage, target = self.estimate(batch, value * scale, next_value * scale)
-            target = self.value_norm(target, new=batch.get("state_value", None) is None)
+            if batch.get("state_value", None) is None:
+                value = value * self.value_norm.update(target)
+            target = self.value_norm(target)
         if self.average:
             whole = self._group.gather(advantage)
             advantage = (advantage - whole.mean()) / whole.std().clamp_min(1e-4)

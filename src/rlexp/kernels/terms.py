@@ -17,7 +17,7 @@ from torchrl.modules import ProbabilisticActor, ValueOperator
 
 from rlexp.envs.actions import ACTION_MASK
 from rlexp.kernels.distributions import Parts
-from rlexp.kernels.mlp import MLPLayers
+from rlexp.kernels.mlp import MLPLayers, body_and_head
 from rlexp.kernels.reading import Reading
 from rlexp.policies.recurrent import CARRIED, RecurrentActor, RecurrentCritic
 
@@ -136,7 +136,7 @@ def parameters_of(reading: Reading) -> Callable[[dict[str, Tensor]], tuple[Tenso
     if isinstance(network, RecurrentActor):
         keys, length = [*reading.keys, *CARRIED], network.sequence_length
         return lambda steps: tuple(p.flatten(0, 1) for p in network(*sequences(steps, keys, length))[:-1])
-    body, head = (network[:-1], network[-1]) if isinstance(network, nn.Sequential) else (network, nn.Identity())
+    body, head = body_and_head(network) or (network, nn.Identity())
     perceptron = MLPLayers.of(body)
     forward = body if perceptron is None else perceptron
     if isinstance(head, AddStateIndependentNormalScale):

@@ -50,7 +50,9 @@ class AdvantageEstimator(nn.Module):
         batch["state_value"], batch["next", "state_value"] = value * scale, next_value * scale
         self.estimator(batch)
         if self.value_norm is not None:
-            batch["value_target"] = self.value_norm(batch["value_target"], new=before is None)
+            if before is None:
+                value = value * self.value_norm.update(batch["value_target"])
+            batch["value_target"] = self.value_norm(batch["value_target"])
         batch["state_value"] = value if before is None else before
         return batch
 

@@ -88,7 +88,7 @@ class LossConfig(Config):
             estimator = GAE(
                 gamma=self.gamma, lmbda=lmbda, value_network=None, average_gae=self.average_gae, vectorized=False
             )
-        norm = ValueNorm(group=group) if self.normalize_value else None
+        norm = ValueNorm(networks.critic.module, group=group) if self.normalize_value else None
         return AdvantageEstimator(networks.critic, estimator, norm, group)
 
 

@@ -30,11 +30,15 @@ class ActorCritic:
         return [*actor, *critic]
 
     def split_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """The parameters of the actor's distribution, a shared trunk included, and the critic's remaining ones."""
+        """The parameters of the actor's distribution, a shared trunk included, and the critic's remaining ones.
+
+        What is frozen (``requires_grad_(False)``) is left out.
+        """
         from rlexp.policies.recurrent import recurrent_network
 
         actor, network = dict.fromkeys(self.actor.parameters()), recurrent_network(self.actor)
         if network is not None and network.critic_core is not None:
             for parameter in network.critic_core.parameters():  # the critic's, whose state the actor advances
                 del actor[parameter]
-        return list(actor), [p for p in dict.fromkeys(self.critic.parameters()) if p not in actor]
+        critic = [p for p in dict.fromkeys(self.critic.parameters()) if p not in actor]
+        return [p for p in actor if p.requires_grad], [p for p in critic if p.requires_grad]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import sqrt
 from typing import TYPE_CHECKING
 
@@ -37,10 +38,19 @@ def probabilistic_actor(
     )
 
 
-def orthogonal_(network: nn.Module, last_gain: float) -> None:
-    """Orthogonal weights of gain sqrt(2), 1 in a recurrent layer and ``last_gain`` at the end; zero biases."""
+def orthogonal_(network: nn.Module, last_gain: float, own: Iterable[nn.Module] = ()) -> None:
+    """Orthogonal weights of gain sqrt(2), 1 in a recurrent layer and ``last_gain`` at the end; zero biases.
+
+    Args:
+        network: whose layers are initialised.
+        last_gain: gain of the last of them.
+        own: parts of it that keep the weights they have.
+    """
     layers = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.RNNBase)]
+    kept = {module for part in own for module in part.modules()}
     for layer in layers:
+        if layer in kept:
+            continue
         gain = last_gain if layer is layers[-1] else 1.0 if isinstance(layer, nn.RNNBase) else sqrt(2)
         for name, parameter in layer.named_parameters():
             if "weight" in name:

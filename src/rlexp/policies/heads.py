@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from math import inf
 from typing import Any, ClassVar, cast
 
 import torch
@@ -70,21 +71,16 @@ def head(kind: str, spec: TensorSpec, scale: Scale | None) -> Head:
             return Head(2 * spec.shape[0], BetaParameters(), ["alpha", "beta"], BoundedBeta, bounds)
         case _:
             assert scale is not None
-            options: dict[str, Any] = {"scale_mapping": scale.mapping, "scale_lb": scale.lower_bound}
+            low, high = scale.lower_bound, inf if scale.upper_bound is None else scale.upper_bound
             actions = spec.shape[0]
             start = 0.0 if scale.initial is None else parameter_of(scale.initial, scale.mapping)
             family = TanhNormal if kind == "tanh_normal" else IndependentNormal
             module: nn.Module
             if scale.state_independent:
-                options |= {"device": spec.device, "init_value": start}
-                if scale.upper_bound is None:
-                    module = AddStateIndependentNormalScale(actions, **options)
-                else:
-                    module = BoundedNormalScale(actions, scale_ub=scale.upper_bound, **options)
+                options = {"scale_mapping": scale.mapping, "device": spec.device, "init_value": start}
+                module = BoundedNormalScale(actions, scale_lb=low, scale_ub=high, **options)
                 return Head(actions, module, ["loc", "scale"], family, bounds)
-            module = NormalParamExtractor(**options)
-            if scale.upper_bound is not None:
-                module = nn.Sequential(module, ScaleBound(scale.upper_bound))
+            module = nn.Sequential(NormalParamExtractor(scale.mapping, scale_lb=0.0), ScaleBounds(low, high))
             bias = None if scale.initial is None else torch.tensor([0.0] * actions + [start] * actions)
             return Head(2 * actions, module, ["loc", "scale"], family, bounds, bias)
 
@@ -110,29 +106,29 @@ def parameter_of(scale: float, mapping: str) -> float:
     return (low + high) / 2
 
 
-def at_most(scale: Tensor, bound: float) -> Tensor:
-    """The smaller of a standard deviation and a bound, with a gradient that can lead back below it.
+def within(scale: Tensor, low: float, high: float) -> Tensor:
+    """A standard deviation clamped to its bounds, with a gradient that can lead back between them.
 
-    The derivative of a minimum is 0 beyond the bound, where a deviation would then stay for ever. Here a gradient
-    passes there if a step against it makes the deviation smaller.
+    The derivative of a clamp is 0 beyond a bound, where a deviation would then stay for ever. Here a gradient passes
+    there if a step against it leads back.
     """
-    return cast("Tensor", _AtMost.apply(scale, bound)) if torch.is_grad_enabled() else scale.clamp_max(bound)  # type: ignore[no-untyped-call]
+    return cast("Tensor", _Within.apply(scale, low, high)) if torch.is_grad_enabled() else scale.clamp(low, high)  # type: ignore[no-untyped-call]
 
 
-class _AtMost(torch.autograd.Function):
+class _Within(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, scale: Tensor, bound: float) -> Tensor:
-        ctx.save_for_backward(scale < bound)
-        return scale.clamp_max(bound)
+    def forward(ctx: Any, scale: Tensor, low: float, high: float) -> Tensor:
+        ctx.save_for_backward(scale > low, scale < high)
+        return scale.clamp(low, high)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (below,) = ctx.saved_tensors
-        return grad_outputs[0] * (below | (grad_outputs[0] > 0)), None
+        above, below = ctx.saved_tensors
+        return grad_outputs[0] * ((above | (grad_outputs[0] < 0)) & (below | (grad_outputs[0] > 0))), None, None
 
 
 class BoundedNormalScale(AddStateIndependentNormalScale):
-    """``tensordict.nn.AddStateIndependentNormalScale`` whose standard deviation has an upper bound as well.
+    """``tensordict.nn.AddStateIndependentNormalScale`` whose standard deviation is kept `within` two bounds.
 
     Args:
         args, kwargs: as for tensordict's class.
@@ -144,26 +140,26 @@ class BoundedNormalScale(AddStateIndependentNormalScale):
         self.scale_ub = scale_ub
 
     def forward(self, loc: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        """Loc ``[..., actions]`` and the standard deviation, which is bounded before it is repeated for each step."""
-        scale = mappings(self.scale_mapping)(self.state_independent_scale).clamp_min(self.scale_lb)
-        return (loc, at_most(scale, self.scale_ub).expand_as(loc), *others)
+        """Loc and scale, both ``[..., actions]``."""
+        scale = mappings(self.scale_mapping)(self.state_independent_scale.expand_as(loc))
+        return (loc, within(scale, self.scale_lb, self.scale_ub), *others)
 
 
-class ScaleBound(nn.Module):
-    """Bounds the standard deviation that a ``tensordict.nn.NormalParamExtractor`` gives.
+class ScaleBounds(nn.Module):
+    """Keeps the standard deviation that a ``tensordict.nn.NormalParamExtractor`` gives `within` two bounds.
 
     Args:
-        scale_ub: largest standard deviation.
+        scale_lb, scale_ub: smallest and largest standard deviation.
     """
 
-    def __init__(self, scale_ub: float) -> None:
+    def __init__(self, scale_lb: float, scale_ub: float) -> None:
         super().__init__()
-        self.scale_ub = scale_ub
+        self.scale_lb, self.scale_ub = scale_lb, scale_ub
 
     def forward(self, parameters: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Loc and scale, both ``[..., actions]``."""
         loc, scale = parameters
-        return loc, at_most(scale, self.scale_ub)
+        return loc, within(scale, self.scale_lb, self.scale_ub)
 
 
 NEVER = torch.finfo(torch.float32).min

@@ -241,6 +241,7 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(tmp_path: Path, overrides
         (["critic_num_epochs=3"], "critic_num_epochs"),
         (["policy.scale_ub=1.0"], "policy.scale_ub"),
         (["optim.schedule=kl_adaptive"], "optim.schedule"),
+        (["compile=true"], "compile"),
     ],
 )
 def test_what_has_no_meaning_for_a_natural_gradient_is_refused(tmp_path: Path, overrides: list[str], key: str) -> None:

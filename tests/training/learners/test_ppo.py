@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from rlexp import Trainer
 from rlexp.config import ConfigError
 from rlexp.policies import ActorCritic
+from rlexp.policies.config.network import NetworkConfig
 from rlexp.policies.recurrent import STATE
 from rlexp.runs import checkpoint
 from rlexp.training.learners.batches import clip_grad_norm
@@ -292,8 +294,14 @@ def test_a_warm_start_takes_the_scale_of_the_values(tmp_path: Path) -> None:
     begun.close()
     assert saved.keys() == taken.keys()
     assert all(torch.equal(saved[key], taken[key]) for key in saved)
-    with pytest.raises(ConfigError, match=r"loss\.normalize_value"):
+    with pytest.raises(ConfigError, match=r"trained with loss\.normalize_value=true"):
         built(tmp_path / "other", warm)
+    with pytest.raises(ConfigError, match=r"trained with loss\.normalize_reward=true"):
+        built(tmp_path / "raw", warm, normalized, "loss.normalize_reward=false")
+    plain, _ = updated(tmp_path / "plain", "loss.normalize_reward=false")
+    plain.save()
+    with pytest.raises(ConfigError, match=r"trained with loss\.normalize_reward=false"):
+        built(tmp_path / "scaled", f"warm_start={tmp_path / 'plain'}")
 
 
 @pytest.mark.parametrize(
@@ -314,6 +322,44 @@ def test_what_does_not_go_with_a_critic_of_its_own_is_refused(tmp_path: Path, ov
         built(tmp_path / "run", "critic_num_epochs=2", *overrides)
     assert [problem.key for problem in error.value.problems] == [key]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [(["target_kl=0.01"], "target_kl"), (["optim.schedule=kl_adaptive"], "optim.schedule"), (["loss=kl_ppo"], "loss")],
+)
+def test_what_goes_by_the_kl_needs_a_second_step(tmp_path: Path, overrides: list[str], key: str) -> None:
+    """The KL is that before each step: before the only one it is 0."""
+    with pytest.raises(ConfigError) as error:
+        built(tmp_path / "run", "num_epochs=1", "minibatch_size=64", *overrides)
+    assert [problem.key for problem in error.value.problems] == [key]
+    built(tmp_path / "two", "num_epochs=1", "minibatch_size=32", *overrides).close()
+
+
+def test_where_vtrace_corrects_nothing_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    built(tmp_path / "three", "loss.estimator=vtrace").close()
+    assert "td1" not in caplog.text
+    built(tmp_path / "once", "loss.estimator=vtrace", "recompute_advantage=false").close()
+    assert "which makes it td1" in caplog.text
+
+
+@pytest.mark.parametrize("kernels", ["auto", "false"])
+def test_frozen_weights_stay(kernels: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlexp.policies.config.network.NetworkConfig.body", frozen_body)
+    trainer = built(tmp_path, f"kernels={kernels}", "optim=adamw", "optim.weight_decay=0.1")
+    networks = trainer.networks
+    before = {name: p.clone() for name, p in [*networks.actor.named_parameters(), *networks.critic.named_parameters()]}
+    trainer.update(trainer.collect())
+    for name, parameter in [*networks.actor.named_parameters(), *networks.critic.named_parameters()]:
+        assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
+    trainer.close()
+
+
+def frozen_body(self: NetworkConfig, inputs: Any, which: str, outputs: int) -> nn.Module:
+    """As `NetworkConfig.body`, with a first layer that is not trained."""
+    trunk, width = self.trunk(inputs)
+    next(trunk.children()).requires_grad_(False)
+    return nn.Sequential(trunk, nn.Linear(width, outputs))
 
 
 def test_advantage_is_recomputed_or_not(tmp_path: Path) -> None:

@@ -78,6 +78,11 @@ class MLPConfig(NetworkConfig):
         own: nn.Module = build_at(f"policy.{key}", build)
         return own
 
+    def own_parts(self, inputs: Inputs, body: nn.Module, which: Literal["actor", "critic"]) -> list[nn.Module]:
+        """Own encoders, and the network in place of the MLP."""
+        own = getattr(self, f"{which}_network") is not None
+        return [*super().own_parts(inputs, body, which), *([body] if own else [])]
+
     def check_observation(self, env: EnvBase, actor: Specs, critic: Specs) -> None:
         """Networks of one's own may read what they like."""
         if self.actor_network is None or self.critic_network is None:

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from rlexp.policies.inputs import Inputs, Specs
 
 
+def is_shipped(node: Node) -> bool:
+    """Whether a network that the config names is one of rlexp's."""
+    return node.target.split(".")[0] == "rlexp"
+
+
 class PolicyConfig(Config):
     """Base of all policies."""
 
@@ -44,7 +49,8 @@ class NetworkConfig(PolicyConfig):
         activation_class: name of the nonlinearity after each hidden layer, one of torch.nn's.
         layer_norm: normalise what each nonlinearity of the fully connected layers reads (Ba et al. 2016).
         shared: one trunk for actor and critic, instead of one each.
-        orthogonal: orthogonal weights of gain sqrt(2) and zero biases, instead of torch's default.
+        orthogonal: orthogonal weights of gain sqrt(2) and zero biases, instead of torch's default; not in networks and
+            encoders of one's own, which keep the weights that they are made with.
         last_layer_gain: with ``orthogonal``, gain of the actor's last layer; small makes all first actions alike.
         actor_keys: entries of the observation that the actor reads; None is all.
         critic_keys: entries that the critic reads; None is all.
@@ -87,8 +93,10 @@ class NetworkConfig(PolicyConfig):
             nn.Linear(int(self.num_cells[-1]), 1) if self.shared else self.body(critic_inputs, "critic", 1)
         )
         if self.orthogonal:
-            orthogonal_(actor_inputs.reading(body), last_gain=self.last_layer_gain)
-            orthogonal_(others if self.shared else critic_inputs.reading(others), last_gain=1.0)
+            own = self.own_parts(actor_inputs, body, "actor")
+            orthogonal_(actor_inputs.reading(body), self.last_layer_gain, own)
+            own = self.own_parts(critic_inputs, others, "critic")
+            orthogonal_(others if self.shared else critic_inputs.reading(others), 1.0, own)
         if head.bias is not None:
             set_bias(body, head.bias)
         values = nn.Sequential(next(body.children()), others) if self.shared else others
@@ -129,6 +137,11 @@ class NetworkConfig(PolicyConfig):
 
         trunk, width = self.trunk(inputs)
         return nn.Sequential(trunk, nn.Linear(width, outputs))
+
+    def own_parts(self, inputs: Inputs, body: nn.Module, which: Literal["actor", "critic"]) -> list[nn.Module]:
+        """What the config names and rlexp has not written: it starts with the weights that its constructor gives it."""
+        named = zip(inputs.keys, inputs.encoders, strict=False)  # a lone entry may have no encoder
+        return [encoder for key, encoder in named if key in self.encoders and not is_shipped(self.encoders[key])]
 
     def perceptron(self, in_features: int) -> nn.Module:
         """The fully connected hidden layers, each with its nonlinearity."""
@@ -207,8 +220,10 @@ class GaussianConfig(Config):
         yield from super().problems()
         if self.scale_ub is not None and self.scale_ub <= self.scale_lb:
             yield Problem("scale_ub", f"must be above policy.scale_lb, {self.scale_lb:g}.", f"{self.scale_ub:g}")
-        elif self.scale_ub is not None and self.scale_init is not None and self.scale_init > self.scale_ub:
+        elif self.scale_init is not None and self.scale_ub is not None and self.scale_init > self.scale_ub:
             yield Problem("scale_init", f"is above policy.scale_ub, {self.scale_ub:g}.", f"{self.scale_init:g}")
+        elif self.scale_init is not None and self.scale_init < self.scale_lb:
+            yield Problem("scale_init", f"is below policy.scale_lb, {self.scale_lb:g}.", f"{self.scale_init:g}")
 
     def scale(self) -> Scale | None:
         """How the standard deviation comes about."""

@@ -73,8 +73,10 @@ class RecurrentConfig(GaussianConfig, NetworkConfig):
         else:
             values = critic_inputs.reading(nn.Sequential(self.perceptron(critic_inputs.shape.numel()), value_output))
         if self.orthogonal:
-            orthogonal_(nn.Sequential(core, output), last_gain=self.last_layer_gain)
-            orthogonal_(value_output if self.shared else values, last_gain=1.0)
+            own = self.own_parts(actor_inputs, core, "actor")
+            orthogonal_(nn.Sequential(core, output), self.last_layer_gain, own)
+            own = self.own_parts(critic_inputs, core, "critic")
+            orthogonal_(value_output if self.shared else values, 1.0, own)
         if head.bias is not None:
             set_bias(output, head.bias)
         network = RecurrentActor(core, nn.Sequential(output, head.module), critic_core, length)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torchrl.envs import TransformedEnv
 
+from rlexp.collectors import MultiAsyncCollectorConfig
 from rlexp.distributed import ALONE, Group
 from rlexp.experiment import ExperimentConfig
 from rlexp.losses import DistillConfig, NPGConfig
@@ -13,6 +16,8 @@ from rlexp.training.learners.base import Learner
 from rlexp.training.learners.distill import DistillLearner
 from rlexp.training.learners.natural_gradient import NaturalGradientLearner
 from rlexp.training.learners.ppo import PPOLearner
+
+log = logging.getLogger(__name__)
 
 
 def build_learner(
@@ -28,6 +33,9 @@ def build_learner(
         ConfigError: loss, optimizer or schedule cannot be built with these settings, or do not go together.
         CheckpointError: a teacher cannot be read.
     """
+    once = isinstance(config.loss, NPGConfig) or config.num_epochs == 1 or not config.recompute_advantage
+    if config.loss.estimator == "vtrace" and once and not isinstance(config.collector, MultiAsyncCollectorConfig):
+        log.warning("loss.estimator=vtrace: advantages are estimated before the policy changes, which makes it td1.")
     if isinstance(config.loss, NPGConfig):
         return NaturalGradientLearner(config, networks, device)
     if isinstance(config.loss, DistillConfig):

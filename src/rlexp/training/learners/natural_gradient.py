@@ -20,7 +20,7 @@ from rlexp.optim.weights import flatten
 from rlexp.policies import ActorCritic
 from rlexp.training.learners.batches import explained_variance
 from rlexp.training.learners.critic import CriticFit
-from rlexp.training.learners.reward_norm import RewardNorm
+from rlexp.training.learners.reward_norm import RewardNorm, take_reward_norm
 
 Product = Callable[[Tensor], Tensor]
 
@@ -159,8 +159,9 @@ class NaturalGradientLearner:
         ):
             if value is not None:
                 raise ConfigError([Problem(key, f"has no meaning with this loss: {use}.", str(value))])
-        if self.config.cuda_graph:
-            raise ConfigError([Problem("cuda_graph", "is for losses that minibatches minimise.", "true")])
+        for key, on in (("cuda_graph", config.cuda_graph), ("compile", config.compile is True)):
+            if on:
+                raise ConfigError([Problem(key, "is for losses that minibatches minimise.", "true")])
         if self.networks.sequence_length > 1:
             message = "needs a feed-forward policy; recurrent ones train with loss=clip_ppo."
             raise ConfigError([Problem("loss", message, type(self.loss).__name__)])
@@ -182,8 +183,7 @@ class NaturalGradientLearner:
 
     def warm_start(self, state: Mapping[str, Any]) -> None:
         """Take the running statistics of another run's `state_dict`."""
-        if self.reward_norm is not None:
-            self.reward_norm.load_state_dict(state["reward_norm"] | {"discounted": self.reward_norm.discounted})
+        take_reward_norm(self.reward_norm, state)
         take_value_norm(self.value_norm, state)
 
     def begin_episodes(self) -> None:

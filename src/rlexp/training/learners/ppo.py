@@ -10,12 +10,13 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from rlexp.collectors import MultiAsyncCollectorConfig
 from rlexp.config import ConfigError, Problem
 from rlexp.distributed import ALONE, POSITION, Group
 from rlexp.experiment import ExperimentConfig
 from rlexp.kernels.select import Kernels
 from rlexp.kernels.unsupported import UnsupportedError
-from rlexp.losses import MinibatchLossConfig, PolicyLossConfig
+from rlexp.losses import KLPenaltyPPOConfig, MinibatchLossConfig, PolicyLossConfig
 from rlexp.losses.module import Gradient, Loss
 from rlexp.losses.value_norm import take_value_norm
 from rlexp.machine import use_compiler
@@ -24,7 +25,7 @@ from rlexp.optim.weights import flatten
 from rlexp.policies import ActorCritic
 from rlexp.training.learners.batches import clip_grad_norm, explained_variance, minibatches, stacked
 from rlexp.training.learners.critic import CriticFit, part
-from rlexp.training.learners.reward_norm import RewardNorm
+from rlexp.training.learners.reward_norm import RewardNorm, take_reward_norm
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class PPOLearner:
     ) -> None:
         assert isinstance(config.loss, MinibatchLossConfig)
         self.config, self.networks, self.group = config, networks, group
+        self._check()
         kernels = Kernels(config.use_kernels)
         changes: dict[str, object] = {"critic_coeff": 0.0} if config.critic_apart else {}
         self._standardized: list[str] = []
@@ -106,6 +108,22 @@ class PPOLearner:
         if config.loss.on_policy and config.num_epochs > 1:
             log.warning("num_epochs=%d: this loss has no importance ratio, so its gradient is right only for the "
                         "policy that acted. num_epochs=1 uses each step once.", config.num_epochs)  # fmt: skip
+
+    def _check(self) -> None:
+        """What goes by the KL of an update needs a second step: it is measured before each, and 0 before the first."""
+        config = self.config
+        if config.num_epochs * config.minibatches_per_epoch > 1 or isinstance(
+            config.collector, MultiAsyncCollectorConfig
+        ):
+            return
+        by_kl = {
+            "target_kl": config.target_kl is not None,
+            "optim.schedule": config.optim.schedule == "kl_adaptive",
+            "loss": isinstance(config.loss, KLPenaltyPPOConfig),
+        }
+        message = "goes by the KL before each step of an update, and the only one starts from 0: give more num_epochs."
+        if problems := [Problem(key, message) for key, on in by_kl.items() if on]:
+            raise ConfigError(problems)
 
     def update(self, batch: TensorDictBase, progress: float) -> dict[str, float]:
         """Improve the policy on one batch ``[num_envs, steps]``.
@@ -201,8 +219,7 @@ class PPOLearner:
 
     def warm_start(self, state: Mapping[str, Any]) -> None:
         """Take the running statistics of another run's `state_dict`."""
-        if self.reward_norm is not None:
-            self.reward_norm.load_state_dict(state["reward_norm"] | {"discounted": self.reward_norm.discounted})
+        take_reward_norm(self.reward_norm, state)
         take_value_norm(self.value_norm, state)
 
     def begin_episodes(self) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -51,3 +54,16 @@ class RewardNorm(nn.Module):
         self.discounted.copy_(returns[:, -1] * alive[:, -1])
         self.moments.update(returns.flatten(), self._group)
         return reward / (self.moments.var + self.eps).sqrt().to(reward)
+
+
+def take_reward_norm(norm: RewardNorm | None, state: Mapping[str, Any]) -> None:
+    """Take the scale of the rewards that the critic of another run learned from, from its learner's ``state_dict``.
+
+    Raises:
+        RuntimeError: one of the two has a scale and the other none, so that the critic's values mean something else.
+    """
+    saved = state.get("reward_norm", {})
+    if bool(saved) != (norm is not None):
+        raise RuntimeError(f"its critic was trained with loss.normalize_reward={str(bool(saved)).lower()}")
+    if norm is not None:
+        norm.load_state_dict(saved | {"discounted": norm.discounted})
