@@ -279,7 +279,15 @@ def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) ->
     Raises:
         ConfigError: with every problem found.
     """
-    return check_config(load(overrides, Sources(config_dir=config_dir)))
+    composed = load(overrides, Sources(config_dir=config_dir))
+    problems = []
+    if composed.values.get("resume") is not None:
+        problems.append(Problem("resume", "is no part of an experiment: use rlexp.Trainer.resume(PATH, overrides)."))
+    if any(text.lstrip("+").startswith("hydra.run.dir=") for text in overrides):
+        problems.append(Problem("hydra.run.dir", "is no part of an experiment: give rlexp.Trainer its run_dir."))
+    if problems:
+        raise ConfigError([*composed.problems, *problems])
+    return check_config(composed)
 
 
 def check_config(composed: Composed, trust: Collection[str] | None = None) -> ExperimentConfig:

@@ -55,6 +55,8 @@ WRONG: list[tuple[str, str, str]] = [
     ("logger=wandbb", "logger=wandbb", "Did you mean wandb?"),
     ("env/transforms=runing", "env/transforms=runing", "Did you mean running?"),
     ("polcy/x=1", "polcy/x", "no such group"),
+    ("logger=null", "logger=null", "Available:"),
+    ("env/transforms=null", "env/transforms=null", "Available: frozen, none, running"),
     # types and ranges
     ("minibatch_size=abc", "minibatch_size=abc", "must be a valid integer"),
     ("minibatch_size=0", "minibatch_size=0", "greater than or equal to 1"),

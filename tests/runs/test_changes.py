@@ -103,6 +103,17 @@ def test_an_older_checkpoint_takes_the_run_back(run: Path) -> None:
     assert [(s["frames"], s["total_frames"]) for s in sessions] == [(0, 1024), (int(older.name), 1280)]
 
 
+def test_a_run_is_resumed_in_its_own_folder(run: Path, tmp_path: Path) -> None:
+    arguments = [f"resume={run}", f"hydra.run.dir={tmp_path / 'other'}"]
+    with pytest.raises(ConfigError, match="which goes on in that folder"):
+        open_command(load(arguments), arguments)
+
+
+def test_an_experiment_in_python_is_not_where_it_goes(run: Path) -> None:
+    with pytest.raises(ConfigError, match=r"use rlexp.Trainer.resume(.|\n)*give rlexp.Trainer its run_dir"):
+        load_config([f"resume={run}", "hydra.run.dir=mine"])
+
+
 def test_resume_needs_something_to_go_on_from(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="neither a run's folder nor a checkpoint"):

@@ -187,6 +187,7 @@ def test_a_config_that_was_edited_since_is_refused_by_name(begun: SweepDir) -> N
         (["--multirun", "seed=0,1", "launcher=joblib", "hydra.launcher.n_jobs=4096"], "the cores of this machine"),
         (["--multirun", "seed=0,1", "launcher=joblib", "hydra.launcher.n_job=1"], "n_job"),
         (["--multirun", "seed=0,1", "hydra.sweep.subdir=x"], "a job's folder is its number"),
+        (["--multirun", "seed=0,1", "hydra.run.dir=x"], "a sweep's folder is hydra.sweep.dir"),
         (["--multirun", "resume=a,b"], "sweep.resume"),
         (["sweep.fail_fast=true"], "is a setting of --multirun"),
         (["launcher=joblib"], "is a setting of --multirun"),

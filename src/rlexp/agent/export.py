@@ -66,6 +66,8 @@ def export_policy(agent: Agent, kind: Literal["onnx", "torch"], path: Path) -> P
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch's exporters warn of torch's own calls and modules
                 write(policy, {key: rows.flatten(0, 1) for key, rows in inputs.items()}, aside)
+        except OSError:
+            raise
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ExportError(f"{agent.path} has a policy that {kind} cannot express: {reason}") from error

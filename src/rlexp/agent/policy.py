@@ -121,8 +121,8 @@ class Policy(nn.Module):
             action_mask: what actions are allowed ``[..., values]``, flags or 0 and 1; for a policy that reads masks.
 
         Returns:
-            Actions ``[..., *action]`` in the environment's own action space: an array for an array, and for a tensor a
-            tensor on the policy's device.
+            Actions ``[..., *action]`` in the environment's own action space: an array for an array, where it has no
+            dimensions a NumPy number, which every environment takes, and for a tensor a tensor on the policy's device.
 
         Raises:
             ValueError: the observation does not have the environment's entries and shapes, or, for a recurrent policy,
@@ -137,7 +137,8 @@ class Policy(nn.Module):
         action, state = self._step(given, self._recurrent_state, mask)
         if self.recurrent:
             self._recurrent_state = state
-        return cast("Array", action.numpy(force=True) if arrays else action)
+        out: Any = action.numpy(force=True)[()] if arrays else action  # [()] makes a number of no dimensions
+        return cast("Array", out)
 
     def step(
         self,

@@ -213,6 +213,8 @@ def _new_folder(hydra: Sequence[str], sources: Sources) -> tuple[Path, list[str]
         problems.append(Problem("hydra/sweeper", "is not supported: --multirun runs all combinations of values."))
     if any(text.lstrip("+").startswith("hydra.sweep.subdir=") for text in hydra):
         problems.append(Problem("hydra.sweep.subdir", "is fixed: a job's folder is its number."))
+    if any(text.lstrip("+").startswith("hydra.run.dir=") for text in hydra):
+        problems.append(Problem("hydra.run.dir", "is for a single run: a sweep's folder is hydra.sweep.dir."))
     if problems:
         raise ConfigError(problems)
     params = config.hydra.sweeper.params or {}

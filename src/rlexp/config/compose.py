@@ -30,6 +30,7 @@ from hydra.errors import ConfigCompositionException, HydraException
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from rlexp.config.legacy import current_override
 from rlexp.config.paths import alternatives as path_alternatives
@@ -38,6 +39,7 @@ from rlexp.config.problems import ConfigError, Problem, did_you_mean
 from rlexp.config.spec import TARGET
 
 CONFIG_NAME = "train"
+_PRESETS = "experiment"  # the group of which no option may be chosen
 VERSION_BASE = "1.3"
 NO_RESULTS = ("seed", "logger", "checkpoint", "resume", "threads", "env.num_workers")
 """Settings that runs of one configuration may differ in: where results go, how many cores are used, and the seed."""
@@ -111,8 +113,11 @@ def load(overrides: Sequence[str], sources: Sources = Sources()) -> Composed:
             problems += _marked(sources, composed.hydra.runtime.choices)
         except OmegaConfBaseException as error:
             raise ConfigError([*problems, *_marked(sources), _unresolved(error)]) from error
-        except (ConfigCompositionException, HydraException, UnicodeDecodeError) as error:
+        except (ConfigCompositionException, HydraException, UnicodeDecodeError, YAMLError) as error:
             raise ConfigError([*problems, *_marked(sources), Problem("config", f"{error}")]) from error
+        except RecursionError as error:
+            message = "an option has itself among its defaults: one that extends a shipped option needs another name."
+            raise ConfigError([*problems, Problem("config", message)]) from error
     assert isinstance(values, dict)
     return Composed({str(key): value for key, value in values.items()}, run_dir, problems)
 
@@ -343,7 +348,7 @@ def _tolerant(overrides: Sequence[str], sources: Sources) -> tuple[list[str], li
         elif "/" in key or key in groups:
             wrong = list(_wrong_options(override, sources))
             problems += wrong
-            checked += [] if wrong else [text]
+            checked += [] if wrong or _is_no_preset(override) else [text]
         elif override.is_delete() or override.is_force_add():
             checked.append(text)
         else:
@@ -365,9 +370,15 @@ def _wrong_options(override: Override, sources: Sources) -> Iterator[Problem]:
                 return
             choices = [str(choice) for choice in override.sweep_string_iterator()]
         for choice in choices:
-            if choice is not None and str(choice) not in options:
+            choice = "null" if choice is None else choice
+            if str(choice) not in options and not (group == _PRESETS and choice == "null"):
                 hint = _other_suffix(f"{group}/{choice}", sources) or did_you_mean(str(choice), options)
                 yield Problem(group, f"there is no such option. {hint}", str(choice))
+
+
+def _is_no_preset(override: Override) -> bool:
+    """Whether it says what holds anyway, in a form that Hydra does not read."""
+    return override.key_or_group == _PRESETS and not override.is_delete() and override.value() is None
 
 
 def _other_suffix(option: str, sources: Sources) -> str:
@@ -432,6 +443,11 @@ def _hydra(sources: Sources) -> Iterator[None]:
     for flag, folder in (("--config-dir", sources.config_dir), ("--config-path", sources.config_path)):
         if folder is not None and not Path(folder).is_dir():
             raise ConfigError([Problem(flag, "there is no such folder.", folder)])
+    name = sources.config_name or CONFIG_NAME
+    if sources.config_path is not None and not (Path(sources.config_path) / f"{name}.yaml").is_file():
+        there = ", ".join(sorted(path.stem for path in Path(sources.config_path).glob("*.yaml"))) or "none"
+        message = f"there is no {name}.yaml in {sources.config_path}, which has: {there}."
+        raise ConfigError([Problem("--config-name", message, name)])
     OmegaConf.register_new_resolver("rlexp.run_dir", lambda name: str(new_run_path(name)), use_cache=True, replace=True)
     primary = Path(sources.config_path).resolve() if sources.config_path else conf_dir()
     path = create_config_search_path(str(primary))

@@ -119,10 +119,14 @@ def open_command(composed: Composed, overrides: Sequence[str]) -> Start:
         ConfigError, CheckpointError, RunBusyError: as `open_run`.
     """
     resume = composed.values.get("resume")
-    if resume == "auto" and not any(text.startswith("hydra.run.dir=") for text in overrides):
+    named = any(text.lstrip("+").startswith("hydra.run.dir=") for text in overrides)
+    if resume == "auto" and not named:
         message = "needs a folder that is the same each time: hydra.run.dir=..."
         raise ConfigError([Problem("resume", message, "auto")])
     folder = Path(composed.run_dir)
+    if named and resume not in (None, "auto") and not str(resume).startswith(_WANDB):
+        message = "has no meaning with resume=FOLDER, which goes on in that folder. Copy it and resume the copy."
+        raise ConfigError([Problem("hydra.run.dir", message, composed.run_dir)])
     if str(resume).startswith(_WANDB):
         from rlexp.loggers.wandb_artifact import download_run
 

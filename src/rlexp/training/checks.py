@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from tensordict import TensorDictBase
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 from torchrl.envs.utils import check_env_specs
 
 from rlexp.agent import Agent
@@ -31,6 +34,23 @@ _STEPS = 100  # random steps of each simulator
 
 class CheckError(Exception):
     """A part does not do what training relies on; the message says what it does instead."""
+
+
+def check_actor(actor: nn.Module) -> None:
+    """Refuse an actor that is one policy in training and another in evaluation.
+
+    Raises:
+        ConfigError: it has a layer such as Dropout, with which the probabilities of actions in an update are not those
+            that they were drawn with.
+    """
+    for module in actor.modules():
+        if isinstance(module, _DropoutNd | _BatchNorm) or (isinstance(module, nn.RNNBase) and module.dropout > 0):
+            message = (
+                f"has {type(module).__name__}{' with dropout' * isinstance(module, nn.RNNBase)}, with which an update "
+                "trains another policy than the one that acted. Leave it out; LayerNorm (policy.layer_norm=true) is "
+                "the same in both."
+            )
+            raise ConfigError([Problem("policy", f"The actor {message}")])
 
 
 def check_learners(config: ExperimentConfig, start: Checkpoint | None, group: Group) -> None:

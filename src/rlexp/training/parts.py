@@ -16,7 +16,7 @@ from torchrl.envs import TransformedEnv
 from rlexp.agent.video import check_recording
 from rlexp.callbacks import Callback
 from rlexp.collectors import Source, WorkersConfig
-from rlexp.config import build_at
+from rlexp.config import ConfigError, Problem, build_at
 from rlexp.distributed import ALONE, Group
 from rlexp.envs import EnvConfig
 from rlexp.envs.arrays import ArrayEnv
@@ -28,7 +28,7 @@ from rlexp.machine import cores, local_device, pick_device, set_threads
 from rlexp.policies import ActorCritic
 from rlexp.policies.recurrent import carry_state
 from rlexp.seeding import seed_everything, unmoved_generators
-from rlexp.training.checks import check_env
+from rlexp.training.checks import check_actor, check_env
 from rlexp.training.evaluator import Evaluator
 from rlexp.training.learners import Learner, build_learner
 
@@ -105,6 +105,7 @@ def build_parts(
         init_normalization(env, env_config.init_random_steps)
     group.broadcast(transforms_state(env).values())
     networks = config.policy.build(env, device)
+    check_actor(networks.actor)
     group.broadcast([*networks.actor.state_dict().values(), *networks.critic.state_dict().values()])
     carry_state(env, networks.actor)
     evaluator = Evaluator(config, env_config, networks, group)
@@ -119,6 +120,10 @@ def build_parts(
     collector = share.collector.build(env, networks.actor, source, device)
     closing.callback(_close, "the collector", collector.shutdown)
     callbacks = {name: build_at(f"callbacks.{name}", node.build) for name, node in config.callbacks.items()}
+    for name, callback in callbacks.items():
+        if not isinstance(callback, Callback):
+            message = "is no rlexp.callbacks.Callback: make it a subclass, which overrides what it needs."
+            raise ConfigError([Problem(f"callbacks.{name}", message, type(callback).__name__)])
     return Parts(device, env, networks, evaluator, learner, threads, collector, callbacks)
 
 

@@ -42,7 +42,7 @@ from rlexp.runs.stops import Stopped
 from rlexp.seeding import load_rng_state, rng_state
 from rlexp.training.checks import check_checkpoint, check_learners
 from rlexp.training.evaluator import passed
-from rlexp.training.finite import TrainingError, check_batch, check_metrics, check_statistics
+from rlexp.training.finite import TrainingError, check_additions, check_batch, check_metrics, check_statistics
 from rlexp.training.parts import build_parts
 from rlexp.training.watchdog import Watchdog
 
@@ -232,7 +232,10 @@ class Trainer:
         commit_normalization(self.env, self.group)
         check_statistics(self.env, self.frames)
         self.evaluator.follow()
-        self._call("after_update", metrics)
+        for name, callback in self.callbacks.items():
+            own = dict(metrics)
+            callback.after_update(self, metrics)
+            check_additions(f"callbacks.{name}", own, metrics, self.frames)
         digest = parameters_hash(self.learner.weights)
         self.group.check_equal(f"At {self.frames:,} frames the weights", digest)
         return metrics | {"train/parameters_hash": digest}

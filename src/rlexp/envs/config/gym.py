@@ -96,12 +96,17 @@ class GymConfig(SimulatorConfig):
         import gymnasium
 
         module, _, name = self.id.rpartition(":")
-        try:
-            if module:
+        if module:
+            try:
                 importlib.import_module(module)
+            except ImportError as error:
+                yield Problem("id", f"its module cannot be imported: {error}.", self.id)
+                return
+            except (Exception, SystemExit) as error:  # whatever the module does
+                yield Problem("id", f"its module cannot be imported: {type(error).__name__}: {error}.", self.id)
+                return
+        try:
             spec = gymnasium.spec(name)
-        except ImportError as error:
-            yield Problem("id", f"its module cannot be imported: {error}.", self.id)
         except gymnasium.error.Error:
             hint = did_you_mean(name, list(gymnasium.registry), f"{module}:" if module else "")
             yield Problem("id", f"Gymnasium has no environment of this id. {hint}", self.id)
