@@ -210,8 +210,8 @@ def test_memory_and_time_of_children_count() -> None:
     before, during, after = json.loads(done.stdout)
     if sys.platform == "linux":
         assert during["children_peak_memory_mib"] >= 200
-        assert during["cpu_seconds"] - before["cpu_seconds"] >= 0.9
-    assert after["cpu_seconds"] - before["cpu_seconds"] >= 0.9
+        assert during["cpu_seconds"] - before["cpu_seconds"] > 0.85  # of 1, and each is rounded
+    assert after["cpu_seconds"] - before["cpu_seconds"] > 0.85
 
 
 @pytest.mark.parametrize(

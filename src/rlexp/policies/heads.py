@@ -112,23 +112,46 @@ def within(scale: Tensor, low: float, high: float) -> Tensor:
     The derivative of a clamp is 0 beyond a bound, where a deviation would then stay for ever. Here a gradient passes
     there if a step against it leads back.
     """
-    return cast("Tensor", _Within.apply(scale, low, high)) if torch.is_grad_enabled() else scale.clamp(low, high)  # type: ignore[no-untyped-call]
+    return _clamped(_passing(scale, scale.detach(), low, high), low, high)
 
 
-class _Within(torch.autograd.Function):
+def _clamped(scale: Tensor, low: float, high: float) -> Tensor:
+    """Clamped, with the gradient as it comes."""
+    return cast("Tensor", _Clamped.apply(scale, low, high)) if torch.is_grad_enabled() else scale.clamp(low, high)  # type: ignore[no-untyped-call]
+
+
+def _passing(x: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
+    """``x``, with a gradient that passes where the deviation that it stands for is, or is led, between the bounds."""
+    return cast("Tensor", _Passing.apply(x, scale, low, high)) if torch.is_grad_enabled() else x  # type: ignore[no-untyped-call]
+
+
+class _Clamped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scale: Tensor, low: float, high: float) -> Tensor:
-        ctx.save_for_backward(scale > low, scale < high)
         return scale.clamp(low, high)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        return grad_outputs[0], None, None
+
+
+class _Passing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
+        ctx.save_for_backward(scale > low, scale < high)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         above, below = ctx.saved_tensors
-        return grad_outputs[0] * ((above | (grad_outputs[0] < 0)) & (below | (grad_outputs[0] > 0))), None, None
+        passes = (above | (grad_outputs[0] < 0)) & (below | (grad_outputs[0] > 0))
+        return grad_outputs[0] * passes, None, None, None
 
 
 class BoundedNormalScale(AddStateIndependentNormalScale):
     """``tensordict.nn.AddStateIndependentNormalScale`` whose standard deviation is kept `within` two bounds.
+
+    Whether a gradient passes beyond a bound is decided by its sum over all steps, since they share one parameter.
 
     Args:
         args, kwargs: as for tensordict's class.
@@ -141,8 +164,9 @@ class BoundedNormalScale(AddStateIndependentNormalScale):
 
     def forward(self, loc: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         """Loc and scale, both ``[..., actions]``."""
-        scale = mappings(self.scale_mapping)(self.state_independent_scale.expand_as(loc))
-        return (loc, within(scale, self.scale_lb, self.scale_ub), *others)
+        to_scale, parameter = mappings(self.scale_mapping), self.state_independent_scale
+        parameter = _passing(parameter, to_scale(parameter.detach()), self.scale_lb, self.scale_ub)
+        return (loc, _clamped(to_scale(parameter.expand_as(loc)), self.scale_lb, self.scale_ub), *others)
 
 
 class ScaleBounds(nn.Module):
