@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torchrl.modules import MLP
@@ -77,16 +74,3 @@ def _output_layer(network: nn.Module) -> nn.Linear | None:
     if isinstance(network, nn.Sequential) and type(network) in (nn.Sequential, MLP):
         return _output_layer(network[-1])
     return network if type(network) is nn.Linear and network.out_features == 1 else None
-
-
-def take_value_norm(norm: ValueNorm | None, state: Mapping[str, Any]) -> None:
-    """Take the scale that the critic of another run learned in, from its learner's ``state_dict``.
-
-    Raises:
-        RuntimeError: one of the two has a scale and the other none, so that the critic's values mean something else.
-    """
-    saved = state.get("value_norm", {})
-    if bool(saved) != (norm is not None):
-        raise RuntimeError(f"its critic was trained with loss.normalize_value={str(bool(saved)).lower()}")
-    if norm is not None:
-        norm.load_state_dict(saved)

@@ -99,9 +99,6 @@ class GymConfig(SimulatorConfig):
         if module:
             try:
                 importlib.import_module(module)
-            except ImportError as error:
-                yield Problem("id", f"its module cannot be imported: {error}.", self.id)
-                return
             except (Exception, SystemExit) as error:  # whatever the module does
                 yield Problem("id", f"its module cannot be imported: {type(error).__name__}: {error}.", self.id)
                 return

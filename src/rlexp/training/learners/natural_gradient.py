@@ -15,12 +15,11 @@ from rlexp.config import ConfigError, Problem
 from rlexp.experiment import ExperimentConfig
 from rlexp.kernels.select import Kernels
 from rlexp.losses import NPGConfig, TRPOConfig
-from rlexp.losses.value_norm import take_value_norm
 from rlexp.optim.weights import flatten
 from rlexp.policies import ActorCritic
 from rlexp.training.learners.batches import explained_variance
 from rlexp.training.learners.critic import CriticFit
-from rlexp.training.learners.reward_norm import RewardNorm, take_reward_norm
+from rlexp.training.learners.reward_norm import RewardNorm, take_norms
 
 Product = Callable[[Tensor], Tensor]
 
@@ -183,8 +182,7 @@ class NaturalGradientLearner:
 
     def warm_start(self, state: Mapping[str, Any]) -> None:
         """Take the running statistics of another run's `state_dict`."""
-        take_reward_norm(self.reward_norm, state)
-        take_value_norm(self.value_norm, state)
+        take_norms(self.reward_norm, self.value_norm, state)
 
     def begin_episodes(self) -> None:
         """Forget the discounted returns of the current episodes."""

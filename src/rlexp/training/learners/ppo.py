@@ -18,14 +18,13 @@ from rlexp.kernels.select import Kernels
 from rlexp.kernels.unsupported import UnsupportedError
 from rlexp.losses import KLPenaltyPPOConfig, MinibatchLossConfig, PolicyLossConfig
 from rlexp.losses.module import Gradient, Loss
-from rlexp.losses.value_norm import take_value_norm
 from rlexp.machine import use_compiler
 from rlexp.optim.schedules import KLAdaptive, load_schedule
 from rlexp.optim.weights import flatten
 from rlexp.policies import ActorCritic
 from rlexp.training.learners.batches import clip_grad_norm, explained_variance, minibatches, stacked
 from rlexp.training.learners.critic import CriticFit, part
-from rlexp.training.learners.reward_norm import RewardNorm, take_reward_norm
+from rlexp.training.learners.reward_norm import RewardNorm, take_norms
 
 log = logging.getLogger(__name__)
 
@@ -219,8 +218,7 @@ class PPOLearner:
 
     def warm_start(self, state: Mapping[str, Any]) -> None:
         """Take the running statistics of another run's `state_dict`."""
-        take_reward_norm(self.reward_norm, state)
-        take_value_norm(self.value_norm, state)
+        take_norms(self.reward_norm, self.value_norm, state)
 
     def begin_episodes(self) -> None:
         """Forget the discounted returns of the current episodes."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rlexp.distributed import ALONE, Group
 from rlexp.envs.normalization import Moments
 from rlexp.kernels.scan import discounted_sums
+from rlexp.losses.value_norm import ValueNorm
 
 
 class RewardNorm(nn.Module):
@@ -56,14 +57,18 @@ class RewardNorm(nn.Module):
         return reward / (self.moments.var + self.eps).sqrt().to(reward)
 
 
-def take_reward_norm(norm: RewardNorm | None, state: Mapping[str, Any]) -> None:
-    """Take the scale of the rewards that the critic of another run learned from, from its learner's ``state_dict``.
+def take_norms(reward_norm: RewardNorm | None, value_norm: ValueNorm | None, state: Mapping[str, Any]) -> None:
+    """Take the scales that the critic of another run learned in, from its learner's ``state_dict``.
 
     Raises:
-        RuntimeError: one of the two has a scale and the other none, so that the critic's values mean something else.
+        RuntimeError: one of the two runs has a scale and the other none, so that the critic's values mean something
+            else.
     """
-    saved = state.get("reward_norm", {})
-    if bool(saved) != (norm is not None):
-        raise RuntimeError(f"its critic was trained with loss.normalize_reward={str(bool(saved)).lower()}")
-    if norm is not None:
-        norm.load_state_dict(saved | {"discounted": norm.discounted})
+    norms: dict[str, RewardNorm | ValueNorm | None] = {"reward": reward_norm, "value": value_norm}
+    for kind, norm in norms.items():
+        saved = state.get(f"{kind}_norm", {})
+        if bool(saved) != (norm is not None):
+            raise RuntimeError(f"its critic was trained with loss.normalize_{kind}={str(bool(saved)).lower()}")
+        if norm is not None:
+            # The returns of its episodes are of its own simulators.
+            norm.load_state_dict(saved | ({"discounted": norm.discounted} if isinstance(norm, RewardNorm) else {}))
