@@ -1,25 +1,12 @@
 """Composing, checking and instantiating configs. Imports no torch."""
 
-from rlexp.config.compose import (
-    NO_RESULTS,
-    VERSION_BASE,
-    Composed,
-    Sources,
-    conf_dir,
-    expand_sweeps,
-    groups,
-    load,
-    load_hydra,
-    new_run_path,
-    option_file,
-    option_text,
-    origins,
-    search_path,
-    tolerant,
-)
+from rlexp.config.compose import NO_RESULTS, Composed, load, load_hydra, origins
+from rlexp.config.options import groups, option_file, option_text
+from rlexp.config.overrides import expand_sweeps, tolerant
 from rlexp.config.paths import quoted
 from rlexp.config.problems import ConfigError, Problem, did_you_mean
 from rlexp.config.reader import check_targets, flat, is_under, named_packages, read
+from rlexp.config.sources import VERSION_BASE, Sources, conf_dir, new_run_path, search_path
 from rlexp.config.spec import (
     TARGET,
     Config,
