@@ -19,8 +19,10 @@ from multiprocessing.connection import Connection, Pipe
 from threading import Thread
 from typing import Any
 
+from rlexp.errors import RlexpError
 
-class WorkerError(Exception):
+
+class WorkerError(RlexpError):
     """A worker process failed, died or hangs; the message says which and why."""
 
 

@@ -24,6 +24,7 @@ from rlexp.agent.evaluation import Evaluation, bootstrap_interval
 from rlexp.agent.video import EpisodeRecorder, VideoError
 from rlexp.cli.evaluate import evaluate
 from rlexp.runs import checkpoint, store
+from rlexp.runs.errors import CheckpointError
 
 SEEN = [9310.5, 9150.25, 120.0, 9355.75, 9290.0]
 
@@ -130,12 +131,11 @@ def test_checkpoint_that_does_not_fit_is_refused_in_words(
     group: str, changes: dict[str, Any], told: str, run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = altered(run_dir, lambda config: config[group].update(changes))
-    assert evaluate([f"checkpoint={path}"]) == 1
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("rlexp-eval: ")
-    assert str(path) in said.err
-    assert told in said.err
+    with pytest.raises(CheckpointError) as refused:
+        evaluate([f"checkpoint={path}"])
+    assert capsys.readouterr().out == ""
+    assert str(path) in str(refused.value)
+    assert told in str(refused.value)
 
 
 def test_command_line_problems_are_reported_together(tmp_path: Path) -> None:

@@ -56,6 +56,8 @@ def test_copy_is_an_option_to_edit(tmp_path: Path) -> None:
     assert "seed: 3" in shown.stdout
     again = run_command("rlexp-config", "copy", "loss/clip_ppo", "conf/loss/mine.yaml", cwd=tmp_path)
     assert (again.returncode, "exists already" in again.stderr) == (2, True)
+    below_a_file = run_command("rlexp-config", "copy", "loss/clip_ppo", "conf/loss/mine.yaml/a.yaml", cwd=tmp_path)
+    assert (below_a_file.returncode, below_a_file.stderr.count("\n")) == (1, 1), below_a_file.stderr
     typo = run_command("rlexp-config", "copy", "loss/clip_pppo", cwd=tmp_path)
     assert (typo.returncode, "Did you mean loss/clip_ppo?" in typo.stderr) == (2, True)
 

@@ -94,6 +94,35 @@ def test_a_byte_order_mark_is_named(tmp_path: Path, mark: bytes) -> None:
     assert load(["experiment=marked"], Sources(str(tmp_path))).values["seed"] == 6
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("loss:\n  gamma: 0.9\n", "must begin with the line '# @package _global_'"),
+        ("", "holds no settings"),
+        ("- a\n- b\n", "holds no settings"),
+    ],
+    ids=["no package", "empty", "list"],
+)
+def test_a_preset_that_sets_nothing_is_named(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "experiment").mkdir()
+    file = tmp_path / "experiment" / "mine.yaml"
+    file.write_text(text)
+    (problem,) = load(["experiment=mine"], Sources(str(tmp_path))).problems
+    assert problem.key == str(file)
+    assert problem.message.startswith(told)
+    file.write_text("#  @package  _global_ \nloss:\n  gamma: 0.9\n")
+    assert load_config(["experiment=mine"], str(tmp_path)).loss.gamma == 0.9
+
+
+def test_a_name_that_names_no_folder_is_reported_as_the_setting_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"env\.name=42\n *must be a valid string"):
+        load_config(["env.name=42"])
+    (tmp_path / "env").mkdir()
+    (tmp_path / "env" / "mine.yaml").touch()
+    with pytest.raises(ConfigError, match=r"env/mine\.yaml\n *holds no settings"):
+        load_config(["env=mine"], str(tmp_path))
+
+
 def test_yml_is_named(tmp_path: Path) -> None:
     (tmp_path / "env").mkdir()
     (tmp_path / "env" / "mine.yml").write_text("defaults:\n  - gym\n")

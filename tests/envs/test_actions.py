@@ -56,6 +56,7 @@ def test_every_action_has_one_form_for_policies_and_comes_back_as_its_own(space:
     [
         (spaces.Box(0, 5000, (2,), np.int32), "integers of more than 1,024 values"),
         (spaces.Box(-(2**63), 2**63 - 1, (1,), np.int64), "integers of more than 1,024 values"),
+        (spaces.Box(0, 1, (0,)), "has no numbers"),
         (spaces.Dict(a=spaces.Discrete(2)), "a Box, Discrete, MultiDiscrete or MultiBinary is needed"),
     ],
 )

@@ -98,6 +98,8 @@ def test_a_dict_of_one_entry_is_that_entry() -> None:
     ("more", "reported"),
     [
         ({"reward": spaces.Box(0, 1, (1,))}, "'reward' is called like something else that a batch holds"),
+        ({"shape": spaces.Box(0, 1, (1,))}, "'shape' is called like something else that a batch holds"),
+        ({"nothing": spaces.Box(0, 1, (0,))}, r"'nothing' has no numbers: its shape is \(0,\)"),
         ({"deep": spaces.Dict(x=spaces.Box(0, 255, (8, 8, 3), np.uint8))}, r"'deep.x' is an image(.|\n)*outermost"),
         ({"many": spaces.Sequence(spaces.Discrete(2))}, "of no fixed size"),
     ],

@@ -158,3 +158,13 @@ def test_numbers_that_stand_for_no_reading_are_named(dtype: str, numbers: None) 
     table[::5, 0] = np.finfo(np.float32).max
     with pytest.raises(ConfigError, match=r"env\.transforms\n(.|\n)*stand for no reading(.|\n)*env/transforms=none"):
         of(table)
+
+
+def test_a_transform_that_no_environment_bears_is_named() -> None:
+    added = "env.transforms.mine={_target_: torchrl.envs.%s}"
+    with pytest.raises(ConfigError, match=r"env\.transforms\n *cannot be put around(.|\n)*Loc/Scale"):
+        load_config(["env=pendulum", added % "VecNormV2, in_keys: [observation]"]).env.build(2)
+    tracked = load_config(["env=pendulum", added % "InitTracker"]).env.build(2)
+    init_normalization(tracked, 20)
+    assert tracked.rollout(3)["is_init"][:, 0].all()
+    tracked.close()

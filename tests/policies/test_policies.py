@@ -115,6 +115,26 @@ def test_policy_that_cannot_act_is_refused_with_what_can(arguments: list[str], r
 
 
 @pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        (f"{__name__}.lazy", r"has parameters without a size \(weight\): give layers the in_features"),
+        (f"{__name__}.number", r"must build a torch\.nn\.Module, and built int"),
+    ],
+)
+def test_an_own_network_that_is_none_yet_is_refused(target: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=rf"policy\.critic_network\n *{told}"):
+        networks("policy=normal", f"policy.critic_network._target_={target}", env="pendulum")
+
+
+def lazy(in_features: int, out_features: int) -> nn.Module:
+    return nn.LazyLinear(out_features)
+
+
+def number(in_features: int, out_features: int) -> int:
+    return in_features
+
+
+@pytest.mark.parametrize(
     ("arguments", "keys"),
     [
         (["policy=gru", "minibatch_size=100"], ["minibatch_size"]),

@@ -90,6 +90,8 @@ def test_real_runs_become_a_report(tmp_path: Path, tiny_run: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     report = tmp_path / "report"
+    typo = run_command("rlexp-report", "outputs", "ignore=[optmi]", "out=other", cwd=tmp_path)
+    assert (typo.returncode, "Did you mean optim?" in typo.stderr) == (2, True)
     rows = {row["group"]: row for row in read_csv(report / "table.csv")}
     assert rows.keys() == {"loss.clip_epsilon=0.1", "loss.clip_epsilon=0.2"}
     usual = rows["loss.clip_epsilon=0.2"]

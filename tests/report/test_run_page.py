@@ -19,6 +19,7 @@ from rlexp.cli.report import report
 from rlexp.report import load_runs, make_report, write_report
 from rlexp.report.charts import Chart, Line, drawn
 from rlexp.report.run_page import run_page
+from rlexp.report.runs import ReportError
 
 
 def page_of(folder: Path) -> str:
@@ -80,11 +81,11 @@ def test_a_run_that_was_killed_has_a_page_and_no_tables(tmp_path: Path) -> None:
     assert "<dd>unfinished</dd>" in page
 
 
-def test_a_run_that_cannot_be_read_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_cannot_be_read_has_none(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", config(), [1.0])
     (run / "metrics.jsonl").write_text("{}\n")
-    assert report([str(run), f"out={tmp_path / 'report'}"]) == 1
-    assert "metrics.jsonl, line 1" in capsys.readouterr().err
+    with pytest.raises(ReportError, match=r"metrics\.jsonl, line 1"):
+        report([str(run), f"out={tmp_path / 'report'}"])
     assert not (tmp_path / "report").exists()
 
 

@@ -17,6 +17,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.transforms import cloned
+from rlexp.errors import RlexpError
 from rlexp.kernels.evaluation import Steps
 from rlexp.kernels.select import Kernels
 
@@ -69,7 +70,7 @@ class Evaluation:
         }
 
 
-class EvaluationError(Exception):
+class EvaluationError(RlexpError):
     """An evaluation has no result; the message says why."""
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rlexp.agent import Agent, Policy
 from rlexp.envs.actions import ACTION_MASK
+from rlexp.errors import RlexpError
 from rlexp.policies.recurrent import STATE
 
 Inputs: TypeAlias = dict[str, Tensor]
@@ -24,7 +25,7 @@ Graph: TypeAlias = Callable[[Inputs], Sequence[Tensor]]
 CHECKED = 1000
 
 
-class ExportError(Exception):
+class ExportError(RlexpError):
     """The policy cannot be exported, or the export's actions differ from the policy's; no file was written."""
 
 

@@ -21,6 +21,7 @@ from rlexp.envs.actions import ACTION_MASK, first_action
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.entries import OBSERVATION
 from rlexp.envs.torchrl import entries
+from rlexp.errors import RlexpError
 from rlexp.policies.recurrent import CARRIED, STATE, recurrent_network
 from rlexp.policies.spaces import choices
 
@@ -31,7 +32,7 @@ _FLATTEN = (
 Array = TypeVar("Array", Tensor, npt.NDArray[Any])
 
 
-class UnfaithfulPolicyError(Exception):
+class UnfaithfulPolicyError(RlexpError):
     """A policy would act differently outside its environment; the message gives the reason."""
 
 

@@ -18,10 +18,11 @@ from rlexp.config import ConfigError, Problem
 from rlexp.envs import BatchedConfig, EnvConfig
 from rlexp.envs.errors import SimulatorError
 from rlexp.envs.making import HEADLESS, default_to_egl
+from rlexp.errors import RlexpError
 from rlexp.seeding import unmoved_generators
 
 
-class VideoError(Exception):
+class VideoError(RlexpError):
     """An episode cannot be recorded here; the message names the remedy."""
 
 

@@ -16,10 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 from rlexp.config import Config, ConfigError, Problem, read
 from rlexp.config.paths import unquoted
 from rlexp.config.redaction import redact
-from rlexp.distributed import GroupError, launched, process_name
-from rlexp.envs.errors import SimulatorError
+from rlexp.distributed import launched, process_name
+from rlexp.errors import RlexpError
 from rlexp.text import printable
-from rlexp.workers import WorkerError
 
 S = TypeVar("S", bound=Config)
 
@@ -63,7 +62,7 @@ def run_command(name: str, command: Callable[[list[str]], int], usage: str | Non
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
-    except (ConfigError, GroupError, SimulatorError, WorkerError) as error:
+    except (RlexpError, OSError) as error:
         sys.exit(report_error(name, error))
 
 
@@ -118,7 +117,7 @@ def read_settings(
     Raises:
         ConfigError: with everything that is wrong with the command line.
     """
-    unread = [Problem(text, "cannot be read as key=value.") for text in arguments if not text.partition("=")[1]]
+    unread = [_unread(text, paths) for text in arguments if "=" not in text]
     named = {key: unquoted(value) for key, equals, value in (a.partition("=") for a in arguments)
              if equals and key in paths}  # fmt: skip
     pairs = [argument for argument in arguments if "=" in argument and argument.partition("=")[0] not in paths]
@@ -129,3 +128,8 @@ def read_settings(
         raise ConfigError([*problems, Problem(" ".join(pairs), f"cannot be read as key=value: {error}.")]) from error
     assert isinstance(values, dict)
     return read(cls, {**{str(key): value for key, value in values.items()}, **named, **positional}, problems)
+
+
+def _unread(text: str, paths: Collection[str]) -> Problem:
+    hint = f" Did you mean {next(iter(paths))}={text}?" if paths and Path(text).exists() else ""
+    return Problem(text, f"cannot be read as key=value.{hint}")

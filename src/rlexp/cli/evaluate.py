@@ -15,7 +15,6 @@ from rlexp.config import Config, Count, Integer
 from rlexp.experiment import read_config
 from rlexp.machine import pick_device, set_threads
 from rlexp.runs import checkpoint
-from rlexp.runs.errors import CheckpointError
 from rlexp.text import printable
 
 _HELP = """\
@@ -64,50 +63,45 @@ def evaluate(arguments: list[str]) -> int:
 
     Raises:
         ConfigError: the command line is wrong, or the checkpoint's config cannot be used here.
+        RlexpError, OSError: the checkpoint cannot be read, the evaluation has no result, or no video can be made.
     """
     arguments, secrets = split_secrets(arguments)
     settings = read_settings(EvalConfig, arguments, paths=("checkpoint",))
     if settings.trust:
         import_from_here()
 
-    try:
-        saved = checkpoint.load(Path(settings.checkpoint))
-        experiment = read_config(saved.config, settings.trust, secrets)
-        saved.check_size()
-    except CheckpointError as error:
-        return _refused(error)
+    saved = checkpoint.load(Path(settings.checkpoint))
+    experiment = read_config(saved.config, settings.trust, secrets)
+    saved.check_size()
 
     # Only now: they import torch, and what is refused is refused at once.
     import torch
 
     from rlexp.agent import Agent, evaluation
-    from rlexp.agent.video import EpisodeRecorder, VideoError
+    from rlexp.agent.video import EpisodeRecorder
 
     device = pick_device(settings.device or experiment.device)
     seed = experiment.seed if settings.seed is None else settings.seed
     seeds = evaluation.evaluation_seeds(seed, settings.episodes or experiment.evaluation.episodes)
     video: Path | None = None
+    agent = Agent(saved, device, settings.trust, secrets=secrets, render=settings.video)
+    weights = sum(p.numel() for p in agent.networks.parameters())
+    set_threads(experiment.threads, weights, experiment.minibatch_size, busy=0)
+    if settings.video:
+        sampled = "" if settings.deterministic else "_sampled"
+        video = agent.folder / "videos" / f"{agent.frames:012d}_seed{seed}{sampled}.mp4"
+        agent.env.base_env.wrap(partial(EpisodeRecorder, path=video))
+    torch.manual_seed(seed)
     try:
-        agent = Agent(saved, device, settings.trust, secrets=secrets, render=settings.video)
-        weights = sum(p.numel() for p in agent.networks.parameters())
-        set_threads(experiment.threads, weights, experiment.minibatch_size, busy=0)
-        if settings.video:
-            sampled = "" if settings.deterministic else "_sampled"
-            video = agent.folder / "videos" / f"{agent.frames:012d}_seed{seed}{sampled}.mp4"
-            agent.env.base_env.wrap(partial(EpisodeRecorder, path=video))
-        torch.manual_seed(seed)
-        try:
-            result = evaluation.evaluate(
-                agent.env,
-                agent.networks.actor,
-                seeds,
-                deterministic=settings.deterministic,
-                kernels=experiment.use_kernels,
-            )
-        finally:
-            agent.env.close()
-    except (CheckpointError, evaluation.EvaluationError, VideoError, OSError) as error:
-        return _refused(error)
+        result = evaluation.evaluate(
+            agent.env,
+            agent.networks.actor,
+            seeds,
+            deterministic=settings.deterministic,
+            kernels=experiment.use_kernels,
+        )
+    finally:
+        agent.env.close()
 
     statistics = result.statistics()
     kind = "deterministic" if settings.deterministic else "sampled"
@@ -135,8 +129,3 @@ def evaluate(arguments: list[str]) -> int:
     if not sys.stdout.isatty():
         print(json.dumps(used | statistics | {"returns": result.returns, "lengths": result.lengths, "seeds": seeds}))
     return Exit.DONE
-
-
-def _refused(error: Exception) -> int:
-    print(printable(f"rlexp-eval: {error}", keep="\n"), file=sys.stderr)
-    return Exit.FAILED

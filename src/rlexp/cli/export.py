@@ -14,7 +14,6 @@ from rlexp.cli.common import Exit, import_from_here, read_settings, run_command,
 from rlexp.config import Config, Problem
 from rlexp.experiment import read_config
 from rlexp.runs import checkpoint
-from rlexp.runs.errors import CheckpointError
 
 _HELP = """\
 rlexp-export: write a trained policy as one file that needs neither rlexp nor torchrl.
@@ -66,6 +65,7 @@ def export(arguments: list[str]) -> int:
 
     Raises:
         ConfigError: the command line is wrong, or the checkpoint's config cannot be used here.
+        RlexpError, OSError: the checkpoint cannot be read, or its policy not be exported.
     """
     arguments, secrets = split_secrets(arguments)
     settings = read_settings(ExportConfig, arguments, paths=("checkpoint", "out"))
@@ -75,25 +75,17 @@ def export(arguments: list[str]) -> int:
         print("rlexp-export: format=onnx needs more packages: pip install 'rlexp[export]'.", file=sys.stderr)
         return Exit.FAILED
 
-    try:
-        saved = checkpoint.load(Path(settings.checkpoint))
-        experiment = read_config(saved.config, settings.trust, secrets)
-        saved.check_size()
-    except CheckpointError as error:
-        print(f"rlexp-export: {error}", file=sys.stderr)
-        return Exit.FAILED
+    saved = checkpoint.load(Path(settings.checkpoint))
+    experiment = read_config(saved.config, settings.trust, secrets)
+    saved.check_size()
 
     # Only now: they import torch, and what is refused is refused at once.
-    from rlexp.agent import Agent, UnfaithfulPolicyError
-    from rlexp.agent.export import CHECKED, ExportError, export_policy
+    from rlexp.agent import Agent
+    from rlexp.agent.export import CHECKED, export_policy
 
-    try:
-        agent = Agent(saved, trust=settings.trust, config=experiment)
-        default = agent.folder / f"policy{_SUFFIXES[settings.format]}"
-        path = export_policy(agent, settings.format, Path(settings.out) if settings.out else default)
-    except (CheckpointError, UnfaithfulPolicyError, ExportError, OSError) as error:
-        print(f"rlexp-export: {error}", file=sys.stderr)
-        return Exit.FAILED
+    agent = Agent(saved, trust=settings.trust, config=experiment)
+    default = agent.folder / f"policy{_SUFFIXES[settings.format]}"
+    path = export_policy(agent, settings.format, Path(settings.out) if settings.out else default)
     print(f"{agent.path} after {agent.frames:,} frames: the same actions on {CHECKED:,} observations")
     print(path)
     return Exit.DONE

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from pydantic import Field
 
-from rlexp.cli.common import Exit, read_settings, report_error, run_command
-from rlexp.config import Config, ConfigError, Positive, Problem
+from rlexp.cli.common import Exit, read_settings, run_command
+from rlexp.config import Config, ConfigError, Positive, Problem, did_you_mean
 from rlexp.text import printable
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def report(arguments: list[str]) -> int:
 
     Raises:
         ConfigError: the command line is wrong.
+        ReportError: there is nothing to report.
     """
     settings = _settings(arguments)
     if settings.watch:
@@ -81,22 +82,20 @@ def report(arguments: list[str]) -> int:
 
         return watch([Path(path) for path in settings.dirs], settings.interval)
 
-    from rlexp.report import ReportError, load_runs, make_report, markdown, write_report
+    from rlexp.report import load_runs, make_report, markdown, write_report
     from rlexp.report.output import write_page
     from rlexp.report.run_page import run_page
 
     page = None
-    try:
-        runs = load_runs(settings.dirs)
-        if len(runs) == 1 and runs[0].path == Path(settings.dirs[0]).resolve():
-            page = run_page(runs[0])
-            if not runs[0].counted and settings.wandb_workspace is None:
-                print(printable(_written(lambda out: write_page(page, out), settings.out)))
-                return Exit.DONE
-        reference = {name: (zero, one) for name, (zero, one) in settings.reference.items()}
-        made = make_report(runs, settings.threshold, settings.ignore, reference)
-    except ReportError as error:
-        return report_error("rlexp-report", error)
+    runs = load_runs(settings.dirs)
+    _check_ignored(settings.ignore, [key for run in runs for key in run.settings])
+    if len(runs) == 1 and runs[0].path == Path(settings.dirs[0]).resolve():
+        page = run_page(runs[0])
+        if not runs[0].counted and settings.wandb_workspace is None:
+            print(printable(_written(lambda out: write_page(page, out), settings.out)))
+            return Exit.DONE
+    reference = {name: (zero, one) for name, (zero, one) in settings.reference.items()}
+    made = make_report(runs, settings.threshold, settings.ignore, reference)
     environments = {group.environment for group in made.groups}
     if isinstance(settings.threshold, dict) and (unknown := settings.threshold.keys() - environments):
         message = f"no run has this environment. Available: {', '.join(sorted(environments))}."
@@ -108,13 +107,18 @@ def report(arguments: list[str]) -> int:
         print(printable(f"rlexp-report: averaged, although damaged: {run.damage}"), file=sys.stderr)
     files = _written(lambda out: write_report(made, out, page), settings.out)
     if settings.wandb_workspace is not None:
-        try:
-            files.append(_workspace(made, Path(settings.out), online=settings.wandb_workspace == "online"))
-        except ReportError as error:
-            return report_error("rlexp-report", error)
+        files.append(_workspace(made, Path(settings.out), online=settings.wandb_workspace == "online"))
     print(markdown(made))
     print("\n".join(printable(file) for file in files))
     return Exit.DONE
+
+
+def _check_ignored(ignored: Sequence[str], known: Collection[str]) -> None:
+    """Refuse names that no run has a setting of, or below."""
+    nodes = {key.rsplit(".", depth)[0] for key in known for depth in range(key.count(".") + 1)}
+    if unknown := [name for name in ignored if name not in nodes]:
+        message = "no run has this setting. {}"
+        raise ConfigError([Problem("ignore", message.format(did_you_mean(name, nodes)), name) for name in unknown])
 
 
 def _written(write: Callable[[Path], T], out: str) -> T:

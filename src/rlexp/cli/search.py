@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from hydra._internal.utils import get_args_parser
 
-from rlexp.cli.common import Exit, import_from_here, refuse_learners, report_error, run_command
+from rlexp.cli.common import Exit, import_from_here, refuse_learners, run_command
 from rlexp.config import ConfigError, Problem, Sources, load, new_run_path
 from rlexp.config.paths import unquoted
 from rlexp.config.redaction import redact
@@ -68,17 +68,13 @@ def search(arguments: list[str]) -> int:
     folder, plan = _begun(flags.overrides, flags.config_dir)
 
     from rlexp.report.tables import interval, number
-    from rlexp.runs.errors import CheckpointError
     from rlexp.runs.session import console_logging
     from rlexp.runs.stops import Stopped
     from rlexp.search.run import search
-    from rlexp.workers import WorkerError
 
     with console_logging():
         try:
             found = search(folder, plan)
-        except (CheckpointError, WorkerError) as error:
-            return report_error("rlexp-search", error)
         except Stopped as stopped:
             options = f"--config-dir {quote(plan.config_dir)} " if plan.config_dir else ""
             print(f"{stopped}; resume the search with: rlexp-search {options}resume={folder.path}")

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rlexp.cli.common import Exit, import_from_here, report_error, run_command
+from rlexp.cli.common import Exit, import_from_here, run_command
 from rlexp.config import ConfigError, Problem, Sources, expand_sweeps, groups, load, load_hydra
 from rlexp.config.redaction import redact
 from rlexp.experiment import SweepConfig, check_config, sweep_settings
-from rlexp.runs.rundir import RunBusyError
 from rlexp.runs.stops import Stopped
-from rlexp.sweeps import Job, LauncherError, SweepDir, run_jobs
+from rlexp.sweeps import Job, SweepDir, run_jobs
 from rlexp.sweeps.folder import COMPLETED, FAILED, SweepPlan
 from rlexp.text import printable
 
@@ -106,8 +105,6 @@ def sweep(overrides: Sequence[str], sources: Sources) -> int:
     except Stopped as stopped:
         print(f"{stopped}; the sweep is saved. Resume it with: {again}")
         return stopped.exit_code
-    except (RunBusyError, LauncherError, OSError) as error:
-        return report_error(_NAME, error)
     return _conclude(ended, folder, again)
 
 

@@ -117,27 +117,23 @@ def run(composed: Composed, overrides: list[str]) -> int:
 
     Raises:
         ConfigError: the config cannot be built, or the run cannot be resumed with it.
+        RlexpError, OSError: the run cannot be begun in its folder, or its checkpoint not be read.
     """
-    from rlexp.runs.errors import CheckpointError
     from rlexp.runs.resume import open_command
-    from rlexp.runs.rundir import RunBusyError
     from rlexp.runs.session import console_logging
     from rlexp.runs.stops import Stopped
 
     with _learners() as group, console_logging(logging.INFO if group.main else logging.ERROR):
-        try:
-            start = group.from_main(lambda: open_command(composed, overrides))
-            if group.from_main(lambda: start.complete):
-                if group.main:
-                    print(f"{start.run.path} is complete; total_frames=... extends it")
-                return Exit.DONE
+        start = group.from_main(lambda: open_command(composed, overrides))
+        if group.from_main(lambda: start.complete):
+            if group.main:
+                print(f"{start.run.path} is complete; total_frames=... extends it")
+            return Exit.DONE
 
-            # Only now: it imports torch, and what is refused is refused at once.
-            from rlexp.training.trainer import Trainer
+        # Only now: it imports torch, and what is refused is refused at once.
+        from rlexp.training.trainer import Trainer
 
-            trainer = Trainer(start.config, start.run, start.checkpoint, group)
-        except (CheckpointError, RunBusyError, OSError) as error:
-            return report_error("rlexp-train", error)
+        trainer = Trainer(start.config, start.run, start.checkpoint, group)
         try:
             summary = trainer.fit()
         except Stopped as stopped:

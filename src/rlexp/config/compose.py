@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
@@ -17,12 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from rlexp.config.overrides import check_overrides
+from rlexp.config.overrides import PRESETS, check_overrides
 from rlexp.config.problems import ConfigError, Problem
 from rlexp.config.sources import CONFIG_NAME, SHIPPED, Sources, config_loader, hydra_session
 
 NO_RESULTS = ("seed", "logger", "checkpoint", "resume", "threads", "env.num_workers")
 """Settings that runs of one configuration may differ in: where results go, how many cores are used, and the seed."""
+_BYTE_ORDER_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 @dataclass(frozen=True)
@@ -54,21 +57,24 @@ def load(overrides: Sequence[str], sources: Sources = SHIPPED) -> Composed:
         checked, problems = check_overrides(overrides, sources)
         if sources.config_path is not None and not any(text.startswith("hydra.run.dir=") for text in checked):
             checked.append("hydra.run.dir='${rlexp.run_dir:${env.name}}'")
+        faults: list[Problem] = []
         try:
             composed = compose(sources.config_name or CONFIG_NAME, checked, return_hydra_config=True)
+            faults = _faults(sources, composed.hydra.runtime.choices)
             visible = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
             values = OmegaConf.to_container(visible, resolve=True, throw_on_missing=True)
             run_dir = composed.hydra.run.dir
-            problems += _marked(sources, composed.hydra.runtime.choices)
         except OmegaConfBaseException as error:
-            raise ConfigError([*problems, *_marked(sources), _unresolved(error)]) from error
+            raise ConfigError([*problems, *(faults or _marked_below(sources)), _unresolved(error)]) from error
         except (ConfigCompositionException, HydraException, UnicodeDecodeError, YAMLError) as error:
-            raise ConfigError([*problems, *_marked(sources), Problem("config", f"{error}")]) from error
+            raise ConfigError([*problems, *_marked_below(sources), Problem("config", f"{error}")]) from error
         except RecursionError as error:
             message = "an option has itself among its defaults: one that extends a shipped option needs another name."
             raise ConfigError([*problems, Problem("config", message)]) from error
     assert isinstance(values, dict)
-    return Composed({str(key): value for key, value in values.items()}, run_dir, problems)
+    if faults:
+        values.pop(PRESETS, None)  # where a preset's settings are without its '# @package _global_'
+    return Composed({str(key): value for key, value in values.items()}, run_dir, [*problems, *faults])
 
 
 def load_hydra(overrides: Sequence[str], sources: Sources = SHIPPED) -> tuple[HydraContext, DictConfig]:
@@ -131,29 +137,36 @@ def _leaves(value: object, path: str) -> Iterator[str]:
         yield path
 
 
-def _marked(sources: Sources, used: Mapping[str, Any] | None = None) -> list[Problem]:
-    """The user's YAML files that begin with a byte order mark: Hydra does not see their ``# @package``.
+def _faults(sources: Sources, used: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong with the user's own files among the options composed, by their groups, although Hydra took them."""
+    names = [sources.config_name or CONFIG_NAME, *(f"{group.split('@')[0]}/{option}" for group, option in used.items())]
+    folders = _own_folders(sources)
+    files = [file for folder in folders for name in names if (file := folder / f"{name}.yaml").is_file()]
+    found = []
+    for file in files:
+        text = file.read_text(encoding="utf-8-sig")
+        if not isinstance(yaml.safe_load(text), Mapping):
+            found.append(Problem(str(file), "holds no settings, which are lines of the form key: value."))
+        elif file.parent.name == PRESETS and not re.search(r"^#\s*@package\s+_global_\s*$", text, re.MULTILINE):
+            message = "must begin with the line '# @package _global_': its settings are the whole experiment's."
+            found.append(Problem(str(file), message))
+    return [*found, *_marked(files)]
 
-    Args:
-        sources: where configs come from.
-        used: the options composed, by their groups; None where composing failed, and any file may be the reason.
-    """
-    problems = []
-    for folder in map(Path, filter(None, (sources.config_dir, sources.config_path))):
-        if used is None:
-            files = sorted(path for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}.yaml"))
-        else:
-            options = [f"{group.split('@')[0]}/{option}.yaml" for group, option in used.items()]
-            files = [folder / f"{sources.config_name or CONFIG_NAME}.yaml", *(folder / option for option in options)]
-        for file in files:
-            try:
-                start = file.read_bytes()[:3]
-            except OSError:
-                continue
-            if start == codecs.BOM_UTF8 or start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-                message = "begins with a byte order mark, which YAML here must not: save it as UTF-8 without BOM."
-                problems.append(Problem(str(file), message))
-    return problems
+
+def _own_folders(sources: Sources) -> list[Path]:
+    return [Path(folder) for folder in (sources.config_dir, sources.config_path) if folder]
+
+
+def _marked_below(sources: Sources) -> list[Problem]:
+    """The user's files that begin with a byte order mark, where composing failed and any of them may be the reason."""
+    depths = ("*.yaml", "*/*.yaml", "*/*/*.yaml")
+    return _marked(file for folder in _own_folders(sources) for depth in depths for file in sorted(folder.glob(depth)))
+
+
+def _marked(files: Iterable[Path]) -> list[Problem]:
+    """Those that begin with a byte order mark: Hydra does not see their ``# @package``."""
+    message = "begins with a byte order mark, which YAML here must not: save it as UTF-8 without BOM."
+    return [Problem(str(file), message) for file in files if file.read_bytes().startswith(_BYTE_ORDER_MARKS)]
 
 
 def _unresolved(error: OmegaConfBaseException) -> Problem:

@@ -18,7 +18,7 @@ from rlexp.config.paths import literal
 from rlexp.config.problems import ConfigError, Problem, did_you_mean
 from rlexp.config.sources import SHIPPED, Sources, hydra_session, names
 
-_PRESETS = "experiment"  # the group of which no option may be chosen
+PRESETS = "experiment"  # the group of which no option may be chosen
 
 
 def tolerant(overrides: Sequence[str], sources: Sources = SHIPPED) -> list[str]:
@@ -79,14 +79,14 @@ def _wrong_options(override: Override, sources: Sources) -> Iterator[Problem]:
             choices = [str(choice) for choice in override.sweep_string_iterator()]
         for choice in choices:
             choice = "null" if choice is None else choice
-            if str(choice) not in options and not (group == _PRESETS and choice == "null"):
+            if str(choice) not in options and not (group == PRESETS and choice == "null"):
                 hint = _other_suffix(f"{group}/{choice}", sources) or did_you_mean(str(choice), options)
                 yield Problem(group, f"there is no such option. {hint}", str(choice))
 
 
 def _is_no_preset(override: Override) -> bool:
     """Whether it says what holds anyway, in a form that Hydra does not read."""
-    return override.key_or_group == _PRESETS and not override.is_delete() and override.value() is None
+    return override.key_or_group == PRESETS and not override.is_delete() and override.value() is None
 
 
 def _other_suffix(option: str, sources: Sources) -> str:

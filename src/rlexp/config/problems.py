@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from rlexp.errors import RlexpError
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -30,7 +32,7 @@ class Problem:
         return f"{given}\n    {self.message}"
 
 
-class ConfigError(Exception):
+class ConfigError(RlexpError):
     """The configuration or the command line is wrong; holds every problem found."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:

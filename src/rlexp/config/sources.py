@@ -90,7 +90,8 @@ def hydra_session(sources: Sources) -> Iterator[None]:
         there = ", ".join(sorted(path.stem for path in Path(sources.config_path).glob("*.yaml"))) or "none"
         message = f"there is no {name}.yaml in {sources.config_path}, which has: {there}."
         raise ConfigError([Problem("--config-name", message, name)])
-    OmegaConf.register_new_resolver("rlexp.run_dir", lambda name: str(new_run_path(name)), use_cache=True, replace=True)
+    resolver = "rlexp.run_dir"
+    OmegaConf.register_new_resolver(resolver, lambda name: str(new_run_path(str(name))), use_cache=True, replace=True)
     primary = Path(sources.config_path).resolve() if sources.config_path else conf_dir()
     path = create_config_search_path(str(primary))
     if sources.config_dir is not None:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from rlexp.errors import RlexpError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -22,7 +24,7 @@ LEARNERS = "learners"
 """The entry of a part of a checkpoint that has one for each of several learners."""
 
 
-class GroupError(Exception):
+class GroupError(RlexpError):
     """The learners of a run cannot go on together; the message says which of them failed, and why."""
 
 

@@ -28,6 +28,8 @@ def policy_space(space: spaces.Space[Any]) -> PolicySpace:
     Raises:
         UnsuitableEnvError: there is no such form.
     """
+    if 0 in (space.shape or ()):
+        raise UnsuitableEnvError(f"its action space {space} has no numbers")
     match space:
         case spaces.Discrete():
             return space if space.start == 0 else spaces.Discrete(int(space.n))

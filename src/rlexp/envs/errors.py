@@ -1,9 +1,11 @@
-"""What simulators raise. Imports nothing."""
+"""What simulators raise."""
 
 from __future__ import annotations
 
+from rlexp.errors import RlexpError
 
-class SimulatorError(Exception):
+
+class SimulatorError(RlexpError):
     """A simulator failed, hangs or returns what it must not, or its process died; the message says which and why."""
 
 

@@ -106,7 +106,7 @@ def make(
         with ``pixels=(width, stack)`` uint8 ``[stack, width, width]``, the newest image last.
 
     Raises:
-        UnsuitableEnvError: a space has no such form, or pixels are asked for and it cannot be rendered.
+        UnsuitableEnvError: a space has no such form or no numbers, or pixels are asked for and it cannot be rendered.
     """
     # By default MuJoCo writes what it warns of to a file in the working directory.
     mujoco.set_mju_user_warning(_say_once)
@@ -121,6 +121,9 @@ def make(
     declared = isinstance(env.observation_space, spaces.Dict) and ACTION_MASK in env.observation_space.spaces
     if action_mask == "info" or (action_mask == "auto" and declared):
         env = ActionMask(env, entry=action_mask == "auto")
+    for key, box in _boxes(env.observation_space):
+        if 0 in box.shape:
+            raise UnsuitableEnvError(f"its observation{key and f' {key!r}'} has no numbers: its shape is {box.shape}")
     env = _arrays(env, flatten=flatten) if pixels is None else _pixels(env, *pixels)
     space = policy_space(env.action_space)
     if space != env.action_space:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torchrl.modules import ProbabilisticActor
 
 from rlexp.config import ConfigError, Problem
@@ -36,6 +37,20 @@ def probabilistic_actor(
         distribution_kwargs=head.distribution_kwargs,
         return_log_prob=True,
     )
+
+
+def own_network(key: str, built: object) -> nn.Module:
+    """What a user's node has built, if it is a network with a size.
+
+    Raises:
+        ConfigError: it is none, or some of its parameters get their size from their first input.
+    """
+    if not isinstance(built, nn.Module):
+        raise ConfigError([Problem(key, f"must build a torch.nn.Module, and built {type(built).__name__}.")])
+    if lazy := [name for name, parameter in built.named_parameters() if is_lazy(parameter)]:
+        message = f"has parameters without a size ({lazy[0]}): give layers the in_features it is called with."
+        raise ConfigError([Problem(key, message)])
+    return built
 
 
 def orthogonal_(network: nn.Module, last_gain: float, own: Iterable[nn.Module] = ()) -> None:

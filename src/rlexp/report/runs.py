@@ -16,6 +16,7 @@ import yaml
 from numpy.typing import NDArray
 from pydantic_core import from_json
 
+from rlexp.errors import RlexpError
 from rlexp.report.liveness import owner_of
 from rlexp.runs.rundir import RunDir
 
@@ -36,7 +37,7 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 Floats = NDArray[np.float64]
 
 
-class ReportError(Exception):
+class ReportError(RlexpError):
     """Nothing can be reported; the message names the path and the remedy."""
 
 

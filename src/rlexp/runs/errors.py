@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from rlexp.errors import RlexpError
 
-class CheckpointError(Exception):
+
+class CheckpointError(RlexpError):
     """A checkpoint is missing, damaged, or of another format; the message names it."""
 
 

@@ -19,6 +19,7 @@ from typing import IO, Any
 from omegaconf import OmegaConf
 
 from rlexp.config.redaction import redact
+from rlexp.errors import RlexpError
 from rlexp.files import lock, locks_are_local, write_json, write_text
 from rlexp.machine import resource_use, this_process, usable_cpus
 
@@ -30,7 +31,7 @@ _PACKAGES = ("rlexp", "torch", "torchrl", "tensordict", "gymnasium", "mujoco", "
 _LOCK = ".lock"
 
 
-class RunBusyError(Exception):
+class RunBusyError(RlexpError):
     """Another process works in the run's folder; the message says which."""
 
 

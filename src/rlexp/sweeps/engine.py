@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from rlexp.config import ConfigError, Problem, Sources, flat, load
 from rlexp.config.redaction import redact
+from rlexp.errors import RlexpError
 from rlexp.experiment import check_config
 from rlexp.files import write_json
 from rlexp.machine import this_process
@@ -27,7 +28,7 @@ from rlexp.sweeps.progress import Progress
 _POLL = 0.5  # seconds
 
 
-class LauncherError(Exception):
+class LauncherError(RlexpError):
     """The launcher failed while jobs were left."""
 
 

@@ -15,6 +15,7 @@ from omegaconf._utils import get_yaml_loader
 
 from rlexp.config import ConfigError
 from rlexp.config.legacy import current_config
+from rlexp.errors import RlexpError
 from rlexp.experiment import ExperimentConfig, read_config
 from rlexp.loggers import NoLoggerConfig
 from rlexp.loggers.local import read_metrics
@@ -48,7 +49,7 @@ class Difference:
         return f"at {self.frames:,} frames {self.metric} was {self.logged} and is {self.found}"
 
 
-class UnreadableRunError(Exception):
+class UnreadableRunError(RlexpError):
     """A run's folder does not hold what a run's folder holds; the message says what is wrong."""
 
 

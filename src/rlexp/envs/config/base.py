@@ -67,7 +67,13 @@ class EnvConfig(Config):
         base = self.build_base(num_envs)
         try:
             self._check_normalization(base, transforms)
-            return TransformedEnv(base, Compose(*masks_of(base), *transforms), auto_unwrap=False)
+            try:
+                return TransformedEnv(base, Compose(*masks_of(base), *transforms), auto_unwrap=False)
+            except ConfigError:
+                raise
+            except Exception as error:  # whatever a transform asks of an environment
+                message = f"cannot be put around this environment: {type(error).__name__}: {error}"
+                raise ConfigError([Problem("env.transforms", message)]) from error
         except BaseException:
             base.close(raise_if_closed=False)
             raise
@@ -94,5 +100,9 @@ class EnvConfig(Config):
                         kind = f"{seen[key].dtype}".removeprefix("torch.")
                         message = f"normalises by statistics, and {key} is {kind} {list(seen[key].shape)}"
                         raise ConfigError([Problem(f"env.transforms.{name}", f"{message}: give env/transforms=none.")])
-            made |= set(transform.out_keys or ())
-            all_known &= bool(transform.out_keys)  # of others they are known once there is an environment
+            try:
+                keys = transform.out_keys or ()
+            except NotImplementedError:  # torchrl's InitTracker asks its environment
+                keys = ()
+            made |= set(keys)
+            all_known &= bool(keys)  # of others they are known once there is an environment

@@ -74,9 +74,10 @@ class MLPConfig(NetworkConfig):
             }
             form = self if which == "actor" else self.model_copy(update=own_layers)
             return super(MLPConfig, form).body(inputs, which, outputs)
+        from rlexp.policies.building import own_network
+
         build = partial(node.build, in_features=inputs.shape.numel(), out_features=outputs)
-        own: nn.Module = build_at(f"policy.{key}", build)
-        return own
+        return own_network(f"policy.{key}", build_at(f"policy.{key}", build))
 
     def own_parts(self, inputs: Inputs, body: nn.Module, which: Literal["actor", "critic"]) -> list[nn.Module]:
         """Own encoders, and the network in place of the MLP."""
