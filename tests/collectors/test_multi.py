@@ -36,6 +36,7 @@ from rlexp.envs.normalization import (
 from rlexp.runs import checkpoint
 from rlexp.runs.checkpoint import TrainState
 from rlexp.runs.rundir import RunDir
+from rlexp.training.state import state_of
 from rlexp.workers import WorkerError
 
 
@@ -199,16 +200,16 @@ def test_the_same_seed_is_the_same_run_and_so_is_its_second_half(
     whole = trainer(kind, tmp_path / "whole", override)
     close.append(whole)
     rows = train(whole, 2)
-    middle = checkpoint.load(checkpoint.save(tmp_path / "half" / "checkpoints", whole.state(), {}, keep_last=2))
+    middle = checkpoint.load(checkpoint.save(tmp_path / "half" / "checkpoints", state_of(whole), {}, keep_last=2))
     assert middle.state.inexact == []
     rows += train(whole, 2)
-    end = whole.state()
+    end = state_of(whole)
     close.append(trainer(kind, tmp_path / "same", override))
     assert train(close[-1], 4) == rows
     close.append(Trainer(whole.config, RunDir(tmp_path / "half"), middle))
     assert train(close[-1], 2) == rows[2:]
     if kernels == "auto":  # torchrl's carries entries that it does not read
-        assert_same(close[-1].state(), end)
+        assert_same(state_of(close[-1]), end)
 
 
 def assert_same(a: TrainState, b: TrainState) -> None:

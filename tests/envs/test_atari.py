@@ -22,6 +22,7 @@ from rlexp.envs.lives import END_OF_LIFE, end_lives
 from rlexp.experiment import ExperimentConfig
 from rlexp.kernels.rollout import RolloutCollector
 from rlexp.runs import checkpoint
+from rlexp.training.state import state_of
 
 CPU = torch.device("cpu")
 BACKENDS = ["gymnasium", "envpool"]
@@ -244,7 +245,7 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(tmp_path: Path) -> None:
     spec = config("breakout", "gymnasium", "env.repeat_action_probability=0.25")
     with closing(Trainer(spec, tmp_path / "whole")) as whole:
         next(iter(whole))
-        middle = checkpoint.load(checkpoint.save(tmp_path / "half" / "checkpoints", whole.state(), {}, keep_last=2))
+        middle = checkpoint.load(checkpoint.save(tmp_path / "half" / "checkpoints", state_of(whole), {}, keep_last=2))
         expected = [next(iter(whole)) for _ in range(2)]
     assert (middle.state.inexact, middle.state.unverified) == ([], False)
     with closing(Trainer(spec, tmp_path / "half", middle)) as half:

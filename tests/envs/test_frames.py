@@ -14,6 +14,7 @@ from agents import composed
 from rlexp import Trainer
 from rlexp.collectors.sync import SyncCollector
 from rlexp.seeding import load_rng_state
+from rlexp.training.state import load_state, state_of
 
 SMALL = [
     *("env.num_envs=4", "collector.frames_per_batch=64", "minibatch_size=32", "num_epochs=1", "total_frames=256"),
@@ -49,9 +50,9 @@ def test_it_goes_on_from_its_state_to_the_bit(collector: list[str], tmp_path: Pa
     whole.save()  # a checkpoint before the first batch
     for _ in range(2):  # each evaluated: torchrl's clones of the transform share a buffer
         whole.iterate()
-    state = copy.deepcopy(whole.state())
+    state = copy.deepcopy(state_of(whole))
     resumed = Trainer(config, tmp_path / "resumed")
-    resumed.load_state(state)
+    load_state(resumed, state)
     found = [resumed.iterate() for _ in range(2)]
     load_rng_state(state.rng)
     assert found == [whole.iterate() for _ in range(2)]

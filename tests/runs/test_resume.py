@@ -20,6 +20,7 @@ from rlexp.envs.errors import SimulatorError
 from rlexp.runs import checkpoint
 from rlexp.runs.checkpoint import TrainState
 from rlexp.runs.rundir import RunDir
+from rlexp.training.state import state_of
 
 # Episodes are cut at 25 steps, so that truncations and resets fall into every batch; batches end in mid-episode.
 SMALL = [
@@ -128,11 +129,11 @@ class Halves:
         whole = trainer(task, folder / "whole", None, overrides)
         train(whole, 2)
         whole.evaluator.evaluate(whole.env, whole.frames)
-        saved = checkpoint.save(folder / "middle" / "checkpoints", whole.state(), {}, keep_last=2)
+        saved = checkpoint.save(folder / "middle" / "checkpoints", state_of(whole), {}, keep_last=2)
         self.middle = checkpoint.load(saved)
         self.rows = train(whole, 4)
-        self.end = dataclasses.replace(whole.state(), session={})
-        self.fresh = trainer(task, folder / "fresh", None, overrides).state()
+        self.end = dataclasses.replace(state_of(whole), session={})
+        self.fresh = state_of(trainer(task, folder / "fresh", None, overrides))
 
     def resumed_equals(self, change: Callable[[TrainState], object]) -> bool:
         middle = checkpoint.load(self.middle.path)  # anew: a trainer trains the very tensors that it is given
@@ -140,7 +141,7 @@ class Halves:
         again = trainer(self.task, self.folder / "middle", middle, self.overrides)
         try:
             rows = train(again, 4)
-            end = dataclasses.replace(again.state(), session={})
+            end = dataclasses.replace(state_of(again), session={})
         finally:
             again.close()
         return rows == self.rows and same(dataclasses.asdict(end), dataclasses.asdict(self.end))

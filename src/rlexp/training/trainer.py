@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import secrets
 import signal
@@ -23,30 +22,20 @@ from rlexp.config.redaction import redact
 from rlexp.distributed import ALONE, Group
 from rlexp.envs.lives import end_lives
 from rlexp.envs.normalization import commit_normalization
-from rlexp.envs.snapshot import SavesState, State, StateUnavailableError
-from rlexp.envs.transforms import (
-    episodes_state,
-    load_episodes_state,
-    load_transforms_state,
-    transforms_state,
-)
 from rlexp.experiment import ExperimentConfig, read_config
 from rlexp.files import write_json
-from rlexp.runs import checkpoint, store
-from rlexp.runs.checkpoint import Checkpoint, TrainState
-from rlexp.runs.errors import CheckpointError
+from rlexp.runs import checkpoint
+from rlexp.runs.checkpoint import Checkpoint
 from rlexp.runs.resume import resume_run
 from rlexp.runs.rundir import RunDir
 from rlexp.runs.session import Follower, LogBuffer, Session
 from rlexp.runs.stops import Stopped
-from rlexp.seeding import load_rng_state, rng_state
 from rlexp.training.checks import check_checkpoint, check_learners
 from rlexp.training.evaluator import passed
 from rlexp.training.finite import TrainingError, check_additions, check_batch, check_metrics, check_statistics
 from rlexp.training.parts import build_parts
+from rlexp.training.state import restore, state_of, warm_start
 from rlexp.training.watchdog import Watchdog
-
-log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -116,7 +105,10 @@ class Trainer:
             # The agent of a W&B sweep has named its run already; W&B would log under no other id.
             named = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
             self.run_id = named or secrets.token_hex(4)
-            self._restore(start)
+            if start is not None:
+                restore(self, start)
+            elif config.warm_start is not None:
+                warm_start(self, Path(config.warm_start))
             self._closing = on_failure.pop_all()
         self._logged = logged.records
 
@@ -272,7 +264,7 @@ class Trainer:
         path = self.run.checkpoints / f"{self.frames:012d}"
         if self.saved != path:
             config, keep = redact(self.config.to_dict()), self.config.checkpoint.keep_last
-            state, best = self.state(), self.evaluator.best_frames == self.frames
+            state, best = state_of(self), self.evaluator.best_frames == self.frames
             if self.group.main:
                 checkpoint.save(self.run.checkpoints, state, config, keep, best=best)
             self.saved = path
@@ -321,119 +313,9 @@ class Trainer:
             "checkpoint": None if self.saved is None else str(self.saved),
         }
 
-    def state(self) -> TrainState:
-        """What a checkpoint holds: the state of each part."""
-        simulators, inexact = None, []
-        try:
-            simulators = self._episodes_state()
-        except StateUnavailableError as error:
-            inexact.append(str(error))
-        if self.device.type == "cuda":
-            inexact.append("CUDA kernels may add in another order each time")
-        evaluator = self.evaluator.state_dict()
-        return TrainState(
-            frames=self.frames,
-            iteration=self.iteration,
-            evaluator=evaluator,
-            actor=self.networks.actor.state_dict(),
-            critic=self.networks.critic.state_dict(),
-            transforms=transforms_state(self.env),
-            learner=self.learner.state_dict(),
-            simulators=self.group.joined(simulators),
-            collector=self.group.joined(self.collector.state_dict()),
-            callbacks={name: callback.state() for name, callback in self.callbacks.items()},
-            rng=self.group.joined(rng_state() | self.group.stream()),
-            unverified=self.config.env.has_own_code,
-            inexact=[*inexact, *self.evaluator.inexact],
-            session={"seconds": dict(self.seconds), "run_id": self.run_id},
-        )
-
-    def load_state(self, state: TrainState) -> None:
-        """Continue from a `state`.
-
-        Where the simulators' state cannot be restored, episodes begin afresh and everything else continues; the log
-        says so.
-        """
-        self.frames, self.iteration = state.frames, state.iteration
-        self.seconds, self.run_id = dict(state.session["seconds"]), state.session["run_id"]
-        self.evaluator.load_state_dict(state.evaluator)
-        self.networks.actor.load_state_dict(state.actor)
-        self.networks.critic.load_state_dict(state.critic)
-        load_transforms_state(self.env, state.transforms)
-        self.learner.load_state_dict(state.learner)
-        for name, callback in self.callbacks.items():
-            callback.load_state(state.callbacks.get(name, {}))
-        for reason in state.inexact:
-            log.warning("Resuming, but not to the bit: %s.", reason)
-        if state.unverified and not state.inexact:
-            log.info(
-                "Whether code of your own resumes to the bit is not known; rlexp-verify RUN_DIR resume=true tries it."
-            )
-        self._load_episodes(state)
-        rng = self.group.own(state.rng)
-        self.group.load_stream(rng)
-        load_rng_state(rng)  # last: everything above may draw
-
     def close(self) -> None:
         """Close the simulators and the collector, and let other processes into the run's folder."""
         self._closing.close()
-
-    def _restore(self, start: Checkpoint | None) -> None:
-        if start is not None:
-            try:
-                self.load_state(start.state)
-            except (CheckpointError, ConfigError):
-                raise
-            except Exception as error:  # whatever a state that is not this run's leads to
-                raise CheckpointError(f"{start.path} does not fit its run: {error!r:.200}") from error
-            self.saved = self.run.checkpoints / start.path.name
-            if self.group.main:
-                store.resume_from(self.saved, self.evaluator.best_frames)
-        elif self.config.warm_start is not None:
-            self._warm_start(Path(self.config.warm_start))
-
-    def _load_episodes(self, state: TrainState) -> None:
-        simulators = self.group.own(state.simulators)
-        if simulators is not None:
-            try:
-                self._load_episodes_state(simulators)
-            except StateUnavailableError as error:
-                log.warning("Resuming, but not to the bit: %s.", error)
-            else:
-                self.collector.load_state_dict(self.group.own(state.collector))
-                return
-        log.warning("Every episode begins afresh.")
-        self.learner.begin_episodes()
-
-    def _warm_start(self, path: Path) -> None:
-        """Take the weights and normalisation statistics of a checkpoint, and nothing else.
-
-        Raises:
-            CheckpointError: there is no checkpoint, or it is damaged.
-            ConfigError: its networks or statistics are of another shape.
-        """
-        source = self.group.from_main(lambda: checkpoint.load(path))
-        try:
-            self.networks.actor.load_state_dict(source.state.actor)
-            self.networks.critic.load_state_dict(source.state.critic)
-            load_transforms_state(self.env, source.state.transforms)
-            self.learner.warm_start(source.state.learner)
-        except RuntimeError as error:
-            message = f"its policy, environment or normalisation is another than this run's: {error}"
-            raise ConfigError([Problem("warm_start", message, str(path))]) from error
-        log.info("Weights and statistics from %s.", source.path)
-
-    def _episodes_state(self) -> State:
-        """Of the environments that batches come from: the collector's workers', or the training environment."""
-        if isinstance(self.collector, SavesState):
-            return self.collector.simulator_state()
-        return episodes_state(self.env)
-
-    def _load_episodes_state(self, state: State) -> None:
-        if isinstance(self.collector, SavesState):
-            self.collector.load_simulator_state(state)
-        else:
-            load_episodes_state(self.env, state)
 
     @property
     def _frames_before(self) -> int:

@@ -1,0 +1,142 @@
+"""What a checkpoint holds of a trainer, and how a trainer continues from it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlexp.config import ConfigError, Problem
+from rlexp.envs.snapshot import SavesState, State, StateUnavailableError
+from rlexp.envs.transforms import (
+    episodes_state,
+    load_episodes_state,
+    load_transforms_state,
+    transforms_state,
+)
+from rlexp.runs import checkpoint, store
+from rlexp.runs.checkpoint import Checkpoint, TrainState
+from rlexp.runs.errors import CheckpointError
+from rlexp.seeding import load_rng_state, rng_state
+
+if TYPE_CHECKING:
+    from rlexp.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+def state_of(trainer: Trainer) -> TrainState:
+    """The state of each part at this moment."""
+    simulators, inexact, group = None, [], trainer.group
+    try:
+        simulators = _episodes_state(trainer)
+    except StateUnavailableError as error:
+        inexact.append(str(error))
+    if trainer.device.type == "cuda":
+        inexact.append("CUDA kernels may add in another order each time")
+    evaluator = trainer.evaluator.state_dict()
+    return TrainState(
+        frames=trainer.frames,
+        iteration=trainer.iteration,
+        evaluator=evaluator,
+        actor=trainer.networks.actor.state_dict(),
+        critic=trainer.networks.critic.state_dict(),
+        transforms=transforms_state(trainer.env),
+        learner=trainer.learner.state_dict(),
+        simulators=group.joined(simulators),
+        collector=group.joined(trainer.collector.state_dict()),
+        callbacks={name: callback.state() for name, callback in trainer.callbacks.items()},
+        rng=group.joined(rng_state() | group.stream()),
+        unverified=trainer.config.env.has_own_code,
+        inexact=[*inexact, *trainer.evaluator.inexact],
+        session={"seconds": dict(trainer.seconds), "run_id": trainer.run_id},
+    )
+
+
+def load_state(trainer: Trainer, state: TrainState) -> None:
+    """Continue from what `state_of` returned.
+
+    Where the simulators' state cannot be restored, episodes begin afresh and everything else continues; the log says
+    so.
+    """
+    trainer.frames, trainer.iteration = state.frames, state.iteration
+    trainer.seconds, trainer.run_id = dict(state.session["seconds"]), state.session["run_id"]
+    trainer.evaluator.load_state_dict(state.evaluator)
+    trainer.networks.actor.load_state_dict(state.actor)
+    trainer.networks.critic.load_state_dict(state.critic)
+    load_transforms_state(trainer.env, state.transforms)
+    trainer.learner.load_state_dict(state.learner)
+    for name, callback in trainer.callbacks.items():
+        callback.load_state(state.callbacks.get(name, {}))
+    for reason in state.inexact:
+        log.warning("Resuming, but not to the bit: %s.", reason)
+    if state.unverified and not state.inexact:
+        log.info("Whether code of your own resumes to the bit is not known; rlexp-verify RUN_DIR resume=true tries it.")
+    _load_episodes(trainer, state)
+    rng = trainer.group.own(state.rng)
+    trainer.group.load_stream(rng)
+    load_rng_state(rng)  # last: everything above may draw
+
+
+def restore(trainer: Trainer, start: Checkpoint) -> None:
+    """Continue from a checkpoint in the trainer's own folder, which holds nothing newer from then on.
+
+    Raises:
+        CheckpointError: its state does not fit the trainer.
+    """
+    try:
+        load_state(trainer, start.state)
+    except (CheckpointError, ConfigError):
+        raise
+    except Exception as error:  # whatever a state that is not this run's leads to
+        raise CheckpointError(f"{start.path} does not fit its run: {error!r:.200}") from error
+    trainer.saved = trainer.run.checkpoints / start.path.name
+    if trainer.group.main:
+        store.resume_from(trainer.saved, trainer.evaluator.best_frames)
+
+
+def warm_start(trainer: Trainer, path: Path) -> None:
+    """Take the weights and normalisation statistics of a checkpoint, and nothing else.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it is damaged.
+        ConfigError: its networks or statistics are of another shape.
+    """
+    source = trainer.group.from_main(lambda: checkpoint.load(path))
+    try:
+        trainer.networks.actor.load_state_dict(source.state.actor)
+        trainer.networks.critic.load_state_dict(source.state.critic)
+        load_transforms_state(trainer.env, source.state.transforms)
+        trainer.learner.warm_start(source.state.learner)
+    except RuntimeError as error:
+        message = f"its policy, environment or normalisation is another than this run's: {error}"
+        raise ConfigError([Problem("warm_start", message, str(path))]) from error
+    log.info("Weights and statistics from %s.", source.path)
+
+
+def _load_episodes(trainer: Trainer, state: TrainState) -> None:
+    simulators = trainer.group.own(state.simulators)
+    if simulators is not None:
+        try:
+            _load_episodes_state(trainer, simulators)
+        except StateUnavailableError as error:
+            log.warning("Resuming, but not to the bit: %s.", error)
+        else:
+            trainer.collector.load_state_dict(trainer.group.own(state.collector))
+            return
+    log.warning("Every episode begins afresh.")
+    trainer.learner.begin_episodes()
+
+
+def _episodes_state(trainer: Trainer) -> State:
+    """Of the environments that batches come from: the collector's workers', or the training environment."""
+    if isinstance(trainer.collector, SavesState):
+        return trainer.collector.simulator_state()
+    return episodes_state(trainer.env)
+
+
+def _load_episodes_state(trainer: Trainer, state: State) -> None:
+    if isinstance(trainer.collector, SavesState):
+        trainer.collector.load_simulator_state(state)
+    else:
+        load_episodes_state(trainer.env, state)
