@@ -4,7 +4,8 @@
     python benchmarks/zoo.py --tasks ant --seeds 0-2 --workers 2
     python benchmarks/zoo.py --no-run --page docs/learning.md only the table, of the results there are
 
-Finished runs are kept in ``zoo.csv`` and not repeated. Each run has one core.
+Finished runs are kept in ``zoo.csv`` and not repeated. Each run has one core. Seeds are shifted where rlexp's
+are, in `learning.RESEEDED`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from learning import Results, insert, interval, numbers, shown
+from learning import Results, insert, interval, numbers, seeds_of, shown
 
 from rlexp.agent.evaluation import evaluation_seeds
 from rlexp.experiment import load_config
@@ -113,9 +114,9 @@ def table(path: Path, results: Results, seeds: Sequence[int]) -> str:
     found = read(path)
     rows = ["| task | stable-baselines3, zoo | every seed | rlexp, same seeds | every seed |", "|" + " --- |" * 5]
     for task in SETTINGS:
-        theirs = [found[task, seed][2] for seed in seeds if (task, seed) in found]
-        curves = results.read(task)
-        ours = [curves[seed].returns[-1] for seed in seeds if seed in curves]
+        wanted, curves = seeds_of(task, seeds), results.read(task)
+        theirs = [found[task, seed][2] for seed in wanted if (task, seed) in found]
+        ours = [curves[seed].returns[-1] for seed in wanted if seed in curves]
         if theirs or ours:
             cells = [cell for scores in (theirs, ours) for cell in _cells(np.array(scores))]
             rows.append(f"| {task} | {' | '.join(cells)} |")
@@ -140,8 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     seeds = sorted({seed for text in given.seeds for seed in numbers(text)})
     found = read(given.results)
-    wanted = [(task, seed) for seed in seeds for task in given.tasks if (task, seed) not in found]
-    for key, result in run([] if given.no_run else wanted, given.workers):
+    wanted = [(task, seed) for place in seeds for task in given.tasks for seed in seeds_of(task, [place])]
+    left = [] if given.no_run else [key for key in wanted if key not in found]
+    for key, result in run(left, given.workers):
         found[key] = result
         rows = [f"{task},{seed},{f},{s:.1f},{r!r}" for (task, seed), (f, s, r) in sorted(found.items())]
         write_text(given.results, "\n".join([",".join(_COLUMNS), *rows]) + "\n")
