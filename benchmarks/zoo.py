@@ -100,13 +100,20 @@ def read(path: Path) -> dict[tuple[str, int], tuple[int, float, float]]:
 
 
 def run(wanted: Sequence[tuple[str, int]], workers: int) -> Iterator[tuple[tuple[str, int], tuple[int, float, float]]]:
-    """Train in processes of their own, and give each run's result when it ends."""
+    """Train in processes of their own, and give each run's result when it ends; a run that fails is named on stderr."""
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
         futures = {pool.submit(train, task, seed): (task, seed) for task, seed in wanted}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        try:
+            for future in as_completed(futures):
+                task, seed = futures[future]
+                if (error := future.exception()) is None:
+                    yield (task, seed), future.result()
+                else:
+                    print(f"{task} seed {seed} failed: {error!r}", file=sys.stderr)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def table(path: Path, results: Results, seeds: Sequence[int]) -> str:
@@ -153,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(text, end="")
     else:
         insert(given.page, text, BEGIN, END)
-    return 0
+    return 0 if given.no_run or all(key in found for key in wanted) else 1
 
 
 if __name__ == "__main__":

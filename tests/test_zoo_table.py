@@ -55,3 +55,15 @@ def test_both_are_compared_on_the_same_seeds(tmp_path: Path) -> None:
         assert cells[1].startswith(f"{seeds[1] * 10.0} [")
         assert cells[2] == ", ".join(str(seed * 10.0) for seed in seeds)
         assert cells[3].replace(",", "").startswith(f"{seeds[1] * 100}")
+
+
+def test_a_run_that_fails_loses_no_other(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(zoo, "train", one_that_fails)
+    assert dict(zoo.run([("hopper", 1), ("hopper", 2)], workers=1)) == {("hopper", 2): (2048, 1.0, 2.0)}
+    assert "hopper seed 1 failed: ValueError('diverged')" in capsys.readouterr().err
+
+
+def one_that_fails(task: str, seed: int) -> Result:
+    if seed == 1:
+        raise ValueError("diverged")
+    return 2048, 1.0, float(seed)

@@ -100,8 +100,9 @@ def test_a_byte_order_mark_is_named(tmp_path: Path, mark: bytes) -> None:
         ("loss:\n  gamma: 0.9\n", "must begin with the line '# @package _global_'"),
         ("", "holds no settings"),
         ("- a\n- b\n", "holds no settings"),
+        ("# Mine.\n# @package _global_\nloss:\n  gamma: 0.9\n", "must begin with the line '# @package _global_'"),
     ],
-    ids=["no package", "empty", "list"],
+    ids=["no package", "empty", "list", "late"],
 )
 def test_a_preset_that_sets_nothing_is_named(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "experiment").mkdir()
@@ -112,6 +113,17 @@ def test_a_preset_that_sets_nothing_is_named(tmp_path: Path, text: str, told: st
     assert problem.message.startswith(told)
     file.write_text("#  @package  _global_ \nloss:\n  gamma: 0.9\n")
     assert load_config(["experiment=mine"], str(tmp_path)).loss.gamma == 0.9
+
+
+def test_an_editor_s_lock_hides_no_problem(tmp_path: Path) -> None:
+    (tmp_path / "env").mkdir()
+    (tmp_path / "env" / ".#mine.yaml").symlink_to("someone@somewhere.1234")
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_  # everything\nseed: 3\n")
+    with pytest.raises(ConfigError, match=r"logger\.notes\n *Interpolation key 'nothing' not found"):
+        load_config(["logger=wandb", "+logger.notes=${nothing}"], str(tmp_path))
+    with pytest.raises(ConfigError, match="Too many components"):
+        load_config(["experiment=mine"], str(tmp_path))
 
 
 def test_a_name_that_names_no_folder_is_reported_as_the_setting_it_is(tmp_path: Path) -> None:

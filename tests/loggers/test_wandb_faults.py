@@ -170,3 +170,9 @@ def test_without_a_key_nothing_is_asked_on_a_terminal(tmp_path: Path) -> None:
         os.close(main)
     assert done.returncode == 0
     assert "no API key is configured" in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_a_malformed_key_leaves_the_run_offline(tmp_path: Path) -> None:
+    complete([*TINY, "hydra.run.dir=run"], tmp_path, WANDB_API_KEY="too-short", WANDB_MODE="")
+    assert "W&B refuses the API key that is configured" in (tmp_path / "run" / "train.log").read_text()
+    assert len(list((tmp_path / "run").glob("wandb/offline-run-*"))) == 1

@@ -86,12 +86,14 @@ def test_real_runs_become_a_report(tmp_path: Path, tiny_run: Path) -> None:
     stopped = run_command("rlexp-train", *TINY, "logger=none", "seed=9", "optim.lr=1e30", cwd=tmp_path)
     assert stopped.returncode == 1, "the run was meant to fail"
 
-    done = run_command("rlexp-report", "outputs", "ignore=[optim]", "threshold=5", cwd=tmp_path)
+    done = run_command("rlexp-report", "outputs", "ignore=[optim,callbacks]", "threshold=5", cwd=tmp_path)
 
     assert done.returncode == 0, done.stderr
     report = tmp_path / "report"
     typo = run_command("rlexp-report", "outputs", "ignore=[optmi]", "out=other", cwd=tmp_path)
     assert (typo.returncode, "Did you mean optim?" in typo.stderr) == (2, True)
+    open_bracket = run_command("rlexp-report", "outputs", "ignore=[optim", cwd=tmp_path)
+    assert (open_bracket.returncode, "cannot be read as key=value" in open_bracket.stderr) == (2, True)
     rows = {row["group"]: row for row in read_csv(report / "table.csv")}
     assert rows.keys() == {"loss.clip_epsilon=0.1", "loss.clip_epsilon=0.2"}
     usual = rows["loss.clip_epsilon=0.2"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,29 @@ def test_an_older_checkpoint_takes_the_run_back(run: Path) -> None:
     assert newest.with_name(f"superseded-{newest.name}").is_dir()
     sessions = json.loads((run / "metadata.json").read_text())["sessions"]
     assert [(s["frames"], s["total_frames"]) for s in sessions] == [(0, 1024), (int(older.name), 1280)]
+
+
+def test_what_best_names_is_resumed_from(run: Path) -> None:
+    older, _ = store.saved(run / "checkpoints")
+    (run / "checkpoints" / "best").write_text(older.name)
+    with closing(Trainer.resume(run / "checkpoints" / "best", ["total_frames=1280"])) as trainer:
+        assert (trainer.run.path, trainer.frames) == (run, int(older.name))
+
+
+def test_a_run_may_lie_in_a_folder_called_checkpoints(run: Path, tmp_path: Path) -> None:
+    place = tmp_path / "checkpoints" / "mine"
+    shutil.copytree(run, place)
+    start = resumed(place, "total_frames=1280")
+    assert start.run.path == place
+    start.run.unlock()
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_word_that_is_no_setting_is_named(run: Path) -> None:
+    with pytest.raises(ConfigError, match=r"500000\n *cannot be read as key=value"):
+        resumed(run, "500000")
+    with closing(Trainer.resume(run, ["total_frames=1280"])):
+        pass  # the folder was left
 
 
 def test_a_run_is_resumed_in_its_own_folder(run: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from rlexp import Trainer, files, load_config
 from rlexp.cli.train import train
+from rlexp.loggers import NoLoggerConfig, Sink
 from rlexp.loggers.local import MetricsFile
 from rlexp.runs import checkpoint, store
 from rlexp.runs.rundir import RunBusyError, RunDir
@@ -202,14 +204,28 @@ def test_a_folder_with_a_run_is_not_started_in_again(
 
 
 def test_a_folder_that_cannot_be_written_is_reported_before_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    assert train([*TINY, "hydra.run.dir=file/run", "logger=none"]) == 1
-    said = capsys.readouterr().err
-    assert "Not a directory" in said
-    assert "Traceback" not in said
+    with pytest.raises(NotADirectoryError):
+        train([*TINY, "hydra.run.dir=file/run", "logger=none"])
+
+
+class NoLogger(NoLoggerConfig):
+    def open(self, *arguments: object) -> list[Sink]:
+        raise ValueError("no such project")
+
+
+def test_a_run_that_cannot_begin_has_failed_and_its_log_says_why(tmp_path: Path) -> None:
+    trainer = make(tmp_path, f"logger._target_={__name__}.NoLogger")
+    handlers = [*logging.getLogger("rlexp").handlers]
+    with pytest.raises(ValueError, match="no such project"):
+        trainer.fit()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary == {"status": "failed", "error": "ValueError: no such project"}
+    assert "Traceback" in (tmp_path / "run" / "train.log").read_text()
+    assert logging.getLogger("rlexp").handlers == handlers
 
 
 @pytest.mark.parametrize("what", ["metrics", "checkpoint"])

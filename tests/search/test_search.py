@@ -231,6 +231,18 @@ def test_a_trial_that_fails_is_reported_and_the_others_run(tmp_path: Path) -> No
     assert "TrainingError" in rows["1e+30"]["error"]
 
 
+def test_settings_that_do_not_go_together_fail_their_trial_alone(tmp_path: Path) -> None:
+    """Each is allowed with the others' defaults, and a minibatch of 128 is larger than a batch of 64."""
+    space = {"minibatch_size": {"choices": [32, 128]}, "collector.frames_per_batch": {"choices": [64, 128]}}
+    finish([*option(tmp_path, space), "search.seeds=1", "search.trials=8", "search.startup=8"], tmp_path)
+    with (tmp_path / "found" / "trials.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    states = {(row["minibatch_size"], row["collector.frames_per_batch"]): row["state"] for row in rows}
+    assert states == {("32", "64"): "completed", ("32", "128"): "completed", ("128", "128"): "completed",
+                      ("128", "64"): "failed"}  # fmt: skip
+    assert all("larger than a batch" in row["error"] for row in rows if row["state"] == "failed")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

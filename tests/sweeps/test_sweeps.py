@@ -72,7 +72,7 @@ def test_one_job_that_raises(
     said = capsys.readouterr()
     sweep = only_sweep(tmp_path)
     assert "job 1 failed (seed=1): ValueError: this job is broken" in said.err
-    assert f"sweep.resume={sweep.relative_to(tmp_path)}" in said.out
+    assert f"--multirun sweep.resume={sweep.relative_to(tmp_path)} 'trust=[boom]'\n" in said.out
     assert "sweep of 3 jobs, 1 at once" in said.err
     assert "sweep: 2 done, 1 failed, 0 running, 0 left" in said.err
 
@@ -256,14 +256,15 @@ def test_killed_at_random_instants_it_is_the_sweep_that_was_never_disturbed(tmp_
 
 def test_a_signal_saves_what_runs_and_says_how_to_go_on(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
-    command = ["--multirun", *LONG, "total_frames=1_000_000", "seed=0,1", f"hydra.sweep.dir={sweep}"]
-    with started(command, tmp_path) as process:
+    (own := tmp_path / "my conf").mkdir()
+    command = ["--multirun", "--config-dir", str(own), *LONG, "total_frames=1_000_000", "seed=0,1"]
+    with started([*command, f"hydra.sweep.dir={sweep}"], tmp_path) as process:
         wait_for_rows(sweep, 1, process)
         process.terminate()
         process.join(60)
         output = (tmp_path / "output.txt").read_text()
         assert process.exitcode == 143, output
-        assert f"Resume it with: rlexp-train --multirun sweep.resume={sweep}" in output
+        assert f"Resume it with: rlexp-train --multirun --config-dir '{own}' sweep.resume={sweep}\n" in output
         deadline = time.monotonic() + 10
         while processes_in(tmp_path):  # those of the launcher and of multiprocessing see it and leave
             assert time.monotonic() < deadline

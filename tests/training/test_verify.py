@@ -37,6 +37,14 @@ def test_the_first_difference_is_reported(tiny_run: Path, tmp_path: Path, capsys
     assert "torch was 0.4.1" in printed
 
 
+def test_a_run_without_a_row_is_not_reproducible(tiny_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_run, copy, ignore=shutil.ignore_patterns("wandb", "plots"))
+    (copy / "metrics.jsonl").write_text("")
+    done = run_command("rlexp-verify", str(copy), cwd=tmp_path)
+    assert (done.returncode, "has no row to compare" in done.stderr) == (1, True)
+
+
 def test_a_run_that_resumes_exactly(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert verify([str(tiny_run), "iterations=2", "resume=true"]) == 0
     assert "resumes exactly: 2 iterations" in capsys.readouterr().out

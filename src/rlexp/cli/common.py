@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from rlexp.config import Config, ConfigError, Problem, read
 from rlexp.config.paths import unquoted
@@ -124,7 +125,7 @@ def read_settings(
     problems = [*known, *unread]
     try:
         values = OmegaConf.to_container(OmegaConf.from_cli(pairs), resolve=True)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, YAMLError) as error:
         raise ConfigError([*problems, Problem(" ".join(pairs), f"cannot be read as key=value: {error}.")]) from error
     assert isinstance(values, dict)
     return read(cls, {**{str(key): value for key, value in values.items()}, **named, **positional}, problems)

@@ -186,7 +186,7 @@ def _diff(a: Path, b: Path) -> int:
 
     try:
         found = difference(a, b)
-    except ReportError as error:  # as of diff(1), 1 is the exit code of runs that differ
+    except (ReportError, OSError) as error:  # as of diff(1), 1 is the exit code of runs that differ
         raise ConfigError([Problem("diff", str(error))]) from error
     print("\n".join([printable(f"A: {a}"), printable(f"B: {b}"), "", *to_lines(found)]))
     return 1 if found else Exit.DONE

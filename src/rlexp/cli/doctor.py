@@ -145,11 +145,13 @@ def _rendering(experiment: ExperimentConfig) -> Iterator[Finding]:
 def _wandb(experiment: ExperimentConfig) -> Iterator[Finding]:
     import wandb
 
+    from rlexp.loggers.wandb_login import logged_in
+
     wandb.setup(settings=wandb.Settings(silent=True))
     mode = os.environ.get("WANDB_MODE")
-    logged_in = wandb.login(prompt=False, verify=False)
+    configured = logged_in()
     wandb.teardown()
-    if logged_in:
+    if configured:
         yield Finding("ok", "W&B: an API key is configured" + (f"; WANDB_MODE={mode}" if mode else ""))
     else:
         yield Finding("note", "W&B: no API key, so runs are kept offline; `wandb login` stores one")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 from pydantic import Field
 
 from rlexp.cli.common import Exit, read_settings, run_command
-from rlexp.config import Config, ConfigError, Positive, Problem, did_you_mean
+from rlexp.config import Config, ConfigError, Positive, Problem, did_you_mean, flat, load
 from rlexp.text import printable
 
 if TYPE_CHECKING:
@@ -114,10 +114,11 @@ def report(arguments: list[str]) -> int:
 
 
 def _check_ignored(ignored: Sequence[str], known: Collection[str]) -> None:
-    """Refuse names that no run has a setting of, or below."""
-    nodes = {key.rsplit(".", depth)[0] for key in known for depth in range(key.count(".") + 1)}
+    """Refuse names of settings, or nodes, that neither a run nor the defaults have."""
+    defaults = [key for key, _ in flat(load([]).values)] if ignored else []
+    nodes = {key.rsplit(".", depth)[0] for key in (*known, *defaults) for depth in range(key.count(".") + 1)}
     if unknown := [name for name in ignored if name not in nodes]:
-        message = "no run has this setting. {}"
+        message = "there is no such setting. {}"
         raise ConfigError([Problem("ignore", message.format(did_you_mean(name, nodes)), name) for name in unknown])
 
 

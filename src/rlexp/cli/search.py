@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from shlex import quote
+from shlex import join
 from typing import Any
 
 import yaml
@@ -16,7 +16,7 @@ from rlexp.cli.common import Exit, import_from_here, refuse_learners, run_comman
 from rlexp.config import ConfigError, Problem, Sources, load, new_run_path
 from rlexp.config.paths import unquoted
 from rlexp.config.redaction import redact
-from rlexp.experiment import check_config
+from rlexp.experiment import check_config, trust_argument
 from rlexp.search import read_search
 from rlexp.search.folder import SearchDir, SearchPlan
 
@@ -76,8 +76,7 @@ def search(arguments: list[str]) -> int:
         try:
             found = search(folder, plan)
         except Stopped as stopped:
-            options = f"--config-dir {quote(plan.config_dir)} " if plan.config_dir else ""
-            print(f"{stopped}; resume the search with: rlexp-search {options}resume={folder.path}")
+            print(f"{stopped}; resume the search with: {_again(folder, plan)}")
             return stopped.exit_code
     if found.winner is None:
         missing = "none of the best trials could be confirmed" if found.confirmed else "no trial was completed"
@@ -93,6 +92,13 @@ def search(arguments: list[str]) -> int:
     print("The best of several scores is biased upwards; an unbiased estimate, with further seeds:")
     print("\n".join(f"  {command}" for command in fresh))
     return Exit.DONE
+
+
+def _again(folder: SearchDir, plan: SearchPlan) -> str:
+    """The command that resumes a search: it says again what the plan in the folder may not decide."""
+    options = ["--config-dir", plan.config_dir] if plan.config_dir else []
+    tasks = [plan.load([*plan.overrides, *task.overrides]).values for task in plan.settings.scored_on.values()]
+    return join(["rlexp-search", *options, f"resume={folder.path}", *trust_argument({"tasks": tasks})])
 
 
 def _begun(arguments: Sequence[str], config_dir: str | None) -> tuple[SearchDir, SearchPlan]:
@@ -155,7 +161,7 @@ def _plan_of(folder: SearchDir, overrides: Sequence[str], config_dir: str | None
         raise ConfigError([Problem(f"--config-dir {options}", message)])
     for text in overrides:
         key, _, value = text.partition("=")
-        values[key.removeprefix("search.")] = yaml.safe_load(value)
+        values[key.removeprefix("search.")] = _number(text, value)
 
     def experiment(task: Sequence[str]) -> dict[str, Any]:
         texts = [*common, *task]
@@ -164,6 +170,13 @@ def _plan_of(folder: SearchDir, overrides: Sequence[str], config_dir: str | None
         return check_config(load(texts, Sources(options)), trust).to_dict()
 
     return SearchPlan(common, read_search(values, experiment, trust), options, command)
+
+
+def _number(text: str, value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError([Problem(text, "cannot be read as a number.")]) from error
 
 
 def _refuse_what_the_search_sets(overrides: Sequence[str]) -> None:

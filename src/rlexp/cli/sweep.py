@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import yaml
+
 from rlexp.cli.common import Exit, import_from_here, run_command
 from rlexp.config import ConfigError, Problem, Sources, expand_sweeps, groups, load, load_hydra
 from rlexp.config.redaction import redact
-from rlexp.experiment import SweepConfig, check_config, sweep_settings
+from rlexp.experiment import SweepConfig, check_config, sweep_settings, trust_argument
 from rlexp.runs.stops import Stopped
 from rlexp.sweeps import Job, SweepDir, run_jobs
 from rlexp.sweeps.folder import COMPLETED, FAILED, SweepPlan
@@ -99,13 +102,21 @@ def sweep(overrides: Sequence[str], sources: Sources) -> int:
                 import_from_here()
             _check_jobs(plan, trust)
         hydra = hydra or plan.hydra
-    again = f"{_NAME} --multirun sweep.resume={folder}"
+    sources = _absolute(sources)
     try:
-        ended = run_jobs(folder, jobs, hydra=hydra, sources=_absolute(sources), fail_fast=settings.fail_fast)
+        ended = run_jobs(folder, jobs, hydra=hydra, sources=sources, fail_fast=settings.fail_fast)
     except Stopped as stopped:
-        print(f"{stopped}; the sweep is saved. Resume it with: {again}")
+        print(f"{stopped}; the sweep is saved. Resume it with: {_again(folder, sources)}")
         return stopped.exit_code
-    return _conclude(ended, folder, again)
+    return _conclude(ended, folder, sources)
+
+
+def _again(folder: Path, sources: Sources) -> str:
+    """The command that resumes a sweep: it says again what the plan in the folder may not decide."""
+    flags = {"--config-dir": sources.config_dir, "--config-path": sources.config_path}
+    configs = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in folder.glob("*/config.yaml")]
+    given = [word for flag, path in flags.items() if path is not None for word in (flag, path)]
+    return shlex.join([_NAME, "--multirun", *given, f"sweep.resume={folder}", *trust_argument({"jobs": configs})])
 
 
 def _plan(key: str, sweep: SweepDir) -> SweepPlan:
@@ -168,7 +179,7 @@ def _trust(task: Sequence[str]) -> tuple[list[str], list[str]]:
     return [str(package) for package in packages], [text for text in task if text not in trusting]
 
 
-def _conclude(jobs: Sequence[Job], folder: Path, again: str) -> int:
+def _conclude(jobs: Sequence[Job], folder: Path, sources: Sources) -> int:
     failed = [job for job in jobs if job.status == FAILED]
     left = [job for job in jobs if job.status not in (COMPLETED, FAILED)]
     common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
@@ -178,7 +189,7 @@ def _conclude(jobs: Sequence[Job], folder: Path, again: str) -> int:
         print(f"Traceback in {job.path / 'train.log'}", file=sys.stderr)
     print(f"{len(jobs) - len(failed) - len(left)} of {len(jobs)} jobs are complete; index in {folder / 'sweep.csv'}")
     if failed or left:
-        print(f"resume the others with: {again}")
+        print(f"resume the others with: {_again(folder, sources)}")
         return Exit.FAILED
     print(f"report on all of them: rlexp-report {folder}")
     return Exit.DONE

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import codecs
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def load(overrides: Sequence[str], sources: Sources = SHIPPED) -> Composed:
             run_dir = composed.hydra.run.dir
         except OmegaConfBaseException as error:
             raise ConfigError([*problems, *(faults or _marked_below(sources)), _unresolved(error)]) from error
-        except (ConfigCompositionException, HydraException, UnicodeDecodeError, YAMLError) as error:
+        except (ConfigCompositionException, HydraException, ValueError, YAMLError) as error:
             raise ConfigError([*problems, *_marked_below(sources), Problem("config", f"{error}")]) from error
         except RecursionError as error:
             message = "an option has itself among its defaults: one that extends a shipped option needs another name."
@@ -140,17 +140,27 @@ def _leaves(value: object, path: str) -> Iterator[str]:
 def _faults(sources: Sources, used: Mapping[str, Any]) -> list[Problem]:
     """What is wrong with the user's own files among the options composed, by their groups, although Hydra took them."""
     names = [sources.config_name or CONFIG_NAME, *(f"{group.split('@')[0]}/{option}" for group, option in used.items())]
-    folders = _own_folders(sources)
-    files = [file for folder in folders for name in names if (file := folder / f"{name}.yaml").is_file()]
+    files = [file for folder in _own_folders(sources) for name in names if (file := folder / f"{name}.yaml").is_file()]
     found = []
     for file in files:
         text = file.read_text(encoding="utf-8-sig")
         if not isinstance(yaml.safe_load(text), Mapping):
             found.append(Problem(str(file), "holds no settings, which are lines of the form key: value."))
-        elif file.parent.name == PRESETS and not re.search(r"^#\s*@package\s+_global_\s*$", text, re.MULTILINE):
+        elif file.parent.name == PRESETS and _package(text) != "_global_":
             message = "must begin with the line '# @package _global_': its settings are the whole experiment's."
             found.append(Problem(str(file), message))
     return [*found, *_marked(files)]
+
+
+def _package(text: str) -> str | None:
+    """The package that a file's header gives its settings; Hydra reads it as far as the first line of another kind."""
+    for line in filter(None, map(str.strip, text.splitlines())):
+        key, *value = line.lstrip("# ").split()
+        if not (line.startswith("#") and key.startswith("@")):
+            return None
+        if key == "@package":
+            return " ".join(value)
+    return None
 
 
 def _own_folders(sources: Sources) -> list[Path]:
@@ -165,8 +175,13 @@ def _marked_below(sources: Sources) -> list[Problem]:
 
 def _marked(files: Iterable[Path]) -> list[Problem]:
     """Those that begin with a byte order mark: Hydra does not see their ``# @package``."""
-    message = "begins with a byte order mark, which YAML here must not: save it as UTF-8 without BOM."
-    return [Problem(str(file), message) for file in files if file.read_bytes().startswith(_BYTE_ORDER_MARKS)]
+    found = []
+    for file in files:
+        with suppress(OSError):  # an editor's lock, a folder or another's file
+            if file.read_bytes().startswith(_BYTE_ORDER_MARKS):
+                message = "begins with a byte order mark, which YAML here must not: save it as UTF-8 without BOM."
+                found.append(Problem(str(file), message))
+    return found
 
 
 def _unresolved(error: OmegaConfBaseException) -> Problem:

@@ -35,7 +35,7 @@ def option_file(option: str, sources: Sources = SHIPPED) -> Path:
     Raises:
         ConfigError: there is no such option.
     """
-    folders = [Path(sources.config_dir)] if sources.config_dir else []
+    folders = [Path(folder) for folder in (sources.config_dir, sources.config_path) if folder]
     for folder in [*folders, conf_dir(), *advertised().values()]:
         if (path := folder / f"{option}.yaml").is_file():
             return path

@@ -16,6 +16,7 @@ from rlexp.config.redaction import redact
 from rlexp.loggers.sink import Row, Sink
 from rlexp.loggers.wandb_artifact import checkpoint_artifact, link_best
 from rlexp.loggers.wandb_log import logged_rows
+from rlexp.loggers.wandb_login import logged_in
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def open_wandb(
         x_transaction_log_flush_interval=1.0,
     )
     modes = ["offline"] if mode == "offline" else ["online", "offline"]
-    if mode == "auto" and not wandb.login(prompt=False, verify=False):
+    if mode == "auto" and not logged_in():
         modes = ["offline"]
     for each in modes:
         try:
@@ -87,8 +88,7 @@ def open_wandb(
 def _start(
     mode: str, folder: Path, config: Mapping[str, Any], arguments: Mapping[str, Any], settings: wandb.Settings
 ) -> wandb.Run:
-    if mode == "online" and not wandb.login(prompt=False, verify=False):
-        # On a terminal, W&B would prompt for a key and wait for ever.
+    if mode == "online" and not logged_in():
         raise RuntimeError("no API key is configured; `wandb login` stores one")
     folder.mkdir(parents=True, exist_ok=True)
     group = group_of(config) if arguments["group"] == "auto" else redact(arguments["group"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import wandb
 
 from rlexp.config import ConfigError, Problem
+from rlexp.loggers.wandb_login import logged_in
 
 _OF_THE_RUN = ("config.yaml", "metadata.json", "metrics.jsonl")
 _MAY_HOLD = re.compile(
@@ -61,7 +62,7 @@ def download_run(address: str, folder: Path) -> None:
         raise refuse("must be wandb:ENTITY/PROJECT/RUN; the run's id is at the end of its address.")
     if folder.exists() and any(folder.iterdir()):
         raise refuse(f"needs a new folder, and {folder} is not empty.")
-    if not wandb.login(prompt=False, verify=False):
+    if not logged_in():
         raise refuse("needs a W&B API key; `wandb login` stores one.")
     try:
         artifact = wandb.Api().artifact(f"{entity}/{project}/{_name(run_id)}:latest", type="model")

@@ -69,7 +69,9 @@ def save(made: Any) -> str:
     """
     import wandb
 
-    if not wandb.login(prompt=False, verify=False):
+    from rlexp.loggers.wandb_login import logged_in
+
+    if not logged_in():
         raise ReportError("no W&B API key is configured; `wandb login` stores one.")
     try:
         made.entity = made.entity or wandb.Api().default_entity

@@ -243,7 +243,7 @@ def load(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: there is none, it is damaged, or of a format that this version cannot read.
     """
-    if path.name in ("latest", "best") and not path.is_dir():
+    if store.is_pointer(path):
         return _retried(lambda: Checkpoint(store.pointed_to(path)), path)
     if store.is_checkpoint(path):
         return Checkpoint(path)

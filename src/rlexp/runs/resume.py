@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
 from rlexp.config import Composed, ConfigError, Problem, flat, is_under, load, read
 from rlexp.config.paths import literal
@@ -96,6 +97,8 @@ def open_run(
     if resume is None or (resume == "auto" and not RunDir(folder).started):
         return Start(check_config(composed), RunDir(folder), None)
     path = folder if resume == "auto" else Path(resume)
+    if store.is_pointer(path):
+        path = store.pointed_to(path)
     if not path.is_dir():
         raise ConfigError([Problem("resume", "there is no such folder.", str(path))])
     run = RunDir(path.resolve().parents[1] if store.is_checkpoint(path) else path)
@@ -107,7 +110,7 @@ def open_run(
         start = checkpoint.load(path)
         start.check_size()
         return Start(changed(start.config, composed, overrides), run, start)
-    except (CheckpointError, ConfigError):
+    except BaseException:
         run.unlock()
         raise
 
@@ -196,7 +199,12 @@ def refuse_links(run: RunDir) -> None:
 
 def _paths(overrides: Sequence[str]) -> Iterator[list[str]]:
     """The settings that overrides name, as paths; the empty path is the whole config, which presets write to."""
-    for override in OverridesParser.create().parse_overrides([literal(text) for text in overrides]):
+    parser = OverridesParser.create()
+    for text in overrides:
+        try:
+            override = parser.parse_override(literal(text))
+        except HydraException:  # it is among the problems of what was composed
+            continue
         key = override.key_or_group.split("@")[0].replace("/", ".")
         if key == "experiment":
             yield []

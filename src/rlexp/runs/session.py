@@ -77,7 +77,9 @@ class Session:
         self._run_id = run_id
         self._copies: list[Sink] = []
         self._given: Path | None = None
+        self._missing = 0
         self._signals = StopSignals()
+        self._endings: list[Callable[[], object]] = []
         self._log_file = logging.FileHandler(run.log, encoding="utf-8")
         self._log_file.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self.summary: dict[str, Any] = {"status": "failed"}
@@ -91,22 +93,33 @@ class Session:
         for record in self._logged:
             self._log_file.handle(record)
         logging.getLogger("rlexp").addHandler(self._log_file)
+        try:
+            self._open()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    def _open(self) -> None:
         config = redact(self._config.to_dict())
         self._run.write_config(config)
         info = {**self._info, "run_id": self._run_id}
         self._run.write_metadata(config, info, self._frames, self._config.total_frames)
-        self._used = resource_use()
+        used = resource_use()
+        self._endings.append(lambda: add_resources(self._run.metadata, used))
         write_json(self._run.summary, {"status": "running"})
         self._metrics = MetricsFile(self._run.metrics, self._frames)
+        self._endings.append(lambda: self._metrics.close(self.summary))
         self._missing = self._frames // self._config.collector.frames_per_batch - self._metrics.rows
         if self._missing > 0:
             message = "%d rows before the checkpoint are missing from metrics.jsonl; they cannot be restored."
             log.warning(message, self._missing)
         last = self._config.num_batches * self._config.collector.frames_per_batch
         self._bar = ProgressBar(last, self._frames, read_metrics(self._run.path))
+        self._endings += [self._bar.close, lambda: self._copy(lambda sink: sink.close(self.summary)), self._plot]
         self._copies = self._config.logger.open(self._run.path, config, self._run_id, self._frames)
         self._signals.open()
-        return self
+        self._endings.append(self._signals.close)
 
     def log(self, row: Row) -> None:
         """Give one row to every sink, the metrics file first."""
@@ -148,14 +161,10 @@ class Session:
             self.summary |= {"missing_rows": self._missing}
         self.summary = redact(self.summary)
         self._attempt(lambda: write_json(self._run.summary, self.summary))
-        self._attempt(lambda: add_resources(self._run.metadata, self._used))
-        self._attempt(lambda: self._metrics.close(self.summary))
-        self._attempt(self._bar.close)
-        self._copy(lambda sink: sink.close(self.summary))
-        self._attempt(self._plot)
+        for ending in self._endings:
+            self._attempt(ending)
         logging.getLogger("rlexp").removeHandler(self._log_file)
         self._log_file.close()
-        self._signals.close()
 
     def _plot(self) -> None:
         if self._run.metrics.stat().st_size:

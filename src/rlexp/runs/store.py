@@ -18,6 +18,7 @@ from rlexp.runs.manifest import MANIFEST
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[0-9]{1,18}")
+_SUPERSEDED = "superseded-"
 _LONGEST_NAME = 1000  # bytes
 
 
@@ -94,9 +95,15 @@ def pointed_to(pointer: Path) -> Path:
     return pointer.with_name(name)
 
 
+def is_pointer(path: Path) -> bool:
+    """Whether a path means what ``latest`` or ``best`` names, be it missing."""
+    return path.name in ("latest", "best") and not path.is_dir()
+
+
 def is_checkpoint(path: Path) -> bool:
     """Whether a path means one checkpoint, be it damaged, and not a run's folder."""
-    return (path / MANIFEST).is_file() or path.parent.name == "checkpoints"
+    named = path.parent.name == "checkpoints" and _NAME.fullmatch(path.name.removeprefix(_SUPERSEDED))
+    return bool(named) or (path / MANIFEST).is_file()
 
 
 def saved(folder: Path) -> list[Path]:
@@ -115,7 +122,7 @@ def resume_from(checkpoint: Path, best_frames: int | None) -> None:
         best_frames: the best checkpoint at that time.
     """
     for newer in (path for path in saved(checkpoint.parent) if path.name > checkpoint.name):
-        shutil.rmtree(aside := newer.with_name(f"superseded-{newer.name}"), ignore_errors=True)
+        shutil.rmtree(aside := newer.with_name(f"{_SUPERSEDED}{newer.name}"), ignore_errors=True)
         newer.rename(aside)
         log.warning("Resuming from %s frames: set %s aside as %s.", f"{int(checkpoint.name):,}", newer.name, aside.name)
     sync(checkpoint.parent)

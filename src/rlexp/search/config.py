@@ -51,7 +51,7 @@ class CandidatesConfig(Config):
 
     @property
     def extremes(self) -> list[Any]:
-        """The values to check: if these are allowed, so are all others."""
+        """The values to check before a search begins: the ends of a range, or every choice."""
         return [self.low, self.high] if self.choices is None else self.choices
 
 

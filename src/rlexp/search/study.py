@@ -21,6 +21,7 @@ from optuna.trial import Trial, TrialState
 
 from rlexp.callbacks import Callback, Training
 from rlexp.config import ConfigError
+from rlexp.experiment import check_config
 from rlexp.files import alone
 from rlexp.report.tables import number as shown
 from rlexp.runs.resume import open_run
@@ -208,7 +209,14 @@ def _run(study: optuna.Study, trial: Trial, folder: SearchDir, plan: SearchPlan)
         if trial.should_prune():
             break
         overrides = plan.of_run(params, task, seed)
-        begin = open_run(plan.load(overrides), overrides, folder.run(trial.number, name, seed), "auto")
+        composed = plan.load(overrides)
+        try:
+            check_config(composed)
+        except ConfigError as error:  # each value is allowed, and these together are not
+            log.warning("Trial %d cannot be run: %s", trial.number, error)
+            _fail(study, trial, error)
+            return
+        begin = open_run(composed, overrides, folder.run(trial.number, name, seed), "auto")
         total = begin.config.total_frames
         if begin.complete:
             scores.append(task.score(begin.complete_return))
@@ -222,8 +230,7 @@ def _run(study: optuna.Study, trial: Trial, folder: SearchDir, plan: SearchPlan)
         except (ConfigError, OSError, Stopped):
             raise
         except Exception as error:
-            trial.set_user_attr("error", f"{type(error).__name__}: {error}")
-            study.tell(trial, state=TrialState.FAIL)
+            _fail(study, trial, error)
             return
         if pruning.pruned:
             break
@@ -233,6 +240,11 @@ def _run(study: optuna.Study, trial: Trial, folder: SearchDir, plan: SearchPlan)
         study.tell(trial, fmean(scores))
     else:
         study.tell(trial, state=TrialState.PRUNED)
+
+
+def _fail(study: optuna.Study, trial: Trial, error: Exception) -> None:
+    trial.set_user_attr("error", f"{type(error).__name__}: {error}")
+    study.tell(trial, state=TrialState.FAIL)
 
 
 def _suggest(trial: Trial, key: str, settings: SearchConfig) -> Any:

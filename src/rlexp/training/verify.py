@@ -78,6 +78,8 @@ def train_again(
         raise
     except (Exception, RecursionError) as error:  # whatever a damaged or hostile file leads to
         raise UnreadableRunError(f"its files are damaged: {error!r:.200}") from error
+    if not logged:
+        raise UnreadableRunError("metrics.jsonl has no row to compare")
     experiment = read_config(values, trust, secrets)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(experiment, Path(folder) / "run")
