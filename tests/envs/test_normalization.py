@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
+from torchrl.envs import Transform
 
 from rlexp import load_config
 from rlexp.config import ConfigError
@@ -160,11 +161,16 @@ def test_numbers_that_stand_for_no_reading_are_named(dtype: str, numbers: None) 
         of(table)
 
 
+class Demanding(Transform):  # type: ignore[misc, unused-ignore]
+    def set_container(self, container: Any) -> None:
+        raise RuntimeError("needs another environment")
+
+
 def test_a_transform_that_no_environment_bears_is_named() -> None:
-    added = "env.transforms.mine={_target_: torchrl.envs.%s}"
-    with pytest.raises(ConfigError, match=r"env\.transforms\n *cannot be put around(.|\n)*Loc/Scale"):
-        load_config(["env=pendulum", added % "VecNormV2, in_keys: [observation]"]).env.build(2)
-    tracked = load_config(["env=pendulum", added % "InitTracker"]).env.build(2)
+    added = "env.transforms.mine._target_"
+    with pytest.raises(ConfigError, match=r"env\.transforms\n *cannot be put around(.|\n)*needs another environment"):
+        load_config(["env=pendulum", f"{added}={__name__}.Demanding"]).env.build(2)
+    tracked = load_config(["env=pendulum", f"{added}=torchrl.envs.InitTracker"]).env.build(2)
     init_normalization(tracked, 20)
     assert tracked.rollout(3)["is_init"][:, 0].all()
     tracked.close()

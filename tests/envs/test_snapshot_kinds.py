@@ -114,7 +114,27 @@ class Sub(ClassVariable):
     pass
 
 
-@pytest.mark.parametrize("cls", [Enums, Methods, Inner, Slots, ClassVariable, Sub])
+class Spaces(Base):
+    """Spaces that goals are drawn from, one within another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = gymnasium.spaces.Discrete(3)
+        self.goals = gymnasium.spaces.Dict(
+            {"a": gymnasium.spaces.Box(0, 1), "b": gymnasium.spaces.Tuple([gymnasium.spaces.Discrete(9)])}
+        )
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if seed is not None:
+            self.goals.seed(seed)
+        return super().reset(seed=seed)
+
+    def reward(self) -> float:
+        goal = self.goals.sample()
+        return float(goal["a"][0]) + float(goal["b"][0])
+
+
+@pytest.mark.parametrize("cls", [Enums, Methods, Inner, Slots, ClassVariable, Sub, Spaces])
 @pytest.mark.parametrize("steps", [2, 4, 7])
 def test_it_is_saved_whole(cls: type[Base], steps: int) -> None:
     ClassVariable.count = 0

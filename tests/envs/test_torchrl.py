@@ -198,6 +198,12 @@ def test_a_batch_by_itself_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch, tm
         load_config([*target, "env.num_envs=2"]).env.build(2)
 
 
+def test_a_batch_by_itself_is_not_multiplied_by_workers(tmp_path: Path) -> None:
+    target = [*BODIES, "policy.actor_keys=[speed]", "collector=multi_sync", "collector.num_workers=2"]
+    with pytest.raises(ConfigError, match=r"collector\.num_workers\n *each worker makes 4 simulators, and 2 are"):
+        Trainer.from_config(load_config(target), tmp_path / "run")
+
+
 def test_evaluation_counts_the_environments_own_rewards() -> None:
     clip = "env.transforms.clip={_target_: torchrl.envs.RewardClipping, clamp_min: 0, clamp_max: 0.5}"
     config = load_config([

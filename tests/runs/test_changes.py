@@ -155,6 +155,10 @@ def test_a_warm_start_has_weights_and_statistics_and_nothing_else(tiny_run: Path
     for name, value in trainer.networks.actor.state_dict().items():
         assert torch.equal(value, saved.actor[name])
     assert torch.equal(trainer.env.transform[0].loc, saved.transforms["transforms.0.loc"])
+    first = trainer.collector.state_dict()["observation"]
+    raw = torch.from_numpy(trainer.env.base_env.arrays.observation)
+    shown = (raw - saved.transforms["transforms.0.loc"]) / saved.transforms["transforms.0.scale"]
+    torch.testing.assert_close(first, shown.clamp(-10, 10).float())
     learner = trainer.learner
     assert isinstance(learner, PPOLearner)
     reward_norm = learner.reward_norm

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 from agents import composed
+from gymnasium.envs.classic_control import PendulumEnv
 from tensordict import TensorDict
+from torchrl.envs import ObservationTransform
 
 from rlexp import Trainer
 from rlexp.agent import Agent
 from rlexp.agent.evaluation import Evaluation, EvaluationError, evaluate, evaluation_seeds
+from rlexp.collectors.share import share_seed
 from rlexp.envs.normalization import observation_norms
 from rlexp.runs import checkpoint
 from rlexp.training import evaluator as module
@@ -70,17 +73,91 @@ def test_evaluation_seeds_are_none_of_the_trainings() -> None:
     assert not set(evaluation_seeds(3, 100)) & set(evaluation_seeds(4, 100))
     training = {int(s) for s in np.random.SeedSequence(3).generate_state(100)}
     assert not set(evaluation_seeds(3, 100)) & training
+    assert not set(evaluation_seeds(3, 100)) & {share_seed(3, index) for index in range(100)}
 
 
-def test_evaluating_changes_nothing_of_the_training(tmp_path: Path) -> None:
+class Global(PendulumEnv):  # type: ignore[misc, unused-ignore]
+    """Draws from the generators that training draws from, as many an environment does."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if seed is not None:
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+        super().reset(seed=seed)
+        self.state = np.random.uniform(-1, 1, 2)
+        return self._get_obs(), {}
+
+
+gymnasium.register("Global-v0", Global, max_episode_steps=20)
+
+
+@pytest.mark.parametrize("env", [[], ["env=gym", "env.id=Global-v0"]], ids=["own generators", "global ones"])
+def test_evaluating_changes_nothing_of_the_training(env: list[str], tmp_path: Path) -> None:
     rows = {}
     for interval in (64, 10**6):
-        trainer = Trainer(composed(*SMALL, f"evaluation.interval={interval}"), tmp_path / str(interval))
-        rows[interval] = [trainer.iterate() for _ in range(2)]
+        trainer = Trainer(composed(*SMALL, *env, f"evaluation.interval={interval}"), tmp_path / str(interval))
+        rows[interval] = [trainer.iterate() for _ in range(3)]
         trainer.close()
     assert "eval/return" in rows[64][0]
     for often, never in zip(rows[64], rows[10**6], strict=True):
         assert {key: value for key, value in often.items() if not key.startswith("eval/")} == never
+
+
+class Mean(ObservationTransform):  # type: ignore[misc, unused-ignore]
+    """A running mean of a user's own, in a buffer, and a number for each simulator in another."""
+
+    def __init__(self) -> None:
+        super().__init__(in_keys=["observation"], out_keys=["observation"])
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("rows", torch.zeros(2))
+        self.seen: list[list[float]] = []
+
+    def _apply_transform(self, observation: Any) -> Any:
+        self.seen.append(self.mean.tolist())
+        if len(observation) == 2:
+            self.mean += observation.mean(0)
+        return observation - self.mean
+
+    def _reset(self, tensordict: TensorDict, reset: TensorDict) -> TensorDict:
+        return self._call(reset)
+
+
+def test_what_a_transform_of_ones_own_has_learned_reaches_evaluation_and_agent(tmp_path: Path) -> None:
+    own = f"env.transforms.mean._target_={__name__}.Mean"
+    trainer = Trainer(composed(*SMALL, "env=pendulum", "env/transforms=none", own), tmp_path)
+    trainer.iterate()
+    learned = next(t for t in trainer.env.transform if isinstance(t, Mean)).mean
+    used = next(t for t in trainer.evaluator.env.transform if isinstance(t, Mean))
+    assert learned.any()
+    assert learned.tolist() in used.seen
+    path = trainer.save()
+    trainer.close()
+    agent = Agent(path, trust=[__name__.partition(".")[0]])
+    assert torch.equal(next(t for t in agent.env.transform if isinstance(t, Mean)).mean, learned)
+    agent.env.close()
+
+
+def test_a_run_that_is_ended_where_it_stopped_is_evaluated_there(tmp_path: Path) -> None:
+    trainer = Trainer(composed(*SMALL, "evaluation.interval=128", "checkpoint.interval=64"), tmp_path)
+    for _ in range(3):
+        trainer.iterate()
+    trainer.save()
+    earlier = trainer.evaluator.final
+    trainer.close()
+    resumed = Trainer.resume(tmp_path, ["total_frames=192"])
+    assert resumed.evaluator.final == earlier
+    summary = resumed.fit()
+    assert (summary["status"], resumed.evaluator.final_frames) == ("completed", 192)
+    assert resumed.evaluator.final != earlier
+
+
+def test_the_number_of_episodes_may_change_for_environments_of_ones_own(tmp_path: Path) -> None:
+    Trainer(composed(*SMALL, "env=gym", "env.id=Global-v0", "total_frames=64"), tmp_path).fit()
+    for episodes in (2, 5):
+        trainer = Trainer.resume(tmp_path, [f"evaluation.episodes={episodes}", f"total_frames={64 * episodes}"])
+        trainer.fit()
+        assert trainer.evaluator.final is not None
+        assert len(trainer.evaluator.final.returns) == episodes
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import Bounded, Categorical
-from torchrl.envs import Compose, ObservationNorm, Transform, TransformedEnv, VecNorm, VecNormV2
+from torchrl.envs import Compose, ObservationNorm, Transform, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rlexp.agent.video import VideoError, rendering
@@ -21,7 +21,7 @@ from rlexp.envs.actions import ACTION_MASK, in_own_form
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.normalization import RunningObservationNorm
 from rlexp.envs.torchrl import entries
-from rlexp.envs.transforms import cloned
+from rlexp.envs.transforms import cloned, is_own, load_buffers
 from rlexp.experiment import ExperimentConfig, read_config
 from rlexp.policies import ActorCritic
 from rlexp.policies.recurrent import carry_state
@@ -99,11 +99,8 @@ class Agent:
 
     def _restore(self, name: str, transform: Transform, state: Mapping[str, Tensor]) -> Iterator[str]:
         """Freeze a normalisation at its saved statistics; yields the differences in shape."""
-        if isinstance(transform, VecNorm | VecNormV2):
-            raise CheckpointError(
-                f"{self.path} was trained with {name}, torchrl's {type(transform).__name__}, whose statistics cannot "
-                "be frozen here. Train with env/transforms=running (rlexp.envs.normalization.RunningObservationNorm)."
-            )
+        if is_own(transform):
+            load_buffers(transform, state)
         if not isinstance(transform, ObservationNorm):
             return
         if not {"loc", "scale"} <= {key for key, value in state.items() if isinstance(value, Tensor)}:

@@ -12,6 +12,7 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.envs import ObservationNorm
 
+from rlexp.config import ConfigError, Problem
 from rlexp.envs.normalization import RunningObservationNorm, observation_norms
 from rlexp.envs.raw_observations import keep_raw
 from rlexp.envs.snapshot import State
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
 Array: TypeAlias = npt.NDArray[Any]
 Weights: TypeAlias = Mapping[str, Array]
 Statistics: TypeAlias = Sequence[tuple[Array, Array]]
+
+
+def share_seed(seed: int, index: int) -> int:
+    """The seed of one share's simulators and generators: of no other share, and of no evaluation."""
+    return int(np.random.SeedSequence(seed, spawn_key=(2, index)).generate_state(1)[0])
 
 
 class ShareWorkers(Protocol):
@@ -99,9 +105,12 @@ class ShareWorker:
         """
         share, cpu = self._share, torch.device("cpu")
         torch.set_num_threads(1)
-        seed = int(np.random.SeedSequence(share.source.seed, spawn_key=(share.index,)).generate_state(1)[0])
+        seed = share_seed(share.source.seed, share.index)
         seed_everything(seed)
         self._env = share.source.env.build(share.num_envs)
+        if self._env.batch_size != (share.num_envs,):
+            made = f"each worker makes {self._env.batch_size[0]} simulators, and {share.num_envs} are its share"
+            raise ConfigError([Problem("collector.num_workers", f"{made}: env.make needs an argument num_envs.")])
         self._env.set_seed(seed)
         self._take_statistics(statistics)
         self._actor = share.source.policy.build(self._env, cpu).actor

@@ -187,6 +187,8 @@ class BatchedGymEnv(ArrayEnv):
         """
         if "rows" in state:
             state = self._of_batch(state)
+        if len(state["simulators"]) != self.batch_size[0]:
+            raise StateUnavailableError(f"the state is that of {len(state['simulators'])} simulators")
         mine, *others = [(state["simulators"][share],) for share in self._shares]
         self._simulators.check_states(*mine)
         self._ask_each("check_states", others)

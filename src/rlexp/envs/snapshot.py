@@ -1,8 +1,8 @@
 """A Gymnasium simulator's whole state, taken out in the middle of an episode and put into another process's copy.
 
 Exact for MuJoCo environments, dm_control's suite among them, for Atari games on ale-py, and for those whose attributes,
-of instances or of their classes, are numbers, arrays, members of Enums, containers of these, NumPy generators, bound
-methods and environments (all of Gymnasium's classic control). Anything else an attribute may hold is refused, not
+of instances or of their classes, are numbers, arrays, members of Enums, containers of these, NumPy generators, spaces,
+bound methods and environments (all of Gymnasium's classic control). Anything else an attribute may hold is refused, not
 guessed. What lies elsewhere, in variables of a module, say, cannot be seen from here.
 """
 
@@ -126,6 +126,10 @@ def set_state(env: gymnasium.Env[Any, Any], state: State) -> None:
                 setattr(layer, name, getattr(layers[index], method))
         for name, value in attributes["generators"].items():
             _set_generator(layer, name, value)
+        for name, drawn in attributes.get("spaces", {}).items():
+            for space, value in zip(_spaces(getattr(layer, name)), drawn, strict=True):
+                if value is not None:
+                    _set_generator(space, "_np_random", value)
         for name, value in attributes.get("emulators", {}).items():
             _set_emulator(_attributes(layer)[name], value)
         # Last: attributes may be views into the physics.
@@ -165,14 +169,17 @@ def _names(slots: object) -> list[str]:
 def _layer_state(layer: object, layers: list[object]) -> State:
     owner = type(layer).__qualname__
     state: State = {"class": owner, "values": {}, "generators": {}, "physics": {}}
-    optional: State = {"environments": {}, "emulators": {}, "functions": {}, "class_values": {}}
+    optional: State = {"environments": {}, "emulators": {}, "functions": {}, "spaces": {}, "class_values": {}}
+    own = not _is_known(type(layer).__module__)
     for name, value in _attributes(layer).items():
         wrapped = isinstance(layer, gymnasium.Wrapper) and name == "env"  # a layer of its own
         if wrapped or name in _BESIDES or any(value is other for other in layers) or _is_structure(value):
             continue
-        if isinstance(value, np.random.Generator):
-            bits = value.bit_generator
-            state["generators"][name] = {"kind": type(bits).__name__, "state": bits.state}
+        if isinstance(value, gymnasium.Space):
+            if own and any(drawn := [_drawn(space) for space in _spaces(value)]):
+                optional["spaces"][name] = drawn
+        elif isinstance(value, np.random.Generator):
+            state["generators"][name] = _generator_state(value)
         elif isinstance(value, np.random.RandomState):
             state["generators"][name] = {"kind": "RandomState", "state": value.get_state(legacy=False)}
         elif (data := _data(value)) is not None:
@@ -197,6 +204,25 @@ def _layer_state(layer: object, layers: list[object]) -> State:
         if plain:
             optional["class_values"][cls.__qualname__] = {n: _encoded(v, f"{owner}.{n}") for n, v in plain.items()}
     return state | {kind: found for kind, found in optional.items() if found}
+
+
+def _generator_state(generator: np.random.Generator) -> State:
+    return {"kind": type(generator.bit_generator).__name__, "state": generator.bit_generator.state}
+
+
+def _spaces(space: gymnasium.Space[Any]) -> Iterator[gymnasium.Space[Any]]:
+    """A space, and those that it consists of."""
+    yield space
+    if isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
+        parts = space.spaces.values() if isinstance(space, gymnasium.spaces.Dict) else space.spaces
+        for part in parts:
+            yield from _spaces(part)
+
+
+def _drawn(space: gymnasium.Space[Any]) -> State | None:
+    """The state of the generator that a space samples by; None where it never has."""
+    generator = space._np_random
+    return None if generator is None else _generator_state(generator)
 
 
 def _own_classes(layer: object) -> list[type]:
@@ -229,7 +255,7 @@ def _is_known(module: str) -> bool:
 
 def _is_structure(value: object) -> bool:
     """Whether the constructor alone decides it, so that a copy made in the same way has it already."""
-    built = (gymnasium.Space, EnvSpec, mujoco.MjModel, np.dtype, type, types.ModuleType, type(threading.Lock()))
+    built = (EnvSpec, mujoco.MjModel, np.dtype, type, types.ModuleType, type(threading.Lock()))
     # What draws the simulator, or names its parts; an image is drawn from its state alone.
     drawn = ("MujocoRenderer", "NamedIndexStructs", "Contexts")
     kind = type(value)

@@ -81,6 +81,24 @@ def _of_config(env: TransformedEnv) -> nn.Module:
     return nn.ModuleDict({"transforms": nn.ModuleList(own)})
 
 
+def copy_buffers(source: TransformedEnv, target: TransformedEnv) -> None:
+    """Give the transforms of the user's own in ``target`` the buffers of those in ``source``."""
+    for (_, ours), (_, theirs) in zip(_own(source), _own(target), strict=True):
+        load_buffers(theirs, ours.state_dict(keep_vars=True))
+
+
+def load_buffers(transform: Transform, state: Mapping[str, Any]) -> None:
+    """Put saved buffers into a transform of the user's own, such as statistics of observations.
+
+    One of another shape stays as it is: it has a row for each simulator, of which there are others here.
+    """
+    present = {name: buffer for name, buffer in transform.named_buffers() if not is_lazy(buffer)}
+    for name, buffer in present.items():
+        saved = state.get(name)
+        if isinstance(saved, Tensor) and not is_lazy(saved) and saved.shape == buffer.shape:
+            buffer.copy_(saved)
+
+
 def attributes(env: TransformedEnv) -> dict[str, dict[str, Any]]:
     """The plain attributes of each transform that is neither torchrl's nor ours, by its position.
 
@@ -109,5 +127,10 @@ def load_attributes(env: TransformedEnv, saved: Mapping[str, Mapping[str, Any]])
 def _own(env: TransformedEnv) -> Iterator[tuple[str, Transform]]:
     transforms: Compose = env.transform
     for position, transform in enumerate(transforms):
-        if type(transform).__module__.split(".")[0] not in _PACKAGES:
+        if is_own(transform):
             yield str(position), transform
+
+
+def is_own(transform: Transform) -> bool:
+    """Whether a transform is the user's own."""
+    return type(transform).__module__.split(".")[0] not in _PACKAGES

@@ -67,7 +67,7 @@ class Acting:
     """Acts for many simulators, step by step."""
 
     def begin(self, steps: int) -> None:
-        """Prepare for ``steps`` steps of networks that stay as they are."""
+        """Prepare for ``steps`` steps of networks that stay as they are; 0: any number, of which nothing is kept."""
 
     def __call__(self, observation: Array, mask: Array | None = None) -> Array:
         """Actions ``[num_envs, *action]``.
@@ -190,9 +190,12 @@ class RecurrentActing(FamilyActing):
         """Prepare for ``steps`` steps; the recurrent state stays."""
         super().begin(steps)
         self._written: list[tuple[Tensor, ...]] = []
+        self._keeps = steps > 0
 
     def restart(self, chosen: Array) -> None:
         """Reset the recurrent state of the chosen simulators."""
+        if not chosen.size:
+            return
         rows = torch.from_numpy(chosen).to(self._device)
         # A copy: the batch holds the state of before.
         self._recurrent_state = self._recurrent_state.index_fill(0, rows, 0)
@@ -224,7 +227,8 @@ class RecurrentActing(FamilyActing):
             given = (torch.from_numpy(entry).to(self._device) for entry in observation)
             *parameters, self._recurrent_state = self._network(*given, is_init, before)
             self._is_init = torch.zeros_like(is_init)
-            self._written.append((is_init, before, *parameters, self._recurrent_state))
+            if self._keeps:
+                self._written.append((is_init, before, *parameters, self._recurrent_state))
             return tuple(parameter.numpy(force=True) for parameter in parameters)
 
         return forward
@@ -294,10 +298,11 @@ class ActorActing(Acting):
         self._device = next((p.device for p in actor.parameters()), torch.device("cpu"))
         self._exploration = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
         self._written: list[TensorDictBase] = []
+        self._keeps = True
 
     def begin(self, steps: int) -> None:
         """Prepare for ``steps`` steps."""
-        self._written = []
+        self._written, self._keeps = [], steps > 0
 
     def __call__(self, observation: Array, mask: Array | None = None) -> Array:
         """See `Acting`."""
@@ -305,7 +310,8 @@ class ActorActing(Acting):
         tensordict = TensorDict(entries, [len(observation)])
         with set_exploration_type(self._exploration):
             written = self._actor(tensordict.to(self._device))
-        self._written.append(written.exclude(*entries))
+        if self._keeps:
+            self._written.append(written.exclude(*entries))
         return cast("Array", written["action"].numpy(force=True))
 
     def outputs(self, batch: TensorDictBase) -> TensorDictBase:

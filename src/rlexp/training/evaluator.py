@@ -17,10 +17,11 @@ from rlexp.distributed import ALONE, Group
 from rlexp.envs import EnvConfig
 from rlexp.envs.normalization import copy_normalization
 from rlexp.envs.snapshot import StateUnavailableError
-from rlexp.envs.transforms import episodes_state, load_episodes_state
+from rlexp.envs.transforms import copy_buffers, episodes_state, load_episodes_state
 from rlexp.experiment import ExperimentConfig
 from rlexp.policies import ActorCritic
 from rlexp.policies.recurrent import carry_state
+from rlexp.seeding import unmoved_generators
 from rlexp.training.average import WeightAverage
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class Evaluator:
     Attributes:
         average: the running average that is evaluated in the actor's place; None evaluates the actor.
         final: the newest evaluation; None before the first.
+        final_frames: when that was.
         best: the evaluation of the highest mean return.
         best_frames: when that was.
         inexact: why a resumed run's evaluations may be others; set by `state_dict`.
@@ -57,6 +59,7 @@ class Evaluator:
             self.close()
             raise
         self.final: Evaluation | None = None
+        self.final_frames: int | None = None
         self.best: Evaluation | None = None
         self.best_frames: int | None = None
         self.inexact: list[str] = []
@@ -91,11 +94,13 @@ class Evaluator:
             EvaluationError: a reward is not finite; there is no final evaluation then.
         """
         copy_normalization(training_env, self.env)
+        copy_buffers(training_env, self.env)
         self.final = None
         kernels = self._config.use_kernels
-        with self._group.own_draws():
+        # Environments of the user's own may seed or draw from the generators that training draws from.
+        with unmoved_generators(), self._group.own_draws():
             found = self._group.from_main(lambda: evaluate(self.env, self._actor, self._seeds, kernels=kernels))
-        self.final = found
+        self.final, self.final_frames = found, frames
         log.info(
             "%s frames: evaluation return %.1f (%d episodes of %.0f steps on average)",
             f"{frames:,}", found.mean_return, len(self._seeds), sum(found.lengths) / len(self._seeds),
@@ -115,6 +120,7 @@ class Evaluator:
         try:
             with recorded(self._config.env, path) as env:
                 copy_normalization(training_env, env)
+                copy_buffers(training_env, env)
                 carry_state(env, self._actor)
                 evaluate(env, self._actor, evaluation_seeds(seed, 1), kernels=self._config.use_kernels)
         except Exception as error:  # whatever a renderer or an encoder raises, training continues
@@ -138,6 +144,7 @@ class Evaluator:
             "simulators": simulators,
             "average": None if self.average is None else self.average.state_dict(),
             "final": None if self.final is None else dataclasses.asdict(self.final),
+            "final_frames": self.final_frames,
             "best": None if self.best is None else dataclasses.asdict(self.best),
             "best_frames": self.best_frames,
         }
@@ -145,6 +152,7 @@ class Evaluator:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict`."""
         self.final = None if state["final"] is None else Evaluation(**state["final"])
+        self.final_frames = state.get("final_frames")
         self.best = None if state["best"] is None else Evaluation(**state["best"])
         self.best_frames = state["best_frames"]
         if self.average is not None and state.get("average") is not None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from rlexp.envs import EnvConfig
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.normalization import init_normalization
 from rlexp.envs.raw_observations import keep_raw
-from rlexp.envs.transforms import transforms_state
+from rlexp.envs.transforms import load_transforms_state, transforms_state
 from rlexp.experiment import ExperimentConfig
 from rlexp.machine import cores, local_device, pick_device, set_threads
 from rlexp.policies import ActorCritic
@@ -66,6 +67,7 @@ def build_parts(
     watched: list[object],
     closing: ExitStack,
     group: Group = ALONE,
+    statistics: Mapping[str, Any] | None = None,
 ) -> Parts:
     """Build the parts: of several learners, of one that has its share of the environments.
 
@@ -75,6 +77,8 @@ def build_parts(
         watched: takes the environments that this process steps, as soon as there are any.
         closing: takes what closes the parts; where one cannot be built, the caller closes those before it.
         group: the learners.
+        statistics: the transforms' state that training begins with; None starts from random steps. What does not fit
+            is left to whoever loads the rest of it.
 
     Raises:
         ConfigError: a part cannot be built with these settings.
@@ -103,6 +107,9 @@ def build_parts(
     env.set_seed(seed)
     with group.own_draws():
         init_normalization(env, env_config.init_random_steps)
+    if statistics is not None:  # before the collector shows the policy its first observation
+        with suppress(RuntimeError):
+            load_transforms_state(env, statistics)
     group.broadcast(transforms_state(env).values())
     networks = config.policy.build(env, device)
     check_actor(networks.actor)

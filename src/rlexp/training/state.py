@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlexp.config import ConfigError, Problem
@@ -14,7 +13,7 @@ from rlexp.envs.transforms import (
     load_transforms_state,
     transforms_state,
 )
-from rlexp.runs import checkpoint, store
+from rlexp.runs import store
 from rlexp.runs.checkpoint import Checkpoint, TrainState
 from rlexp.runs.errors import CheckpointError
 from rlexp.seeding import load_rng_state, rng_state
@@ -95,14 +94,12 @@ def restore(trainer: Trainer, start: Checkpoint) -> None:
         store.resume_from(trainer.saved, trainer.evaluator.best_frames)
 
 
-def warm_start(trainer: Trainer, path: Path) -> None:
+def warm_start(trainer: Trainer, source: Checkpoint) -> None:
     """Take the weights and normalisation statistics of a checkpoint, and nothing else.
 
     Raises:
-        CheckpointError: there is no checkpoint, or it is damaged.
         ConfigError: its networks or statistics are of another shape.
     """
-    source = trainer.group.from_main(lambda: checkpoint.load(path))
     try:
         trainer.networks.actor.load_state_dict(source.state.actor)
         trainer.networks.critic.load_state_dict(source.state.critic)
@@ -110,7 +107,7 @@ def warm_start(trainer: Trainer, path: Path) -> None:
         trainer.learner.warm_start(source.state.learner)
     except RuntimeError as error:
         message = f"its policy, environment or normalisation is another than this run's: {error}"
-        raise ConfigError([Problem("warm_start", message, str(path))]) from error
+        raise ConfigError([Problem("warm_start", message, str(trainer.config.warm_start))]) from error
     log.info("Weights and statistics from %s.", source.path)
 
 

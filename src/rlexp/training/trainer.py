@@ -89,8 +89,12 @@ class Trainer:
             if start is None and group.main and self.run.started:
                 message = "holds a run already: continue it with resume=..., or choose another folder."
                 raise ConfigError([Problem("hydra.run.dir", message, str(self.run.path))])
+            source, other = start, config.warm_start
+            if source is None and other is not None:
+                source = group.from_main(lambda: checkpoint.load(Path(other)))
+            statistics = None if source is None else source.state.transforms
             iteration = None if start is None else start.state.iteration
-            parts = build_parts(config, iteration, self._watched, on_failure, group)
+            parts = build_parts(config, iteration, self._watched, on_failure, group, statistics)
             self.device, self.threads = parts.device, parts.threads
             self.env, self.networks, self.collector = parts.env, parts.networks, parts.collector
             self.learner, self.evaluator, self.callbacks = parts.learner, parts.evaluator, parts.callbacks
@@ -107,8 +111,8 @@ class Trainer:
             self.run_id = named or secrets.token_hex(4)
             if start is not None:
                 restore(self, start)
-            elif config.warm_start is not None:
-                warm_start(self, Path(config.warm_start))
+            elif source is not None:
+                warm_start(self, source)
             self._closing = on_failure.pop_all()
         self._logged = logged.records
 
@@ -157,7 +161,7 @@ class Trainer:
         ):
             stop: signal.Signals | None = None
             self.save()
-            if self.finished and self.evaluator.final is None:
+            if self.finished and self.evaluator.final_frames != self.frames:
                 self.evaluate()
                 self._raise_failure()
             while not (self.finished or self._stop or (stop := self._asked_to_stop(session))):

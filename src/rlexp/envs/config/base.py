@@ -51,7 +51,15 @@ class EnvConfig(Config):
         Raises:
             ConfigError: the simulator or a transform cannot be built with these settings.
         """
-        from torchrl.envs import Compose, FrameSkipTransform, RewardSum, StepCounter, TransformedEnv
+        from torchrl.envs import (
+            Compose,
+            FrameSkipTransform,
+            RewardSum,
+            StepCounter,
+            TransformedEnv,
+            VecNorm,
+            VecNormV2,
+        )
 
         from rlexp.envs.masks import masks_of
 
@@ -60,10 +68,14 @@ class EnvConfig(Config):
             if not any(isinstance(transform, needed) for transform in transforms):
                 message = f"must hold a torchrl.envs.{needed.__name__}: the metrics read what it counts."
                 raise ConfigError([Problem("env.transforms", message)])
+        refused = {
+            FrameSkipTransform: "steps the simulators unseen, and drops the rewards between: use env.frame_skip.",
+            VecNorm | VecNormV2: "has statistics that no evaluation could freeze: use env/transforms=running.",
+        }
         for name, transform in zip(self.transforms, transforms, strict=True):
-            if isinstance(transform, FrameSkipTransform):
-                message = "steps the simulators unseen, and drops the rewards between: use env.frame_skip."
-                raise ConfigError([Problem(f"env.transforms.{name}", message)])
+            for kind, message in refused.items():
+                if isinstance(transform, kind):
+                    raise ConfigError([Problem(f"env.transforms.{name}", message)])
         base = self.build_base(num_envs)
         try:
             self._check_normalization(base, transforms)

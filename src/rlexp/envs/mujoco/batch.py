@@ -164,6 +164,8 @@ class BatchedMujoco(ArrayEnv):
             raise StateUnavailableError(f"{self._name}: the MuJoCo model is another")
         if (self._random is None) != (state.get("factors") is None):
             raise StateUnavailableError(f"{self._name}: the model varies in one of them alone")
+        if len(state["rows"]) != self._batch.nsim:
+            raise StateUnavailableError(f"{self._name}: the state is that of {len(state['rows'])} simulators")
         if self._random is not None:
             self._random.factors[:] = state["factors"]
             self._apply_randomization(np.arange(self._batch.nsim, dtype=np.int32))
