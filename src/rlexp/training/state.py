@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Protocol
 
+import torch
+
+from rlexp.callbacks import Callback, Training
 from rlexp.config import ConfigError, Problem
+from rlexp.distributed import Group
 from rlexp.envs.snapshot import SavesState, State, StateUnavailableError
 from rlexp.envs.transforms import (
     episodes_state,
@@ -16,15 +21,38 @@ from rlexp.envs.transforms import (
 from rlexp.runs import store
 from rlexp.runs.checkpoint import Checkpoint, TrainState
 from rlexp.runs.errors import CheckpointError
+from rlexp.runs.rundir import RunDir
 from rlexp.seeding import load_rng_state, rng_state
-
-if TYPE_CHECKING:
-    from rlexp.training.trainer import Trainer
+from rlexp.training.evaluator import Evaluator
 
 log = logging.getLogger(__name__)
 
 
-def state_of(trainer: Trainer) -> TrainState:
+class Restorable(Training, Protocol):
+    """A trainer, as far as a checkpoint holds it.
+
+    Attributes:
+        device: where networks and batches are.
+        evaluator: evaluates the policy.
+        callbacks: of the user's own, by name.
+        group: the learners.
+        run: the run's folder.
+        run_id: identifies the run to its sinks.
+        seconds: spent so far on each part of the loop.
+        saved: the newest checkpoint.
+    """
+
+    device: torch.device
+    evaluator: Evaluator
+    callbacks: dict[str, Callback]
+    group: Group
+    run: RunDir
+    run_id: str
+    seconds: dict[str, float]
+    saved: Path | None
+
+
+def state_of(trainer: Restorable) -> TrainState:
     """The state of each part at this moment."""
     simulators, inexact, group = None, [], trainer.group
     try:
@@ -52,7 +80,7 @@ def state_of(trainer: Trainer) -> TrainState:
     )
 
 
-def load_state(trainer: Trainer, state: TrainState) -> None:
+def load_state(trainer: Restorable, state: TrainState) -> None:
     """Continue from what `state_of` returned.
 
     Where the simulators' state cannot be restored, episodes begin afresh and everything else continues; the log says
@@ -77,7 +105,7 @@ def load_state(trainer: Trainer, state: TrainState) -> None:
     load_rng_state(rng)  # last: everything above may draw
 
 
-def restore(trainer: Trainer, start: Checkpoint) -> None:
+def restore(trainer: Restorable, start: Checkpoint) -> None:
     """Continue from a checkpoint in the trainer's own folder, which holds nothing newer from then on.
 
     Raises:
@@ -94,7 +122,7 @@ def restore(trainer: Trainer, start: Checkpoint) -> None:
         store.resume_from(trainer.saved, trainer.evaluator.best_frames)
 
 
-def warm_start(trainer: Trainer, source: Checkpoint) -> None:
+def warm_start(trainer: Restorable, source: Checkpoint) -> None:
     """Take the weights and normalisation statistics of a checkpoint, and nothing else.
 
     Raises:
@@ -111,7 +139,7 @@ def warm_start(trainer: Trainer, source: Checkpoint) -> None:
     log.info("Weights and statistics from %s.", source.path)
 
 
-def _load_episodes(trainer: Trainer, state: TrainState) -> None:
+def _load_episodes(trainer: Restorable, state: TrainState) -> None:
     simulators = trainer.group.own(state.simulators)
     if simulators is not None:
         try:
@@ -125,14 +153,14 @@ def _load_episodes(trainer: Trainer, state: TrainState) -> None:
     trainer.learner.begin_episodes()
 
 
-def _episodes_state(trainer: Trainer) -> State:
+def _episodes_state(trainer: Restorable) -> State:
     """Of the environments that batches come from: the collector's workers', or the training environment."""
     if isinstance(trainer.collector, SavesState):
         return trainer.collector.simulator_state()
     return episodes_state(trainer.env)
 
 
-def _load_episodes_state(trainer: Trainer, state: State) -> None:
+def _load_episodes_state(trainer: Restorable, state: State) -> None:
     if isinstance(trainer.collector, SavesState):
         trainer.collector.load_simulator_state(state)
     else:
