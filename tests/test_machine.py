@@ -35,8 +35,8 @@ def _threads_of_the_other_tests() -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("weights", "omp", "expected"),
-    [(10_000, None, 1), (10_000_000, "3", 3), (10_000_000, "1", 1), (600_000, "8", 4)],
-    ids=["small", "within_omp", "omp_one", "by_work"],
+    [(10_000, None, 1), (10_000_000, "3", 3), (10_000_000, "1", 1), (600_000, "8", 4), (10_000_000, "2,1", 2)],
+    ids=["small", "within_omp", "omp_one", "by_work", "omp_by_level"],
 )
 def test_auto_goes_by_the_work_and_stays_within_the_cores(
     weights: int, omp: str | None, expected: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

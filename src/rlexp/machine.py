@@ -11,7 +11,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -71,11 +71,12 @@ def usable_cpus() -> int:
 
 
 def cores() -> int:
-    """Cores that this run may use: `usable_cpus`, and no more than ``OMP_NUM_THREADS``.
+    """Cores that this run may use: `usable_cpus`, and no more than ``OMP_NUM_THREADS``, of a list its first number.
 
     Launchers divide the cores among jobs with that variable.
     """
-    return min(usable_cpus(), int(os.environ.get("OMP_NUM_THREADS") or usable_cpus()))
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return min(usable_cpus(), int(given)) if given.isdecimal() and int(given) else usable_cpus()
 
 
 def useful_threads(multiply_adds: int) -> int:
@@ -136,7 +137,10 @@ def resource_use() -> dict[str, float]:
     unit = 2**20 if sys.platform == "darwin" else 2**10  # of ru_maxrss
     found = {"peak_memory_mib": own.ru_maxrss / unit}
     cpu = own.ru_utime + own.ru_stime + ended.ru_utime + ended.ru_stime
-    alive = [pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
+    alive = []
+    for path in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):  # the thread has just ended
+            alive += path.read_text(encoding="utf-8").split()
     if alive:
         found["children_peak_memory_mib"] = 0.0
     for pid in alive:

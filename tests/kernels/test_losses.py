@@ -142,6 +142,7 @@ def test_other_modules_have_no_kernel(own: type[LossModule]) -> None:
         (ClipPPOLoss, {"separate_losses": True}, "separate_losses=True"),
         (A2CLoss, {"functional": True}, "functional=True"),
         (ClipPPOLoss, {"reduction": "sum"}, "reduction=sum"),
+        (ClipPPOLoss, {"max_importance_ratio": 1.5}, "max_importance_ratio=1.5"),
     ],
 )
 def test_settings_that_a_kernel_does_not_have_leave_the_module_in_place(

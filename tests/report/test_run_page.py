@@ -181,3 +181,9 @@ def test_one_point_and_equal_values_can_be_drawn() -> None:
         found = drawn(Chart("", "", [Line("", np.arange(float(len(y))), np.array(y))]))
         assert "nan" not in found.paths[0].points
         assert len(found.paths[0].points.split()) == len(found.paths[0].values.split(";")) == 2
+
+
+def test_numbers_that_are_equal_but_for_rounding_are_a_flat_line() -> None:
+    values = np.array([-818.49, np.nextafter(-818.49, 0), -818.49])
+    (path,) = drawn(Chart("", "", [Line("", np.arange(3.0), values)])).paths
+    assert len({point.split(",")[1] for point in path.points.split()}) == 1

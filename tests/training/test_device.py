@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from commands import TINY, rows_of, run_command
@@ -15,6 +17,7 @@ from rlexp.agent import Agent
 from rlexp.agent.evaluation import evaluate, evaluation_seeds
 from rlexp.collectors import Source
 from rlexp.envs.normalization import commit_normalization, init_normalization, observation_norms
+from rlexp.kernels.acting import acting
 from rlexp.policies.recurrent import carry_state
 from rlexp.training.learners import build_learner
 
@@ -69,6 +72,21 @@ def test_batches_and_updates_on_a_device_are_those_of_the_cpu(overrides: list[st
                 torch.testing.assert_close(value, b[key].held, rtol=1e-5, atol=1e-6)
             else:
                 assert b[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+
+
+def test_choices_of_simulators_on_the_host_are_made_on_the_device() -> None:
+    config = load_config(["env=gym", "env.id=choosing:Choosing-v0", "env.kwargs.action=multi", "policy=categorical"])
+    env = config.env.build(2)
+    init_normalization(env, 20)
+    chosen = []
+    for device in (torch.device("cpu"), None):
+        with pretended_device() if device is None else nullcontext(device) as placed:
+            torch.manual_seed(0)
+            act = acting(config.policy.build(env, placed).actor, 2, ["observation"], deterministic=True)
+            act.begin(0)
+            chosen.append(act(np.ones((2, 3), np.float32)))
+    assert np.array_equal(chosen[0], chosen[1])
+    env.close()
 
 
 def test_the_pretended_device_refuses_the_hosts_tensors() -> None:

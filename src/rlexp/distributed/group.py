@@ -16,7 +16,7 @@ T = TypeVar("T")
 Taken: TypeAlias = "tuple[int, Tensor, Tensor]"
 """Count, mean and variance of samples."""
 
-POSITION = "position"
+POSITION = "_position"
 """The entry of a minibatch with the places that this learner's steps have in it; there is none with one learner."""
 
 

@@ -15,6 +15,7 @@ OBSERVATION = "observation"
 """What the one entry of an observation without parts is called."""
 
 RESERVED = frozenset({
+    "_position",
     *("action", "action_log_prob", "action_mask", "advantage", "alpha", "beta", "collector", "done", "end_of_life"),
     *("episode_reward", "is_init", "latent", "latent_log_prob", "loc", "logits", "next", "raw_observation"),
     *("recurrent_state", "reward", "scale", "state_value", "step_count", "terminated", "truncated", "value_target"),

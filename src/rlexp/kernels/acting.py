@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -243,7 +244,8 @@ def _useful_threads(network: nn.Module, rows: int) -> int | None:
 
 def torch_forward(network: nn.Module) -> Callable[..., tuple[Array, ...]]:
     """``network`` from arrays to as many as it returns."""
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    held = itertools.chain(network.parameters(), network.buffers())  # a head may have buffers alone
+    device = next((tensor.device for tensor in held), torch.device("cpu"))
 
     def forward(*inputs: Array) -> tuple[Array, ...]:
         out = network(*(torch.from_numpy(x).to(device) for x in inputs))

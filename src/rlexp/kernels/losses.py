@@ -69,6 +69,8 @@ def fast_loss(loss: Loss, networks: ActorCritic) -> FastLoss:
         "samples_mc_entropy": 1,
         "advantage_norm": None,
         "normalize_advantage_exclude_dims": (),
+        "max_importance_ratio": None,
+        "_entropy_coeff_map": None,
     }
     for setting, value in expected.items():
         if (found := getattr(module, setting, value)) != value:

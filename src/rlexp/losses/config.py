@@ -167,11 +167,16 @@ class ClipPPOConfig(PolicyLossConfig):
         return super().annealed() | {"clip_epsilon": Annealed(self.clip_epsilon, self.clip_schedule)}
 
     def build(self, networks: ActorCritic) -> Loss:
-        """Torchrl's ``ClipPPOLoss``."""
+        """Torchrl's ``ClipPPOLoss``.
+
+        Raises:
+            ConfigError: the lower bound of the ratio would be negative, whose logarithm torchrl takes.
+        """
         from torchrl.objectives import ClipPPOLoss
 
         from rlexp.losses.module import Loss
 
+        self._check_bounds()
         module = ClipPPOLoss(
             clip_epsilon=self.clip_epsilon,
             normalize_advantage=self.normalize_advantage,
@@ -179,6 +184,11 @@ class ClipPPOConfig(PolicyLossConfig):
             **self.arguments(networks),
         )
         return Loss(module, networks)
+
+    def _check_bounds(self) -> None:
+        if self.clip_epsilon > 1:
+            message = "must be at most 1: a ratio is never below 0. loss=kl_ppo loss.beta=0 clips nothing."
+            raise ConfigError([Problem("loss.clip_epsilon", message, f"{self.clip_epsilon:g}")])
 
 
 class RPOConfig(ClipPPOConfig):
@@ -194,11 +204,12 @@ class RPOConfig(ClipPPOConfig):
         """`RPOLoss` over a Gaussian actor.
 
         Raises:
-            ConfigError: the policy is no Gaussian.
+            ConfigError: the policy is no Gaussian, or as of `ClipPPOConfig`.
         """
         from rlexp.losses.module import Loss
         from rlexp.losses.surrogates import RPOLoss
 
+        self._check_bounds()
         if "loc" not in networks.actor.dist_params_keys:
             message = "disturbs the mean of a Gaussian: policy=normal or tanh_normal."
             raise ConfigError([Problem("loss", message, "rpo")])

@@ -178,8 +178,9 @@ def _range(values: Sequence[Floats], margin: float = 0.0) -> tuple[float, float]
     """From the lowest to the highest value, and a margin; never empty."""
     pooled = np.concatenate(values)
     low, high = float(pooled.min()), float(pooled.max())
-    span = (high - low) or abs(high) or 1.0
-    if low == high:
+    span = high - low
+    if span <= 1e-9 * max(abs(low), abs(high)):  # the same but for rounding
+        span = abs(high) or 1.0
         return low - span / 2, high + span / 2
     return low - margin * span, high + margin * span
 

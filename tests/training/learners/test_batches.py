@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import TensorDict
 
+from rlexp.distributed import POSITION, Group
+from rlexp.envs.entries import RESERVED
 from rlexp.training.learners.batches import explained_variance, minibatches, stacked
 
 
@@ -49,6 +51,20 @@ def test_steps_that_do_not_fill_a_minibatch_are_other_ones_in_each_pass() -> Non
     ]
     assert all(len(steps) == 10 for steps in left_out)
     assert len(set(left_out)) == 4
+
+
+class Second(Group):
+    """The second of two learners, alone with its steps."""
+
+    rank, size = 1, 2
+
+
+def test_an_entry_may_have_any_name_that_environments_may_give() -> None:
+    position = torch.rand(2, 8)
+    batch = TensorDict({"position": position, "number": torch.arange(16).view(2, 8)}, [2, 8])
+    for minibatch in minibatches(batch, ["position", "number"], 8, 1, Second()):
+        assert torch.equal(minibatch["position"], position.flatten()[minibatch["number"]])
+    assert POSITION in RESERVED
 
 
 def test_records_are_stacked_by_name() -> None:

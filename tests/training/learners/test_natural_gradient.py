@@ -181,6 +181,29 @@ def test_the_line_search_keeps_to_the_kl_and_takes_no_step_that_does_not_help(tm
     trainer.close()
 
 
+@pytest.mark.parametrize("kernels", ["auto", "false"])
+@pytest.mark.parametrize("wider", [True, False])
+def test_a_deviation_at_its_lower_bound_rises_and_does_not_fall(wider: bool, kernels: str, tmp_path: Path) -> None:
+    options = ["loss=trpo", "policy=normal", "policy.scale_init=0.5", "policy.scale_lb=0.5", f"kernels={kernels}"]
+    trainer = trainer_of(tmp_path, *options)
+    learner = trainer.learner
+    assert isinstance(learner, NaturalGradientLearner)
+    scale = dict(trainer.networks.actor.named_parameters())["module.0.module.1.state_independent_scale"]
+    with torch.no_grad():
+        scale.fill_(np.log(0.499))
+    steps = trainer.collect().reshape(-1)
+    with torch.no_grad():
+        far = (steps["action"] - trainer.networks.actor.get_dist(steps).mean).square().mean(-1, keepdim=True)
+    steps["advantage"] = far if wider else -far
+    for _ in range(3):
+        learner._improve_policy(steps, 0.01)
+    trainer.close()
+    if wider:
+        assert scale.exp().item() > 0.51
+    else:
+        assert scale.exp().item() == pytest.approx(0.499, abs=1e-4)
+
+
 def test_the_step_is_annealed_over_the_run(tmp_path: Path) -> None:
     steps = []
     for progress in (0.0, 0.75):

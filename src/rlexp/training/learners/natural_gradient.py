@@ -93,7 +93,8 @@ class NaturalGradientLearner:
         with torch.no_grad():
             before = self._policy(steps)
         objective = surrogate(policy)
-        gradient = flat_gradient(objective, self._actor, retain_graph=True)
+        # Bounds of a deviation let those gradients of what is minimised pass that lead back.
+        gradient = -flat_gradient(-objective, self._actor, retain_graph=True)
         if self._fisher is None:
             fisher = fisher_product(before, policy, self._actor, self.loss.damping)
         else:

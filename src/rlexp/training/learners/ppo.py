@@ -100,6 +100,9 @@ class PPOLearner:
         self._annealed = config.loss.annealed()
         self._graph = None
         if config.cuda_graph:
+            if config.checks:
+                message = "must be false with checks=true, which asks each gradient whether it is NaN."
+                raise ConfigError([Problem("cuda_graph", message, "true")])
             try:
                 self._graph = kernels.cuda_graph(self.step, self.minibatch_loss, networks, self.optimizer, device)
             except UnsupportedError as error:
@@ -249,5 +252,8 @@ class PPOLearner:
                 group["capturable"] = self._graph is not None
         if self._graph is None:
             return self.step
+        for weights, state in self.optimizer.state.items():  # without a graph, torch keeps some steps on the host
+            if isinstance(steps := state.get("step"), Tensor):
+                state["step"] = steps.to(weights.device)
         self._graph.invalidate()
         return self._graph
