@@ -69,7 +69,7 @@ def test_metrics_have_the_names_and_frames_that_scripts_rely_on(tiny_run: Path) 
 
 
 # Of a loss or a setting that is not the default.
-OPTIONAL = {"loss/beta", "loss/value_clip_fraction"}
+OPTIONAL = {"loss/beta", "loss/value_clip_fraction", "loss/step_fraction", "loss/gradient_norm"}
 
 
 def test_page_lists_every_metric() -> None:

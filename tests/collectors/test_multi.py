@@ -24,7 +24,7 @@ from warm import processes
 from rlexp import Trainer, load_config
 from rlexp.collectors import Source, SyncCollectorConfig
 from rlexp.collectors.multi import MultiCollector
-from rlexp.collectors.share import Share, ShareWorker
+from rlexp.collectors.share import Share, ShareWorker, share_seed
 from rlexp.config import ConfigError
 from rlexp.envs.normalization import (
     Moments,
@@ -55,8 +55,7 @@ def test_what_processes_collect_is_what_plain_gymnasium_does(tmp_path: Path, clo
     batches = [subject.collector.rollout() for _ in range(2)]
     batch: Any = torch.cat(batches, 1)
     assert batch.batch_size == (4, 64)
-    streams = [np.random.SeedSequence(3, spawn_key=(i,)).generate_state(1)[0] for i in range(2)]
-    seeds = [int(s) for stream in streams for s in np.random.SeedSequence(int(stream)).generate_state(2)]
+    seeds = [int(s) for i in range(2) for s in np.random.SeedSequence(share_seed(3, i)).generate_state(2)]
     trajectories: set[int] = set()
     for row, seed in zip(batch, seeds, strict=True):
         env = gymnasium.make("InvertedDoublePendulum-v5", max_episode_steps=25)

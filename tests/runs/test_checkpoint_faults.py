@@ -86,21 +86,19 @@ def test_damaged_newest_is_named_and_skipped(
         checkpoint.load(newest)
 
 
-def test_with_none_whole_nothing_starts(
-    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_with_none_whole_nothing_starts(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run_dir = tmp_path / "run"
     shutil.copytree(tiny_run, run_dir)
     before = (run_dir / "metrics.jsonl").read_bytes()
     for path in store.saved(run_dir / "checkpoints"):
         (path / TENSORS).write_bytes(b"")
-    assert train([f"resume={run_dir}", "total_frames=2048"]) == 1
-    said = capsys.readouterr().err
-    assert "has no checkpoint that is whole" in said
-    assert all(path.name in said for path in store.saved(run_dir / "checkpoints"))
+    with pytest.raises(CheckpointError, match="has no checkpoint that is whole") as refused:
+        train([f"resume={run_dir}", "total_frames=2048"])
+    assert all(path.name in str(refused.value) for path in store.saved(run_dir / "checkpoints"))
     shutil.rmtree(run_dir / "checkpoints")
-    assert train([*TINY, "hydra.run.dir=run", "resume=auto"]) == 1
+    with pytest.raises(CheckpointError, match="nor a run with checkpoints"):
+        train([*TINY, "hydra.run.dir=run", "resume=auto"])
     assert (run_dir / "metrics.jsonl").read_bytes() == before
 
 
