@@ -118,8 +118,8 @@ def _check_ignored(ignored: Sequence[str], known: Collection[str]) -> None:
     defaults = [key for key, _ in flat(load([]).values)] if ignored else []
     nodes = {key.rsplit(".", depth)[0] for key in (*known, *defaults) for depth in range(key.count(".") + 1)}
     if unknown := [name for name in ignored if name not in nodes]:
-        message = "there is no such setting. {}"
-        raise ConfigError([Problem("ignore", message.format(did_you_mean(name, nodes)), name) for name in unknown])
+        hints = {name: did_you_mean(name, [n for n in nodes if n.count(".") <= name.count(".")]) for name in unknown}
+        raise ConfigError([Problem("ignore", f"there is no such setting. {h}", name) for name, h in hints.items()])
 
 
 def _written(write: Callable[[Path], T], out: str) -> T:
