@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-
-import yaml
 
 from rlexp.cli.common import Exit, import_from_here, run_command
 from rlexp.config import ConfigError, Problem, Sources, expand_sweeps, groups, load, load_hydra
@@ -106,17 +104,17 @@ def sweep(overrides: Sequence[str], sources: Sources) -> int:
     try:
         ended = run_jobs(folder, jobs, hydra=hydra, sources=sources, fail_fast=settings.fail_fast)
     except Stopped as stopped:
-        print(f"{stopped}; the sweep is saved. Resume it with: {_again(folder, sources)}")
+        print(f"{stopped}; the sweep is saved. Resume it with: {_again(folder, jobs, sources)}")
         return stopped.exit_code
     return _conclude(ended, folder, sources)
 
 
-def _again(folder: Path, sources: Sources) -> str:
+def _again(folder: Path, jobs: Iterable[Sequence[str]], sources: Sources) -> str:
     """The command that resumes a sweep: it says again what the plan in the folder may not decide."""
     flags = {"--config-dir": sources.config_dir, "--config-path": sources.config_path}
-    configs = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in folder.glob("*/config.yaml")]
     given = [word for flag, path in flags.items() if path is not None for word in (flag, path)]
-    return shlex.join([_NAME, "--multirun", *given, f"sweep.resume={folder}", *trust_argument({"jobs": configs})])
+    trust = trust_argument({"jobs": [load(overrides, sources).values for overrides in jobs]})
+    return shlex.join([_NAME, "--multirun", *given, f"sweep.resume={folder}", *trust])
 
 
 def _plan(key: str, sweep: SweepDir) -> SweepPlan:
@@ -189,7 +187,7 @@ def _conclude(jobs: Sequence[Job], folder: Path, sources: Sources) -> int:
         print(f"Traceback in {job.path / 'train.log'}", file=sys.stderr)
     print(f"{len(jobs) - len(failed) - len(left)} of {len(jobs)} jobs are complete; index in {folder / 'sweep.csv'}")
     if failed or left:
-        print(f"resume the others with: {_again(folder, sources)}")
+        print(f"resume the others with: {_again(folder, (job.overrides for job in jobs), sources)}")
         return Exit.FAILED
     print(f"report on all of them: rlexp-report {folder}")
     return Exit.DONE
