@@ -108,7 +108,7 @@ def build_parts(
     with group.own_draws():
         init_normalization(env, env_config.init_random_steps)
     if statistics is not None:  # before the collector shows the policy its first observation
-        with suppress(RuntimeError):
+        with suppress(Exception):  # whatever a state that is not this run's leads to
             load_transforms_state(env, statistics)
     group.broadcast(transforms_state(env).values())
     networks = config.policy.build(env, device)
