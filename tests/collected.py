@@ -10,7 +10,7 @@ from pathlib import Path
 import warm
 
 from rlexp import Trainer, load_config, workers
-from rlexp.envs.gymnasium import BatchedGymEnv
+from rlexp.envs.gymnasium.batched import BatchedGymEnv
 
 # Episodes of 25 steps and batches of 32 a simulator: resets fall into every batch, and batches end in mid-episode.
 SMALL = [

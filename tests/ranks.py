@@ -22,7 +22,7 @@ from rlexp.distributed import GroupError
 from rlexp.distributed.process_group import ProcessGroup
 from rlexp.envs import normalization
 from rlexp.envs.normalization import Moments, RunningObservationNorm, observation_norms
-from rlexp.envs.transforms import transforms_state
+from rlexp.envs.state import transforms_state
 from rlexp.training import parts
 
 Prepare = Callable[[int], None]

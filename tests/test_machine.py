@@ -20,7 +20,7 @@ from commands import TINY
 
 from rlexp import Trainer, load_config, machine
 from rlexp.config import ConfigError
-from rlexp.envs.worker_count import best_workers
+from rlexp.envs.gymnasium.worker_count import best_workers
 from rlexp.machine import process_state, set_threads, this_process, usable_cpus, use_compiler
 from rlexp.seeding import seed_everything
 from rlexp.training.parts import with_workers
@@ -153,7 +153,7 @@ class TestShareOut:
             self.workers("env=humanoid", "env.kwargs.xml_file=missing.xml")
 
     def test_trainers_share_out_training_and_evaluation(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("rlexp.envs.worker_count.best_workers", lambda *_: 2)
+        monkeypatch.setattr("rlexp.envs.gymnasium.worker_count.best_workers", lambda *_: 2)
         trainer = Trainer(load_config([*TINY, "logger=none", "env.backend=gymnasium"]), tmp_path)
         assert len(list(trainer.env.base_env.workers)) == len(list(trainer.evaluator.env.base_env.workers)) == 1
         assert trainer.config.env.to_dict()["num_workers"] == "auto"

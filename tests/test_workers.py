@@ -17,7 +17,7 @@ from worker_subject import Subject
 
 from rlexp import Trainer, load_config
 from rlexp.config import ConfigError
-from rlexp.envs.gymnasium import BatchedGymEnv
+from rlexp.envs.gymnasium.batched import BatchedGymEnv
 from rlexp.workers import WorkerError, Workers
 
 

@@ -20,7 +20,7 @@ from rlexp.config import ConfigError
 from rlexp.envs import EnvConfig
 from rlexp.envs.actions import choices, in_own_form, policy_space
 from rlexp.envs.errors import SimulatorError
-from rlexp.envs.gymnasium import BatchedGymEnv
+from rlexp.envs.gymnasium.batched import BatchedGymEnv
 from rlexp.envs.normalization import init_normalization
 
 ID = "choosing:Choosing-v0"

@@ -18,7 +18,7 @@ from rlexp import Trainer, load_config
 from rlexp.agent.evaluation import evaluate
 from rlexp.config import ConfigError
 from rlexp.envs.arrays import ArrayEnv
-from rlexp.envs.lives import END_OF_LIFE, end_lives
+from rlexp.envs.gymnasium.lives import END_OF_LIFE, end_lives
 from rlexp.experiment import ExperimentConfig
 from rlexp.kernels.rollout import RolloutCollector
 from rlexp.runs import checkpoint

@@ -15,9 +15,9 @@ from torchrl.envs.utils import check_env_specs
 
 from rlexp import load_config
 from rlexp.config import ConfigError
-from rlexp.envs.gymnasium import BatchedGymEnv
+from rlexp.envs.gymnasium.batched import BatchedGymEnv
+from rlexp.envs.gymnasium.simulators import SimulatorError
 from rlexp.envs.normalization import commit_normalization, init_normalization, observation_norms
-from rlexp.envs.simulators import SimulatorError
 from rlexp.kernels.rollout import ArrayTransforms
 
 SEEDS = [11, 22, 33]

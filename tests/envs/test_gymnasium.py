@@ -21,9 +21,9 @@ from warm import processes
 
 from rlexp import load_config
 from rlexp.config import ConfigError, conf_dir
-from rlexp.envs.gymnasium import BatchedGymEnv
+from rlexp.envs.gymnasium.batched import BatchedGymEnv
+from rlexp.envs.gymnasium.simulators import SimulatorError
 from rlexp.envs.normalization import init_normalization
-from rlexp.envs.simulators import SimulatorError
 from rlexp.envs.torchrl import entries
 
 SEEDS = [11, 22, 33]

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from rlexp import load_config
-from rlexp.envs.gymnasium import BatchedGymEnv
+from rlexp.envs.gymnasium.batched import BatchedGymEnv
+from rlexp.envs.gymnasium.snapshot import StateUnavailableError
 from rlexp.envs.mujoco.batch import BatchedMujoco
 from rlexp.envs.mujoco.tasks import TASKS
-from rlexp.envs.snapshot import StateUnavailableError
 
 NUM_ENVS, LIMIT = 3, 20
 # Everything that Gymnasium's constructors take, with values other than the defaults.

@@ -13,8 +13,8 @@ from rlexp.collectors import Source
 from rlexp.collectors.sync import SyncCollector
 from rlexp.envs.normalization import commit_normalization, observation_norms
 from rlexp.envs.raw_observations import RAW, keep_raw
+from rlexp.envs.state import load_transforms_state, transforms_state
 from rlexp.envs.torchrl import entries
-from rlexp.envs.transforms import load_transforms_state, transforms_state
 from rlexp.experiment import ExperimentConfig
 from rlexp.policies.recurrent import carry_state
 

@@ -17,8 +17,8 @@ from gymnasium import spaces
 from rlexp import Trainer, load_config
 from rlexp.config import ConfigError
 from rlexp.envs.errors import SimulatorError
-from rlexp.envs.gymnasium import BatchedGymEnv
-from rlexp.envs.making import RepeatAction
+from rlexp.envs.gymnasium.batched import BatchedGymEnv
+from rlexp.envs.gymnasium.making import RepeatAction
 from rlexp.training.checks import check_env
 
 

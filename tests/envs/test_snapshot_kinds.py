@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from rlexp.envs.snapshot import StateUnavailableError, check_state, get_state, set_state
+from rlexp.envs.gymnasium.snapshot import StateUnavailableError, check_state, get_state, set_state
 
 
 class Phase(enum.Enum):

@@ -14,7 +14,7 @@ from torchrl.envs.utils import check_env_specs
 from rlexp import load_config
 from rlexp.config import ConfigError
 from rlexp.envs.cartpole import CartPole
-from rlexp.envs.snapshot import StateUnavailableError
+from rlexp.envs.gymnasium.snapshot import StateUnavailableError
 from rlexp.envs.tensors import uniform
 
 

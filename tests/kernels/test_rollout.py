@@ -28,7 +28,7 @@ from torchrl.modules import IndependentNormal, ProbabilisticActor
 
 from rlexp import load_config
 from rlexp.agent.evaluation import evaluate
-from rlexp.envs.gymnasium import BatchedGymEnv
+from rlexp.envs.gymnasium.batched import BatchedGymEnv
 from rlexp.envs.normalization import RunningObservationNorm, commit_normalization, init_normalization, observation_norms
 from rlexp.kernels.acting import acting
 from rlexp.kernels.rollout import ArrayTransforms, RolloutCollector, step_counts

@@ -217,7 +217,7 @@ def test_a_run_resumes_with_the_other_backend_to_the_bit(first: str, then: str, 
 @pytest.mark.parametrize("task", ["Ant-v5", "HalfCheetah-v5", "Pusher-v5", "Pendulum-v1", "MountainCarContinuous-v0"])
 @pytest.mark.parametrize("steps", [0, 1, 7, 33])
 def test_a_simulator_goes_on_in_another_copy(task: str, steps: int) -> None:
-    from rlexp.envs import snapshot
+    from rlexp.envs.gymnasium import snapshot
 
     def play(env: gymnasium.Env[Any, Any], actions: list[Any]) -> list[Any]:
         seen: list[Any] = []

@@ -20,8 +20,8 @@ from rlexp.config import ConfigError
 from rlexp.envs.actions import ACTION_MASK, in_own_form
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.normalization import RunningObservationNorm
+from rlexp.envs.state import cloned, is_own, load_buffers
 from rlexp.envs.torchrl import entries
-from rlexp.envs.transforms import cloned, is_own, load_buffers
 from rlexp.experiment import ExperimentConfig, read_config
 from rlexp.policies import ActorCritic
 from rlexp.policies.recurrent import carry_state

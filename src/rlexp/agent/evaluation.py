@@ -16,7 +16,7 @@ from torchrl.envs import Compose, Transform, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rlexp.envs.arrays import ArrayEnv
-from rlexp.envs.transforms import cloned
+from rlexp.envs.state import cloned
 from rlexp.errors import RlexpError
 from rlexp.kernels.evaluation import Steps
 from rlexp.kernels.select import Kernels

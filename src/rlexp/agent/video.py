@@ -17,7 +17,7 @@ from torchrl.envs import TransformedEnv
 from rlexp.config import ConfigError, Problem
 from rlexp.envs import BatchedConfig, EnvConfig
 from rlexp.envs.errors import SimulatorError
-from rlexp.envs.making import HEADLESS, default_to_egl
+from rlexp.envs.gymnasium.making import HEADLESS, default_to_egl
 from rlexp.errors import RlexpError
 from rlexp.seeding import unmoved_generators
 

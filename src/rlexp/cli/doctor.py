@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from rlexp.cli.common import Exit, import_from_here, run_command
 from rlexp.config import ConfigError, check_targets, load
 from rlexp.envs.errors import SimulatorError
-from rlexp.envs.making import HEADLESS, default_to_egl
+from rlexp.envs.gymnasium.making import HEADLESS, default_to_egl
 from rlexp.experiment import ExperimentConfig, check_config
 from rlexp.machine import pick_device, usable_cpus
 from rlexp.runs.rundir import versions

@@ -17,8 +17,8 @@ from rlexp.config import ConfigError, Problem
 from rlexp.envs.actions import ACTION_MASK, PolicySpace, choices
 from rlexp.envs.entries import split
 from rlexp.envs.errors import SimulatorError
-from rlexp.envs.lives import END_OF_LIFE
-from rlexp.envs.simulators import Arrays, allocate
+from rlexp.envs.gymnasium.lives import END_OF_LIFE
+from rlexp.envs.gymnasium.simulators import Arrays, allocate
 
 
 class ArrayEnv(EnvBase):

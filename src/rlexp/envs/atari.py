@@ -11,7 +11,7 @@ import gymnasium
 from ale_py.env import AtariEnv
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, TimeLimit
 
-from rlexp.envs.lives import Env, Lives
+from rlexp.envs.gymnasium.lives import Env, Lives
 
 FIRE = "FIRE"
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchrl.data import Binary, Composite, TensorSpec, Unbounded
 from torchrl.envs import EnvBase
 
-from rlexp.envs.snapshot import State, StateUnavailableError
+from rlexp.envs.gymnasium.snapshot import State, StateUnavailableError
 
 
 class TensorEnv(EnvBase):

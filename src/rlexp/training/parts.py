@@ -23,7 +23,7 @@ from rlexp.envs import EnvConfig
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.normalization import init_normalization
 from rlexp.envs.raw_observations import keep_raw
-from rlexp.envs.transforms import load_transforms_state, transforms_state
+from rlexp.envs.state import load_transforms_state, transforms_state
 from rlexp.experiment import ExperimentConfig
 from rlexp.machine import cores, local_device, pick_device, set_threads
 from rlexp.policies import ActorCritic

@@ -11,8 +11,8 @@ import torch
 from rlexp.callbacks import Callback, Training
 from rlexp.config import ConfigError, Problem
 from rlexp.distributed import Group
-from rlexp.envs.snapshot import SavesState, State, StateUnavailableError
-from rlexp.envs.transforms import (
+from rlexp.envs.gymnasium.snapshot import SavesState, State, StateUnavailableError
+from rlexp.envs.state import (
     episodes_state,
     load_episodes_state,
     load_transforms_state,

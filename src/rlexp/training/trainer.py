@@ -20,7 +20,7 @@ from rlexp.agent.evaluation import EvaluationError
 from rlexp.config import ConfigError, Problem, check_targets, new_run_path
 from rlexp.config.redaction import redact
 from rlexp.distributed import ALONE, Group
-from rlexp.envs.lives import end_lives
+from rlexp.envs.gymnasium.lives import end_lives
 from rlexp.envs.normalization import commit_normalization
 from rlexp.experiment import ExperimentConfig, read_config
 from rlexp.files import write_json

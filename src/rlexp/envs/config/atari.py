@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 class AtariConfig(BatchedConfig):
     """An Atari game with the field's preprocessing (Mnih et al. 2015; Machado et al. 2018).
 
-    Builds `rlexp.envs.gymnasium.BatchedGymEnv` over `rlexp.envs.atari.make`, or
+    Builds `rlexp.envs.gymnasium.batched.BatchedGymEnv` over `rlexp.envs.atari.make`, or
     `rlexp.envs.envpool.BatchedAtariEnvPool`.
 
     Attributes:
@@ -32,7 +32,7 @@ class AtariConfig(BatchedConfig):
         pixels: what is seen.
         noop_max: a game begins with up to so many frames without action.
         fire_reset: whether FIRE begins a game and each life, where the game has that button.
-        episodic_life: whether an episode ends with each life for what learns from it (`rlexp.envs.lives`).
+        episodic_life: whether an episode ends with each life for what learns from it (`rlexp.envs.gymnasium.lives`).
         repeat_action_probability: that a frame repeats the action of the frame before: sticky actions.
     """
 
@@ -108,7 +108,7 @@ class AtariConfig(BatchedConfig):
 
             alike["max_episode_steps"] = int(self.max_episode_steps)
             return BatchedAtariEnvPool(self.game, num_envs=num_envs, num_threads=workers, kwargs=alike, **own)
-        from rlexp.envs.gymnasium import BatchedGymEnv
+        from rlexp.envs.gymnasium.batched import BatchedGymEnv
 
         kwargs = {"game": self.game, "time_limit": self.max_episode_steps} | alike | own
         return BatchedGymEnv(self.gymnasium_id, num_envs=num_envs, num_workers=workers, kwargs=kwargs)

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 class GymConfig(SimulatorConfig):
     """Any Gymnasium environment whose actions are a Box, Discrete, MultiDiscrete or MultiBinary.
 
-    Builds `rlexp.envs.gymnasium.BatchedGymEnv`, `rlexp.envs.mujoco.batch.BatchedMujoco` or
+    Builds `rlexp.envs.gymnasium.batched.BatchedGymEnv`, `rlexp.envs.mujoco.batch.BatchedMujoco` or
     `rlexp.envs.envpool.BatchedEnvPool`.
 
     Attributes:

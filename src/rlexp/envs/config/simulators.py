@@ -75,7 +75,7 @@ class BatchedConfig(EnvConfig):
 
     def _workers(self, frames: int, cores: int) -> tuple[int, str]:
         """How many processes or threads step the simulators soonest, and why."""
-        from rlexp.envs.worker_count import best_workers
+        from rlexp.envs.gymnasium.worker_count import best_workers
 
         if self.has_threads:
             return min(cores, self.num_envs), "its threads take no time to start"
@@ -116,7 +116,7 @@ class BatchedConfig(EnvConfig):
 
 
 class SimulatorConfig(BatchedConfig):
-    """Any of Gymnasium's environments, stepped by `rlexp.envs.gymnasium.BatchedGymEnv`.
+    """Any of Gymnasium's environments, stepped by `rlexp.envs.gymnasium.batched.BatchedGymEnv`.
 
     Attributes:
         max_episode_steps: time limit in Gymnasium steps; None keeps the task's own.
@@ -162,7 +162,7 @@ class SimulatorConfig(BatchedConfig):
         return self._batched(num_envs)
 
     def _batched(self, num_envs: int, action_mask: Literal["auto", "info", False] = False) -> EnvBase:
-        from rlexp.envs.gymnasium import BatchedGymEnv
+        from rlexp.envs.gymnasium.batched import BatchedGymEnv
 
         workers = self._share(num_envs)
         return BatchedGymEnv(

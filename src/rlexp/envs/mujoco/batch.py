@@ -11,10 +11,10 @@ from gymnasium.utils import seeding
 from mujoco.batch import Batch
 
 from rlexp.envs.arrays import ArrayEnv
+from rlexp.envs.gymnasium.snapshot import State, StateUnavailableError, model_digest
 from rlexp.envs.mujoco.exchange import from_gymnasium
 from rlexp.envs.mujoco.randomization import Randomization, Ranges
 from rlexp.envs.mujoco.task import Array, MujocoTask
-from rlexp.envs.snapshot import State, StateUnavailableError, model_digest
 
 _NO_STAGE = mujoco.mjtStage.mjSTAGE_NONE.value
 

@@ -7,11 +7,11 @@ import copy
 import mujoco
 import numpy as np
 
-from rlexp.envs.snapshot import DERIVED, State, StateUnavailableError
+from rlexp.envs.gymnasium.snapshot import DERIVED, State, StateUnavailableError
 
 
 def from_gymnasium(state: State, model: mujoco.MjModel, compared: str) -> State:
-    """The state of a `rlexp.envs.mujoco.batch.BatchedMujoco` from that of a `rlexp.envs.gymnasium.BatchedGymEnv`.
+    """The state of a `rlexp.envs.mujoco.batch.BatchedMujoco` from that of a `BatchedGymEnv`.
 
     Args:
         state: of Gymnasium's simulators.
@@ -41,7 +41,7 @@ def from_gymnasium(state: State, model: mujoco.MjModel, compared: str) -> State:
 
 
 def to_gymnasium(state: State, template: State, model: mujoco.MjModel, compared: str) -> State:
-    """The state of a `rlexp.envs.gymnasium.BatchedGymEnv` from that of a `rlexp.envs.mujoco.batch.BatchedMujoco`.
+    """The state of a `BatchedGymEnv` from that of a `rlexp.envs.mujoco.batch.BatchedMujoco`.
 
     Args:
         state: of the batch.

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 from torchrl.envs import Compose, Transform, TransformedEnv
 
+from rlexp.envs.gymnasium.snapshot import State, StateUnavailableError, is_plain, saving
 from rlexp.envs.raw_observations import PutRaw, TakeRaw
-from rlexp.envs.snapshot import State, StateUnavailableError, is_plain, saving
 
 _PACKAGES = ("torchrl", "rlexp")
 _BASE = {*vars(Transform()), "in_keys", "out_keys", "in_keys_inv", "out_keys_inv"}

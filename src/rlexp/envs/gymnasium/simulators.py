@@ -20,10 +20,10 @@ from rlexp.config import ConfigError, Problem
 from rlexp.envs.actions import ACTION_MASK, PolicySpace, choices, is_masked
 from rlexp.envs.entries import row_type
 from rlexp.envs.errors import SimulatorError as SimulatorError
-from rlexp.envs.lives import END_OF_LIFE, has_lives
-from rlexp.envs.making import Env, MaskSource, make
-from rlexp.envs.raw_values import check_every_step
-from rlexp.envs.snapshot import State, StateUnavailableError, check_state, get_state, models, set_state
+from rlexp.envs.gymnasium.lives import END_OF_LIFE, has_lives
+from rlexp.envs.gymnasium.making import Env, MaskSource, make
+from rlexp.envs.gymnasium.raw_values import check_every_step
+from rlexp.envs.gymnasium.snapshot import State, StateUnavailableError, check_state, get_state, models, set_state
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Simulators:
         num_envs: number of copies.
         frame_skip: times each action is repeated; rewards are summed, and the end of an episode ends the repetition.
         kwargs: of ``gymnasium.make``.
-        pixels: as in `rlexp.envs.making.make`, which then repeats the actions itself.
+        pixels: as in `rlexp.envs.gymnasium.making.make`, which then repeats the actions itself.
         action_mask, flatten: as there.
         first: the number of the first one, for errors.
 
@@ -201,7 +201,7 @@ class Simulators:
         return None if i is None else (self._calls, self._name(i))
 
     def check_every_step(self) -> None:
-        """Check all raw values, and not only those of the first steps (`rlexp.envs.raw_values.RawValues`)."""
+        """Check all raw values, and not only those of the first steps (`rlexp.envs.gymnasium.raw_values.RawValues`)."""
         for env in self.envs:
             check_every_step(env)
 

@@ -16,9 +16,16 @@ from rlexp.config import ConfigError
 from rlexp.envs.actions import random_choices
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.entries import joined, split
-from rlexp.envs.making import MaskSource, own_action_space
-from rlexp.envs.simulators import SharedArrays, SimulatorError, Simulators, shares, split_seeds, worker_simulators
-from rlexp.envs.snapshot import StateUnavailableError, get_state
+from rlexp.envs.gymnasium.making import MaskSource, own_action_space
+from rlexp.envs.gymnasium.simulators import (
+    SharedArrays,
+    SimulatorError,
+    Simulators,
+    shares,
+    split_seeds,
+    worker_simulators,
+)
+from rlexp.envs.gymnasium.snapshot import StateUnavailableError, get_state
 from rlexp.workers import Worker, Workers
 
 
@@ -35,7 +42,7 @@ class BatchedGymEnv(ArrayEnv):
         num_workers: processes that step them, this one included; how many changes no transition.
         kwargs: passed to ``gymnasium.make``.
         pixels: width and number of the gray frames that are observed in place of what the simulator gives.
-        action_mask, flatten: as in `rlexp.envs.making.make`.
+        action_mask, flatten: as in `rlexp.envs.gymnasium.making.make`.
 
     Shapes:
         observation ``[num_envs, *observation]`` and reward ``[num_envs, 1]`` in float64 or the simulator's own type;

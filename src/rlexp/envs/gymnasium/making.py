@@ -30,7 +30,7 @@ from rlexp.config import ConfigError, build_at, build_nested
 from rlexp.envs.actions import ACTION_MASK, ActionMask, in_own_form, policy_space
 from rlexp.envs.entries import RESERVED, row_type
 from rlexp.envs.errors import UnsuitableEnvError
-from rlexp.envs.raw_values import checked
+from rlexp.envs.gymnasium.raw_values import checked
 
 Env: TypeAlias = "gymnasium.Env[Any, Any]"
 MaskSource: TypeAlias = Literal["auto", "info", False]

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.envs.registration import EnvSpec
 
-from rlexp.envs.raw_values import RawValues
+from rlexp.envs.gymnasium.raw_values import RawValues
 
 State = dict[str, Any]
 

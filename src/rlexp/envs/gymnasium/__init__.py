@@ -1,0 +1,1 @@
+"""Gymnasium's simulators: made, stepped in this process or in workers, saved, and batched as a torchrl environment."""
