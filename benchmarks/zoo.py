@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = [(task, seed) for place in seeds for task in given.tasks for seed in seeds_of(task, [place])]
     left = [] if given.no_run else [key for key in wanted if key not in found]
     for key, result in run(left, given.workers):
-        found[key] = result
+        found = read(given.results) | {key: result}  # another process may have added to the file meanwhile
         rows = [f"{task},{seed},{f},{s:.1f},{r!r}" for (task, seed), (f, s, r) in sorted(found.items())]
         write_text(given.results, "\n".join([",".join(_COLUMNS), *rows]) + "\n")
         print(f"{key[0]} seed {key[1]}: {shown(result[2])}", file=sys.stderr)

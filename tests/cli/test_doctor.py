@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 
 from rlexp.cli import doctor
 from rlexp.cli.common import Exit
+from rlexp.config import ConfigError
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
 
@@ -69,6 +70,10 @@ def test_a_folder_or_an_environment_that_is_of_no_use_is_a_failure(
     printed = capsys.readouterr().out
     assert f"FAIL  disk: {tmp_path} cannot be written to: Permission denied" in printed
     assert "FAIL  env" in printed
+    assert doctor.doctor(["hydra.run.dir=/proc/x/run"]) == Exit.FAILED
+    assert "FAIL  disk: /proc cannot be written to" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="is not examined"):
+        doctor.doctor(["resume=run"])
 
 
 def test_an_extra_of_an_extra_is_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,25 @@ import pytest
 from commands import TINY, run_command
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from synthetic import config, write_run, write_sweep
 
+from rlexp.cli.report import report
+from rlexp.config import ConfigError
 from rlexp.report import Run, group_runs, load_runs, make_report, markdown, write_report
+from rlexp.report.results import compare
 from rlexp.report.runs import Floats, flatten
 from rlexp.report.statistics import (
     band,
     estimate,
+    holm,
     interquartile_mean,
     mean,
     on_common_frames,
+    permutation_test,
     probability_of_improvement,
 )
-from rlexp.report.tables import number
+from rlexp.report.tables import number, verdicts
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -271,13 +278,70 @@ def test_each_pair_of_configurations_has_a_verdict(tmp_path: Path, seeds: int, b
     assert said in markdown(make_report(load_runs([tmp_path])))
 
 
+def test_exchanges_of_runs_are_an_exact_test_of_ranks() -> None:
+    rng = np.random.default_rng(1)
+    for n, m in ((5, 5), (10, 10), (5, 8)):
+        x, y = rng.normal(0.7, 1, n), rng.normal(0, 1, m)
+        exact = stats.mannwhitneyu(x, y, method="exact").pvalue
+        assert permutation_test([x], [y]) == pytest.approx(exact, abs=0.02)
+        assert permutation_test([y], [x]) == pytest.approx(exact, abs=0.02)
+    assert permutation_test([np.ones(5)], [np.ones(5)]) == 1
+    # Environments add up: what one of them hints at, six show.
+    x, y = np.array([1.0, 3, 5, 7, 9]), np.array([0.0, 2, 4, 4.5, 6])
+    alone, six = (permutation_test([x] * k, [y] * k) for k in (1, 6))
+    assert six < 0.05 < alone
+
+
+def test_p_values_are_adjusted_as_holm_does() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.6, 0.9]) == [1, 1]
+
+
+def test_of_equal_methods_one_seldom_scores_higher(tmp_path: Path) -> None:
+    """Of eight that do not differ the best is so by chance, and is not said to be better than the others."""
+    rng = np.random.default_rng(0)
+    for seed, lr in itertools.product(range(5), range(1, 9)):
+        write_run(tmp_path / f"{seed}_{lr}", config(seed=seed, lr=lr / 10), [1.0])
+    runs = load_runs([tmp_path])
+    said = 0
+    for _ in range(30):
+        groups = group_runs([replace(run, returns=rng.normal(size=1)) for run in runs])
+        (comparison,) = compare(groups)
+        assert len(comparison.improvements) == 7
+        said += any("scores higher" in verdict for verdict in verdicts([comparison]))
+    assert said <= 4  # one or two are expected; by intervals that are not corrected, two thirds of them
+
+
+def test_environments_that_share_a_name_are_not_compared(tmp_path: Path) -> None:
+    own: dict[str, dict[str, Any]] = {
+        "Pendulum-v1": {"name": "torchrl", "make": {"_target_": "torchrl.envs.GymEnv", "env_name": "Pendulum-v1"}},
+        "HalfCheetah-v5": {
+            "name": "torchrl",
+            "make": {"_target_": "torchrl.envs.GymEnv", "env_name": "HalfCheetah-v5"},
+        },
+        "v4": {"name": "double", "id": "Double-v4"},
+        "v5": {"name": "double", "id": "Double-v5"},
+        "walk": {"name": "walker_walk", "domain": "walker", "task": "walk"},
+    }
+    for seed, lr, (folder, env) in itertools.product(range(5), (0.1, 0.2), own.items()):
+        if folder == "walk" or lr == 0.1:
+            values = config(seed=seed, lr=lr) | {"env": {**env, "num_envs": 1}}
+            write_run(tmp_path / f"{folder}_{seed}_{lr}", values, [1.0 + lr + seed])
+    made = make_report(load_runs([tmp_path]))
+    names = ["double:Double-v4", "double:Double-v5", "torchrl:HalfCheetah-v5", "torchrl:Pendulum-v1", "walker_walk"]
+    assert sorted({group.environment for group in made.groups}) == names
+    assert [comparison.name for comparison in made.comparisons] == ["walker_walk"]
+
+
 def test_names_are_escaped_for_their_format(tmp_path: Path) -> None:
     values = config()
-    values["env"]["name"] = "a_b|<i>&"
+    values["env"]["name"] = r"a_b|<i>&![x](y) \|"
     write_run(tmp_path / "run", values, [-12.5])
     write_report(make_report(load_runs([tmp_path])), tmp_path / "report")
-    assert r"a\_b|\textless{}i\textgreater{}\&" in (tmp_path / "report" / "table.tex").read_text()
-    assert r"a_b\|<i>&" in (tmp_path / "report" / "table.md").read_text()
+    assert (
+        r"a\_b|\textless{}i\textgreater{}\&![x](y) \textbackslash{}|" in (tmp_path / "report" / "table.tex").read_text()
+    )
+    assert r"a_b\|\<i>&\![x]\(y) \\\|" in (tmp_path / "report" / "table.md").read_text()
     assert "a_b|&lt;i&gt;&amp;" in (tmp_path / "report" / "index.html").read_text()
 
 
@@ -324,4 +388,27 @@ def test_a_new_report_leaves_nothing_of_the_old(written: list[Path], tmp_path: P
     shutil.copytree(folder, tmp_path / "report")
     write_run(tmp_path / "one", config(), [1.0])
     files = write_report(make_report(load_runs([tmp_path / "one"])), tmp_path / "report")
-    assert {path for path in (tmp_path / "report").rglob("*") if path.is_file()} == set(files)
+    left = {path for path in (tmp_path / "report").rglob("*") if path.is_file()}
+    assert left == {*files, tmp_path / "report" / ".rlexp-report"}
+
+
+def test_files_that_no_report_wrote_are_not_touched(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", config(), [1.0])
+    (run / "plots").mkdir()
+    (run / "plots" / "overview.png").write_bytes(b"mine")
+    made = make_report(load_runs([run]))
+    for _ in range(2):
+        write_report(made, run)
+    assert (run / "plots" / "overview.png").read_bytes() == b"mine"
+
+    paper = tmp_path / "paper"
+    paper.mkdir()
+    (paper / "table.tex").write_text("mine")
+    with pytest.raises(ConfigError, match=r"table\.tex, which is of no report"):
+        report([str(run), f"out={paper}"])
+    assert {path.name: path.read_text() for path in paper.iterdir()} == {"table.tex": "mine"}
+
+    listed = ["../run/config.yaml", "plots/../../run/config.yaml", str(run / "config.yaml"), "table.tex"]
+    (paper / ".rlexp-report").write_text("\n".join(listed))
+    write_report(made, paper)  # a stranger's list removes nothing elsewhere
+    assert (run / "config.yaml").is_file()

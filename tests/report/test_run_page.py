@@ -69,7 +69,8 @@ def test_a_run_that_was_killed_has_a_page_and_no_tables(tmp_path: Path) -> None:
     with (killed / "metrics.jsonl").open("a") as file:
         file.write('{"frames": 30')
     assert report([str(killed), out]) == 0
-    assert {path.name for path in (tmp_path / "report").rglob("*") if path.is_file()} == {"index.html"}
+    left = {path.name for path in (tmp_path / "report").rglob("*") if path.is_file()}
+    assert left == {"index.html", ".rlexp-report"}
     page = (tmp_path / "report" / "index.html").read_text()
     commands = [shlex.split(html.unescape(command)) for command in re.findall(r"<pre>(.*)</pre>", page)]
     assert commands[0] == ["rlexp-train", f"resume={killed}"]
@@ -87,6 +88,23 @@ def test_a_run_that_cannot_be_read_has_none(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match=r"metrics\.jsonl, line 1"):
         report([str(run), f"out={tmp_path / 'report'}"])
     assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize("metadata", ["", "[", '{"git": ' + '{"a": ' * 60 + "1" + "}" * 61])
+def test_a_run_whose_origin_cannot_be_read_has_a_page(metadata: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", config(), [1.0])
+    (run / "metadata.json").write_text(metadata)
+    page = page_of(run)
+    assert "cannot be read:" in page
+    assert [1000, 1] in values(page, r"Return (test)")
+
+
+def test_a_row_whose_time_is_no_number_is_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", config(), [1.0])
+    row = json.loads((run / "metrics.jsonl").read_text())
+    (run / "metrics.jsonl").write_text(json.dumps(row | {"time/eval": "x"}) + "\n")
+    with pytest.raises(ReportError, match="time/eval is no number"):
+        page_of(run)
 
 
 def test_the_newest_video_is_in_the_page_unless_it_is_large_or_a_link(

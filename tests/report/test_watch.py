@@ -7,6 +7,7 @@ import os
 import pty
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import pytest
 from commands import TINY, clean_environment, launch, run_command
 from synthetic import config, write_run
 
+from rlexp.report.runs import current, read_run
 from rlexp.report.watch import Seen, sparkline, table
 from rlexp.runs.rundir import RunDir
 
@@ -66,6 +68,14 @@ def test_a_killed_run_is_distinguished_from_a_running_one(tmp_path: Path) -> Non
     (killed,) = seen.runs()
     assert killed.status == "killed"
     assert "killed" in "\n".join(table([killed], [tmp_path]))
+
+
+def test_a_run_that_ends_while_others_are_read_is_no_killed_one(tmp_path: Path) -> None:
+    read = read_run(write_run(tmp_path / "run", config(), [1.0], status=None))
+    (tmp_path / "run" / ".lock").write_text(f"process 999999999 on {socket.gethostname()}")
+    assert current(read).status == "killed"
+    (tmp_path / "run" / "summary.json").write_text(json.dumps({"status": "completed", "frames": read.trained}))
+    assert current(read).status == "completed"
 
 
 def test_jobs_that_wait_are_waited_for(tmp_path: Path) -> None:

@@ -95,11 +95,16 @@ def test_an_extended_schedule_is_where_it_would_be_had_it_always_been_so_long(sc
 
 def test_an_older_checkpoint_takes_the_run_back(run: Path) -> None:
     older, newest = store.saved(run / "checkpoints")
-    trainer = Trainer.resume(older, ["total_frames=1280"])
+    trainer = Trainer.resume(older, ["total_frames=1280", "logger=none"])
     assert trainer.run.path == run
     trainer.fit()
     assert [row["frames"] for row in rows_of(run)] == [256, 512, 768, 1024, 1280]
-    assert newest.with_name(f"superseded-{newest.name}").is_dir()
+    aside = newest.with_name(f"superseded-{newest.name}")
+    assert aside.is_dir()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=f"set aside .* warm_start={aside}"):  # its metrics are of another past
+        Trainer.resume(aside)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     sessions = json.loads((run / "metadata.json").read_text())["sessions"]
     assert [(s["frames"], s["total_frames"]) for s in sessions] == [(0, 1024), (int(older.name), 1280)]
 

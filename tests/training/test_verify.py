@@ -28,13 +28,35 @@ def test_the_first_difference_is_reported(tiny_run: Path, tmp_path: Path, capsys
         row["train/parameters_hash"] += 1
     (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     metadata = json.loads((copy / "metadata.json").read_text())
-    metadata["versions"]["torch"] = "0.4.1"
+    metadata["sessions"].append(metadata["sessions"][0] | {"frames": 768})  # a resume, with today's packages
+    metadata["sessions"][0]["versions"] = metadata["versions"] | {"torch": "0.4.1\x1b[2J"}
     (copy / "metadata.json").write_text(json.dumps(metadata))
     assert verify([str(copy), "iterations=1"]) == 0
     assert verify([str(copy)]) == 1
     printed = capsys.readouterr().out
     assert "not reproducible: at 512 frames train/parameters_hash was" in printed
-    assert "torch was 0.4.1" in printed
+    assert "torch was 0.4.1\\x1b[2J and is" in printed
+
+
+def test_metadata_without_versions_hides_no_difference(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_run, copy, ignore=shutil.ignore_patterns("wandb", "plots"))
+    first, *rest = (copy / "metrics.jsonl").read_text().splitlines()
+    strange = json.loads(first) | {"train/\x1b[2J": 1.0}
+    (copy / "metrics.jsonl").write_text("\n".join([json.dumps(strange), *rest, ""]))
+    metadata = json.loads((copy / "metadata.json").read_text())
+    for session in metadata["sessions"]:
+        del session["versions"]
+    (copy / "metadata.json").write_text(json.dumps(metadata | {"versions": 3}))
+    assert verify([str(copy)]) == 1
+    assert "train/\\x1b[2J was 1.0" in capsys.readouterr().out
+
+
+def test_a_second_folder_is_refused(tiny_run: Path) -> None:
+    with pytest.raises(ConfigError, match="one run is verified at a time"):
+        verify([str(tiny_run), str(tiny_run)])
 
 
 def test_a_run_without_a_row_is_not_reproducible(tiny_run: Path, tmp_path: Path) -> None:

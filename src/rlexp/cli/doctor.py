@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution, requires
 from pathlib import Path
 from typing import Literal
@@ -17,7 +18,7 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from rlexp.cli.common import Exit, import_from_here, run_command
-from rlexp.config import ConfigError, check_targets, load
+from rlexp.config import ConfigError, Problem, check_targets, load
 from rlexp.envs.errors import SimulatorError
 from rlexp.envs.gymnasium.making import HEADLESS, default_to_egl
 from rlexp.experiment import ExperimentConfig, check_config
@@ -90,9 +91,13 @@ def doctor(arguments: list[str]) -> int:
         ConfigError: the arguments are wrong.
     """
     import_from_here()
-    experiment = check_config(load(arguments))
+    composed = load(arguments)
+    if composed.values.get("resume") is not None:
+        message = "is not examined: leave it out, and give the settings of that run."
+        raise ConfigError([Problem("resume", message, str(composed.values["resume"]))])
+    experiment = check_config(composed)
     failed = False
-    for examine in (_versions, _device, _wandb, _disk, _settings, _rendering):
+    for examine in (_versions, _device, _wandb, partial(_disk, Path(composed.run_dir)), _settings, _rendering):
         for finding in examine(experiment):
             print(f"{finding.state:5} {printable(finding.text)}", flush=True)
             failed |= finding.state == "FAIL"
@@ -157,9 +162,9 @@ def _wandb(experiment: ExperimentConfig) -> Iterator[Finding]:
         yield Finding("note", "W&B: no API key, so runs are kept offline; `wandb login` stores one")
 
 
-def _disk(experiment: ExperimentConfig) -> Iterator[Finding]:
-    """The folder of runs, or where it will be made."""
-    folder = next(path for path in (Path("outputs").absolute(), Path.cwd()) if path.is_dir())
+def _disk(run_dir: Path, experiment: ExperimentConfig) -> Iterator[Finding]:
+    """The folder in which the run's will be made, or the nearest above it that is there."""
+    folder = next(path for path in run_dir.absolute().parents if path.is_dir())
     free = shutil.disk_usage(folder).free
     try:
         tempfile.TemporaryFile(dir=folder).close()

@@ -32,7 +32,7 @@ usage: rlexp-report DIR... [out=report] [threshold=RETURN] [reference.ENV=[RETUR
               scores are aggregated over environments, such as random actions' and a published one; default: the
               lowest and the highest final evaluation in the report
   ignore      settings in which runs of one configuration may differ, besides seed, logger, checkpoint, resume,
-              threads, env.num_workers
+              threads, env.num_workers, checks, evaluation.video_interval
 
   --wandb-workspace   also write a W&B dashboard for these runs, OUT/wandb_workspace.json; =online saves it in their
                       project as well (pip install 'rlexp[wandb-workspaces]')

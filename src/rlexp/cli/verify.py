@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ from pydantic import Field
 
 from rlexp.cli.common import Exit, import_from_here, read_settings, report_error, run_command, split_secrets
 from rlexp.config import Config, ConfigError, Count, Problem
+from rlexp.text import printable
 
 _HELP = """\
 rlexp-verify: repeat the first batches of a run from its own config, and compare every number.
@@ -54,7 +54,9 @@ def verify(arguments: list[str]) -> int:
     arguments, secrets = split_secrets(arguments)
     # A multirun may name its folders by what was set, so that a folder's name can hold an equals sign.
     named = [f"run_dir={a}" if "=" not in a or Path(a).is_dir() else a for a in arguments]
-    settings = read_settings(VerifyConfig, named, paths=("run_dir",))
+    _, *more = [a.removeprefix("run_dir=") for a in named if a.startswith("run_dir=")] or [""]
+    problems = [Problem(folder, "is a second folder: one run is verified at a time.") for folder in more]
+    settings = read_settings(VerifyConfig, named, problems, paths=("run_dir",))
     if settings.trust:
         import_from_here()
     run_dir = Path(settings.run_dir)
@@ -62,7 +64,7 @@ def verify(arguments: list[str]) -> int:
         raise ConfigError([Problem("run_dir", "has no metrics.jsonl, so it is not a run's folder.", str(run_dir))])
 
     from rlexp.runs.rundir import versions
-    from rlexp.training.verify import Difference, UnreadableRunError, resume_again, train_again
+    from rlexp.training.verify import Difference, UnreadableRunError, resume_again, train_again, versions_at_the_start
     from rlexp.workers import WorkerError
 
     try:
@@ -73,11 +75,11 @@ def verify(arguments: list[str]) -> int:
         return report_error("rlexp-verify", RuntimeError(f"{run_dir} cannot be repeated: {error}"))
     if not isinstance(result, Difference):
         kind = "resumes exactly" if settings.resume else "reproducible"
-        print(f"{kind}: {result} iterations of {run_dir}, every number the same")
+        print(printable(f"{kind}: {result} iterations of {run_dir}, every number the same"))
         return Exit.DONE
-    print(f"{'does not resume exactly' if settings.resume else 'not reproducible'}: {result}")
-    recorded = json.loads((run_dir / "metadata.json").read_text(encoding="utf-8"))["versions"]
-    for package, version in versions().items():
-        if recorded.get(package) != version:
-            print(f"{package} was {recorded.get(package)} and is {version}")
+    print(printable(f"{'does not resume exactly' if settings.resume else 'not reproducible'}: {result}"))
+    recorded = versions_at_the_start(run_dir)
+    for package in (name for name in versions() if name in recorded):
+        if recorded[package] != versions()[package]:
+            print(printable(f"{package} was {recorded[package]} and is {versions()[package]}"))
     return Exit.FAILED

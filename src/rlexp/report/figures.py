@@ -122,7 +122,7 @@ def parallel_coordinates(environment: str, results: Sequence[Result]) -> bytes:
     for place, scale in enumerate(scales):
         axes.axvline(place, color="0.25", linewidth=1)
         for text, height in scale.items():
-            short = label(textwrap.shorten(text, 22, placeholder="…"))
+            short = label(text if len(text) <= 22 else f"{text[:21]}…")
             axes.text(place, height, short, ha="center", va="center", fontsize=8, bbox=box, zorder=3)
     axes.axvline(len(keys), color="0.25", linewidth=1)
     axes.yaxis.tick_right()

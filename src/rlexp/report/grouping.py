@@ -13,6 +13,9 @@ from rlexp.report.runs import Run
 
 _UNSET = "unset"
 _TRANSFORMS = "env.transforms"
+_ENVIRONMENT = "env.name"
+# What distinguishes environments that share a name; further settings of an environment are variants of it.
+_TASK = ("env.id", "env.domain", "env.game", "env.task", "env.task._target_")
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,8 @@ class Group:
 
     Attributes:
         name: environment and variant, as far as the groups differ in them; unique.
-        environment: the environment that the runs were evaluated in.
+        environment: the environment that the runs were evaluated in: ``env.name``, with what tells environments
+            of the report apart that share it.
         variant: the other settings that separate the groups, ``key=value, ...``; empty where none do. Groups of
             several environments with the same variant are the same method.
         differing: every setting that is not the same in all groups, as text, including those that follow from the
@@ -55,21 +59,25 @@ def group_runs(runs: Iterable[Run], ignore: Sequence[str] = ()) -> list[Group]:
     ignored = (*NO_RESULTS, *ignore)
     members: dict[str, list[Run]] = defaultdict(list)
     configs: dict[str, dict[str, str]] = {}
+    tasks: dict[str, dict[str, str]] = {}
     for run in sorted((run for run in runs if run.settings), key=lambda run: (run.started, run.path)):
-        config = {k: _text(v) for k, v in with_order(run.settings).items() if not is_under(k, ignored)}
+        compared = {k: v for k, v in with_order(run.settings).items() if not is_under(k, ignored)}
+        config = {k: _text(v) for k, v in compared.items()}
         identity = json.dumps(config, sort_keys=True)
         members[identity].append(run)
         configs[identity] = config
+        tasks[identity] = {k: _shown(k, config) for k, v in compared.items() if _is_task(k, v)}
 
+    for identity, name in _environment_names(configs, tasks).items():
+        configs[identity][_ENVIRONMENT] = name
     differing = _differing(configs.values())
-    env_key = _environment_key(configs.values())
-    naming = _naming_keys(configs.values(), differing, env_key)
-    environments = {config.get(env_key, _UNSET) for config in configs.values()}
+    naming = _naming_keys(configs.values(), differing)
+    environments = {config[_ENVIRONMENT] for config in configs.values()}
     groups = []
     for identity, config in configs.items():
-        environment = config.get(env_key, _UNSET)
+        environment = config[_ENVIRONMENT]
         variant = ", ".join(f"{_short(key)}={_shown(key, config)}" for key in naming)
-        parts = [f"{env_key}={environment}"] if len(environments) > 1 or not variant else []
+        parts = [f"{_ENVIRONMENT}={environment}"] if len(environments) > 1 or not variant else []
         runs_of, left_out = _once_per_seed(members[identity])
         groups.append(
             Group(
@@ -77,7 +85,7 @@ def group_runs(runs: Iterable[Run], ignore: Sequence[str] = ()) -> list[Group]:
                 environment=environment,
                 variant=variant,
                 differing={_short(key): _shown(key, config) for key in differing},
-                settings={_short(key): with_order(members[identity][0].settings).get(key) for key in naming},
+                settings={_short(key): _setting(key, members[identity][0]) for key in naming},
                 runs=runs_of,
                 left_out=left_out,
             )
@@ -109,15 +117,26 @@ def _differing(configs: Iterable[Mapping[str, str]]) -> list[str]:
     return sorted(key for key in set().union(*configs) if len({config.get(key) for config in configs}) > 1)
 
 
-def _environment_key(configs: Iterable[Mapping[str, str]]) -> str:
-    """``env.name``, unless environments with several ids share a name."""
-    ids: dict[str | None, set[str | None]] = defaultdict(set)
-    for config in configs:
-        ids[config.get("env.name")].add(config.get("env.id"))
-    return "env.name" if all(len(found) == 1 for found in ids.values()) else "env.id"
+def _is_task(key: str, value: object) -> bool:
+    """Whether a setting says which environment it is, and not how it is set."""
+    return key in _TASK or (key.startswith("env.make.") and isinstance(value, str))
 
 
-def _naming_keys(configs: Iterable[Mapping[str, str]], differing: Sequence[str], env_key: str) -> list[str]:
+def _environment_names(
+    configs: Mapping[str, Mapping[str, str]], tasks: Mapping[str, Mapping[str, str]]
+) -> dict[str, str]:
+    """The name of each config's environment: ``env.name``, with what tells those apart that share it."""
+    names = {identity: config.get(_ENVIRONMENT, _UNSET) for identity, config in configs.items()}
+    of_name: dict[str, list[Mapping[str, str]]] = defaultdict(list)
+    for identity, name in names.items():
+        of_name[name].append(tasks[identity])
+    return {
+        identity: ":".join([name, *(tasks[identity].get(key, _UNSET) for key in _differing(of_name[name]))])
+        for identity, name in names.items()
+    }
+
+
+def _naming_keys(configs: Iterable[Mapping[str, str]], differing: Sequence[str]) -> list[str]:
     """The fewest keys that a reader needs: without those that follow from the environment or from their node's class.
 
     Keys that only vary together are all kept, since any of them may have made the difference.
@@ -127,7 +146,7 @@ def _naming_keys(configs: Iterable[Mapping[str, str]], differing: Sequence[str],
     kept: list[str] = []
     for key in sorted(differing, key=lambda key: (key not in classes, key)):
         nodes = [k for k in kept if k in classes and key.startswith(f"{_short(k)}.")]
-        if key != env_key and not any(_follows(key, from_, configs) for from_ in [env_key, *nodes]):
+        if key != _ENVIRONMENT and not any(_follows(key, from_, configs) for from_ in [_ENVIRONMENT, *nodes]):
             kept.append(key)
     return sorted(kept)
 
@@ -152,6 +171,12 @@ def _short(key: str) -> str:
 def _shown(key: str, config: Mapping[str, str]) -> str:
     value = config.get(key, _UNSET)
     return value.rpartition(".")[2] if key.endswith("._target_") else value
+
+
+def _setting(key: str, run: Run) -> Any:
+    """A setting as a number or text; a class without its module."""
+    value = with_order(run.settings).get(key)
+    return value.rpartition(".")[2] if key.endswith("._target_") and isinstance(value, str) else value
 
 
 def _order(value: object) -> tuple[bool, float, str]:

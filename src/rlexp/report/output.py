@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from rlexp.report import tables
 from rlexp.report.report import Report
 
-_TABLES = ("table.md", "table.tex", "table.csv", "runs.csv", "improvement.csv")
+_LIST = ".rlexp-report"
+_ALWAYS = ("index.html", "table.md", "table.tex", "table.csv", "runs.csv")
 
 
 def markdown(report: Report) -> str:
     """The tables, what they show of each pair of configurations, and the runs that they leave out."""
     parts = [tables.to_markdown(tables.results_table(report.results)), tables.NOTE]
     if verdicts := tables.verdicts(report.comparisons):
-        parts.append("\n".join(f"- {verdict}" for verdict in verdicts))
+        parts.append("\n".join(f"- {tables.markdown_text(verdict)}" for verdict in verdicts))
     if report.overall is not None:
         parts.append(f"Over {report.overall.name}, normalized scores:")
         parts.append(tables.to_markdown(tables.aggregate_table(report.overall)))
-        parts.append(tables.scale_note(report.overall, report.given))
+        parts.append(tables.markdown_text(tables.scale_note(report.overall, report.given)))
     if note := tables.overall_note(report.overall, report.tied):
-        parts.append(note)
+        parts.append(tables.markdown_text(note))
     if (damaged := tables.damaged_table(report.groups)).rows:
         parts += ["Averaged, although files of the run are damaged:", tables.to_markdown(damaged)]
     if report.left_out:
@@ -48,6 +52,9 @@ def write_report(report: Report, folder: Path, page: str | None = None) -> list[
 
     Returns:
         The files, the page first.
+
+    Raises:
+        OSError: the folder cannot be written, or has files of such names that no report wrote.
     """
     # matplotlib and jinja2 take a second to import, which `rlexp-report --watch` should not wait for.
     from rlexp.report.page import draw, learning_curves, render
@@ -64,22 +71,36 @@ def write_report(report: Report, folder: Path, page: str | None = None) -> list[
     if any(comparison.improvements for comparison in report.comparisons):
         files["improvement.csv"] = tables.comparisons_csv(report.comparisons)
     files |= {f"plots/{figure.file}.png": figure.png for figure in figures}
-    _clear(folder)
-    (folder / "plots").mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
-    return [folder / name for name in files]
+    return _replace(folder, files)
 
 
 def write_page(page: str, folder: Path) -> Path:
-    """Write a page alone; an earlier report in the folder is removed."""
-    _clear(folder)
+    """Write a page alone; an earlier report in the folder is removed.
+
+    Raises:
+        OSError: as `write_report`.
+    """
+    (written,) = _replace(folder, {"index.html": page})
+    return written
+
+
+def _replace(folder: Path, files: Mapping[str, str | bytes]) -> list[Path]:
+    """Write a report in place of an earlier one, whose figures may be of other runs; nothing else is lost."""
+    listing, plots = folder / _LIST, folder / "plots"
+    if plots.is_symlink():
+        raise FileExistsError(f"{plots} is a link")
+    earlier = set(files) if all((folder / name).is_file() for name in _ALWAYS) else set()  # before reports had a list
+    if listing.is_file():
+        names = listing.read_text(encoding="utf-8", errors="replace").splitlines()
+        earlier = {name for name in names if re.fullmatch(r"(plots/)?\w[^/\\]*\.(html|md|tex|csv|png)", name)}
+    if taken := [name for name in files if name not in earlier and os.path.lexists(folder / name)]:
+        raise FileExistsError(f"it has a file {taken[0]}, which is of no report: choose a folder of its own")
+    for name in (*earlier, _LIST):
+        (folder / name).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "index.html").write_text(page, encoding="utf-8")
-    return folder / "index.html"
-
-
-def _clear(folder: Path) -> None:
-    """Remove an earlier report: its figures and tables may be of runs that are not in the next."""
-    for stale in [*(folder / "plots").glob("*.png"), *(folder / name for name in _TABLES)]:
-        stale.unlink(missing_ok=True)
+    if any(name.startswith("plots/") for name in files):
+        plots.mkdir(exist_ok=True)
+    listing.write_text("".join(f"{name}\n" for name in files), encoding="utf-8")
+    for name, content in files.items():
+        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return [folder / name for name in files]

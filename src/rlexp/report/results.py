@@ -77,11 +77,20 @@ class Curve:
 
 @dataclass(frozen=True)
 class Improvement:
-    """The probability that a run of X scores higher than one of Y."""
+    """The probability that a run of X scores higher than one of Y.
+
+    Attributes:
+        x: the variant.
+        y: the other.
+        probability: its value and interval, which no other comparison widens.
+        p: of `statistics.permutation_test`, adjusted for all pairs of the comparison (`statistics.holm`), shown or
+            not, since the results decide which are shown.
+    """
 
     x: str
     y: str
     probability: Estimate
+    p: float
 
 
 @dataclass(frozen=True)
@@ -225,12 +234,17 @@ def _comparison(
 ) -> Comparison:
     middle = {variant: float(statistics.interquartile_mean(*sample)) for variant, sample in samples.items()}
     ranked = sorted(samples, key=lambda variant: (-middle[variant], variant))
-    pairs = combinations(ranked, 2) if len(ranked) <= _ALL_PAIRS_UP_TO else ((ranked[0], y) for y in ranked[1:])
+    pairs = list(combinations(ranked, 2))
+    adjusted = statistics.holm([statistics.permutation_test(samples[x], samples[y]) for x, y in pairs])
+    shown = len(pairs) if len(ranked) <= _ALL_PAIRS_UP_TO else len(ranked) - 1
     return Comparison(
         name,
         environments,
         references or {},
         {variant: samples[variant] for variant in ranked},
         {variant: statistics.aggregates(samples[variant]) for variant in ranked} if references else {},
-        tuple(Improvement(x, y, statistics.probability_of_improvement(samples[x], samples[y])) for x, y in pairs),
+        tuple(
+            Improvement(x, y, statistics.probability_of_improvement(samples[x], samples[y]), p)
+            for (x, y), p in list(zip(pairs, adjusted, strict=True))[:shown]
+        ),
     )

@@ -48,7 +48,6 @@ def run_page(run: Run) -> str:
     layout = RunDir(run.path)
     try:
         rows = read_rows(layout.metrics, torn=run.status != COMPLETED) if layout.metrics.exists() else []
-        metadata = read_json(layout.metadata) if layout.metadata.exists() else {}
     except UnreadableError as error:
         raise ReportError(str(error)) from error
     video, left_out = _video(layout.videos)
@@ -69,7 +68,7 @@ def run_page(run: Run) -> str:
         video_left_out=left_out,
         settings=_changed_settings(run.settings),
         commands=_commands(run),
-        origin=_origin(metadata),
+        origin=_origin(layout.metadata),
     )
 
 
@@ -128,8 +127,13 @@ def _changed_settings(settings: Mapping[str, Any]) -> Table:
     )
 
 
-def _origin(metadata: Mapping[str, Any]) -> Table:
-    found = flatten({key: metadata[key] for key in _ORIGIN if key in metadata})
+def _origin(path: Path) -> Table:
+    """Where the run comes from; nothing where its metadata cannot be read."""
+    try:
+        metadata = read_json(path) if path.exists() else {}
+        found = list(flatten({key: metadata[key] for key in _ORIGIN if key in metadata}))
+    except (UnreadableError, ValueError, RecursionError) as error:
+        found = [("metadata.json", f"cannot be read: {error}")]
     return Table(("", ""), tuple((name, _text(value)) for name, value in found), names=2)
 
 

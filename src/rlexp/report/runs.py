@@ -192,7 +192,8 @@ def current(run: Run) -> Run:
     if run.status == NOT_STARTED and own is None:
         return replace(run, status=WAITING) if sweep_alive else run
     if own == "dead" and not sweep_alive:
-        return replace(run, status=KILLED)
+        ended = read_run(run.path)  # once more: it may have ended after its files were read
+        return replace(ended, status=KILLED) if ended.status in (UNFINISHED, NOT_STARTED) else ended
     return replace(run, status=RUNNING) if own or sweep_alive else run
 
 
@@ -310,8 +311,8 @@ def read_rows(path: Path, *, torn: bool) -> list[Mapping[str, Any]]:
             raise UnreadableError(f"{where}: {error}") from error
         if not isinstance(row, dict) or not is_number(row.get("frames")) or not is_number(row.get(METRIC, 0)):
             raise UnreadableError(f"{where}: is no row of numbers with frames and {METRIC}")
-        for key in ("time/fps", "time/collect", "time/update"):
-            if not is_number(row.get(key)):
+        for key in ("time/fps", "time/collect", "time/update", "time/eval"):
+            if not is_number(row.get(key, 0.0 if key == "time/eval" else None)):
                 raise UnreadableError(f"{where}: {key} is no number")
         if row["frames"] <= frames:
             raise UnreadableError(f"{where}: its frames are not more than those of the row before")

@@ -18,11 +18,13 @@ from rlexp.text import csv_cell, printable
 NONE = "\N{EN DASH}"
 AT_LEAST = "\N{GREATER-THAN OR EQUAL TO}"
 
+_SIGNIFICANT = 0.05
+
 NOTE = (
     "IQM is the interquartile mean; brackets are 95% percentile intervals of a stratified bootstrap over seeds, of "
     "each run's final evaluation (eval/return). (n=k) marks fewer than five seeds. best is the mean over seeds of each "
     "run's highest evaluation. Frames and seconds (collection and update) to the threshold are medians over seeds; a "
-    "run that does not reach it counts as infinite."
+    "run that does not reach it counts as infinite. p is of a permutation test, adjusted for all pairs (Holm)."
 )
 
 _LATEX = {
@@ -30,6 +32,10 @@ _LATEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", NONE: "--", AT_LEAST: r"$\geq$",
     "<": r"\textless{}", ">": r"\textgreater{}",
 }  # fmt: skip
+
+
+# Within a word an underscore is one, and a bracket means nothing without what follows it.
+_MARKUP = re.compile(r"[\\`*<|~]|(?<!\w)_|_(?!\w)|!(?=\[)|(?<=\])[(\[:]")
 
 
 @dataclass(frozen=True)
@@ -119,8 +125,8 @@ def improvement_table(comparisons: Sequence[Comparison]) -> Table:
     for comparison in comparisons:
         for pair in comparison.improvements:
             seeds = min(len(scores) for variant in (pair.x, pair.y) for scores in comparison.scores[variant])
-            rows.append((comparison.name, pair.x, pair.y, interval(pair.probability, seeds)))
-    return Table(("environment", "X", "Y", "P(X > Y)"), tuple(rows), names=3)
+            rows.append((comparison.name, pair.x, pair.y, interval(pair.probability, seeds), f"{pair.p:.2g}"))
+    return Table(("environment", "X", "Y", "P(X > Y)", "p"), tuple(rows), names=3)
 
 
 def verdicts(comparisons: Sequence[Comparison]) -> list[str]:
@@ -130,16 +136,15 @@ def verdicts(comparisons: Sequence[Comparison]) -> list[str]:
 
 def _verdict(comparison: Comparison, pair: Improvement) -> str:
     seeds = min(len(scores) for variant in (pair.x, pair.y) for scores in comparison.scores[variant])
-    low, high = pair.probability.low, pair.probability.high
-    if seeds < FEW_SEEDS or low is None or high is None:
+    if seeds < FEW_SEEDS:
         shown = f"fewer than {FEW_SEEDS} seeds are too few to tell"
-    elif low <= 0.5 <= high:
+    elif pair.p > _SIGNIFICANT:
         shown = "these seeds show no difference"
     else:
-        shown = f"{pair.x if low > 0.5 else pair.y} scores higher"
+        shown = f"{pair.x if pair.probability.value > 0.5 else pair.y} scores higher"
     return printable(
         f"{comparison.name}: {shown} (P({pair.x} > {pair.y}) = {interval(pair.probability, seeds)}, "
-        "the probability that a run of the first ends higher than one of the second)."
+        f"the probability that a run of the first ends higher than one of the second; p = {pair.p:.2g})."
     )
 
 
@@ -189,10 +194,15 @@ def settings_table(groups: Sequence[Group]) -> Table:
 
 def to_markdown(table: Table) -> str:
     """A table of GitHub's Markdown, padded so that it also reads well as plain text."""
-    cells = [[cell.replace("|", r"\|") for cell in row] for row in _cells(table)]
+    cells = [[markdown_text(cell) for cell in row] for row in _cells(table)]
     widths, aligned = _aligned(cells, table.names, narrowest=3)
     rule = ["-" * width if i < table.names else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (aligned[0], rule, *aligned[1:]))
+
+
+def markdown_text(text: str) -> str:
+    """Text as Markdown shows it: no markup in it, no HTML, no link or image."""
+    return _MARKUP.sub(r"\\\g<0>", text)
 
 
 def to_text(table: Table) -> list[str]:
@@ -256,6 +266,7 @@ def comparisons_csv(comparisons: Sequence[Comparison]) -> str:
                 "probability": pair.probability.value,
                 "low": pair.probability.low,
                 "high": pair.probability.high,
+                "p": pair.p,
             }
             for comparison in comparisons
             for pair in comparison.improvements

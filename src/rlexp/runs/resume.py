@@ -101,6 +101,10 @@ def open_run(
         path = store.pointed_to(path)
     if not path.is_dir():
         raise ConfigError([Problem("resume", "there is no such folder.", str(path))])
+    if store.is_checkpoint(path) and store.is_superseded(path):
+        message = "was set aside when its run was resumed from an earlier checkpoint, and the run's metrics have gone "
+        message += f"on without it. It can be evaluated; a new run starts from it with warm_start={path}."
+        raise ConfigError([Problem("resume", message, str(path))])
     run = RunDir(path.resolve().parents[1] if store.is_checkpoint(path) else path)
     if not run.started:
         raise CheckpointError(f"{path} is neither a run's folder nor a checkpoint in one. See warm_start for others.")

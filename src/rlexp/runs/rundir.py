@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -123,7 +125,7 @@ class RunDir:
     ) -> None:
         """Save what is needed to run it again: command line, versions, commit, hardware, and ``info``.
 
-        Where the commit has uncommitted changes, they are saved beside it as ``git.diff``.
+        Where the commit has uncommitted changes, they are saved beside it as ``git.diff``, without secrets.
 
         Args:
             config: the resolved config.
@@ -137,11 +139,15 @@ class RunDir:
             "command": redact([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "frames": frames,
             "total_frames": total_frames,
+            "versions": versions(),
         }
         sessions = [*(entry for entry in before if entry["frames"] < frames), session]
         git = _git()
+        (self.path / "git.diff").unlink(missing_ok=True)  # that of an earlier session
         if git is not None and (diff := git.pop("diff")):
-            write_text(self.path / "git.diff", diff)
+            # Without the sign in front, a line is a setting that may be named like a secret.
+            lines = (line[:1] + redact(line[1:]) for line in diff.split("\n"))
+            write_text(self.path / "git.diff", "\n".join(lines))
         values = {
             "command": sessions[0]["command"],
             "started": sessions[0]["started"],
@@ -197,14 +203,28 @@ def _version(package: str) -> str | None:
 
 
 def _git() -> dict[str, Any] | None:
-    """The commit of the code that the user ran in, or None outside a repository."""
+    """The commit of the code that the user ran in, or None outside a repository.
+
+    A repository that came from elsewhere may name programs for git to run: none of them is.
+    """
+    settings = {"core.fsmonitor": "false", "core.hooksPath": os.devnull}
 
     def ask(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
-        return done.stdout
+        given = int(os.environ.get("GIT_CONFIG_COUNT", "0"))
+        environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0", "GIT_CONFIG_COUNT": str(given + len(settings))}
+        for number, (key, value) in enumerate(settings.items(), given):
+            environment |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+        done = subprocess.run(["git", *arguments], env=environment, capture_output=True, check=True, timeout=10)
+        return done.stdout.decode(errors="replace")
 
     try:
-        commit, dirty = ask("rev-parse", "HEAD").strip(), bool(ask("status", "--porcelain"))
-        return {"commit": commit, "dirty": dirty, "diff": ask("diff", "HEAD") if dirty else ""}
-    except (OSError, subprocess.SubprocessError):
+        commit = ask("rev-parse", "HEAD").strip()
+        listed = ask("config", "--list", "--show-scope", "--name-only", "-z").split("\0")
+        for scope, name in zip(listed[::2], listed[1::2], strict=False):
+            if scope in ("local", "worktree") and re.fullmatch(r"filter\..*\.(clean|process)", name, re.DOTALL):
+                settings |= {name: "", f"{name.rpartition('.')[0]}.required": "false"}
+        dirty = bool(ask("status", "--porcelain", "--ignore-submodules=dirty"))
+        diff = ask("diff", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "HEAD") if dirty else ""
+        return {"commit": commit, "dirty": dirty, "diff": diff}
+    except (OSError, ValueError, subprocess.SubprocessError):
         return None

@@ -106,6 +106,11 @@ def is_checkpoint(path: Path) -> bool:
     return bool(named) or (path / MANIFEST).is_file()
 
 
+def is_superseded(path: Path) -> bool:
+    """Whether a checkpoint was set aside when its run was resumed from an earlier one."""
+    return path.name.startswith(_SUPERSEDED)
+
+
 def saved(folder: Path) -> list[Path]:
     """The checkpoints in a run's ``checkpoints``, oldest first, damaged ones included."""
     found = folder.iterdir() if folder.is_dir() else iter(())

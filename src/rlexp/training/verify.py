@@ -140,6 +140,16 @@ def resume_again(
     return iterations
 
 
+def versions_at_the_start(run_dir: Path) -> dict[str, Any]:
+    """Versions of the packages that a run's first iterations were trained with; empty where its files do not say."""
+    try:
+        metadata = json.loads((run_dir / "metadata.json").read_text(encoding="utf-8"))
+        first, *_ = metadata["sessions"]
+        return dict(first.get("versions") or metadata["versions"])  # an earlier version kept those of the last session
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return {}
+
+
 def _trainings(arguments: Mapping[str, tuple[ExperimentConfig, Path, bool]]) -> Workers:
     return Workers(PartOfTraining, arguments, passed_on=(ConfigError,))
 

@@ -1,0 +1,77 @@
+"""``metadata.json`` and ``git.diff``: which code a run was of, without secrets, and running no program of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlexp.runs.rundir import RunDir
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with one committed file, in which the test runs."""
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    git("init", "-q")
+    (folder / "code.py").write_text("one = 1\n")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    return folder
+
+
+def git(*arguments: str) -> None:
+    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments], check=True, capture_output=True)
+
+
+def written(run: RunDir) -> Any:
+    run.path.mkdir(exist_ok=True)
+    run.write_metadata({}, {}, 0, 1)
+    return json.loads(run.metadata.read_text())["git"]
+
+
+def test_changes_are_saved_without_secrets_whatever_their_encoding(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_API_KEY", "abcd1234efgh5678")
+    (repository / "code.py").write_bytes(
+        b'two = 2  # caf\xe9\nkey = "abcd1234efgh5678"\npassword = "hunter22"\nurl = "https://me:hunter22@host/"\n'
+    )
+    run = RunDir(tmp_path / "run")
+    assert written(run)["dirty"]
+    diff = (run.path / "git.diff").read_text()
+    assert "-one = 1\n+two = 2" in diff
+    assert "abcd1234" not in diff
+    assert "hunter22" not in diff
+
+    git("checkout", "-q", "code.py")  # a resume of the clean tree has no changes
+    assert not written(run)["dirty"]
+    assert not (run.path / "git.diff").exists()
+
+
+def test_no_program_that_a_repository_names_is_run(repository: Path, tmp_path: Path) -> None:
+    evidence = tmp_path / "ran"
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\necho $0 >> {evidence}\ncat\n")
+    program.chmod(0o755)
+    (repository / ".gitattributes").write_text("*.py filter=a=b diff=c\n*.txt filter=d\n")
+    (repository / "notes.txt").write_text("one\n")
+    git("add", ".")
+    git("commit", "-q", "-m", "second")
+    for key in ("core.fsmonitor", "filter.a=b.clean", "filter.d.process", "diff.c.textconv", "diff.external"):
+        git("config", key, str(program))
+    git("config", "filter.d.required", "true")
+    (repository / ".git/hooks/post-index-change").symlink_to(program)
+    (repository / "code.py").write_text("two = 2\n")
+    (repository / "notes.txt").write_text("two\n")
+    run = RunDir(tmp_path / "run")
+    assert written(run)["dirty"]
+    assert not evidence.exists(), evidence.read_text()
+    assert "+two = 2" in (run.path / "git.diff").read_text()
+    subprocess.run(["git", "status", "--porcelain"], capture_output=True)
+    assert evidence.exists(), "git itself runs none of them: the test shows nothing"
