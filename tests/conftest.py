@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -17,6 +18,14 @@ from composing import compose_once
 from rlexp import workers
 from rlexp.config import compose
 
+# What is imported stays: a collection, of which collecting the tests has many, would look at all of torch each time.
+gc.disable()
+# No test sees what the disk has when the power fails, and waiting for it is a minute of the suite.
+os.fsync = lambda fd: None
+# Whatever account of W&B's this machine has, no test uses it.
+for _name in [name for name in os.environ if name.startswith("WANDB_")]:
+    del os.environ[_name]
+os.environ["NETRC"] = os.devnull
 # Two workers on two cores: threads would only spin against each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ |= {"RAY_gcs_server_port_wait_time_s": "120"}  # 30 by default, which a busy machine may exceed
@@ -28,6 +37,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Names by which a test module has processes started.
 STARTERS = {"run_command", "start_command", "launch", "complete", "call_command", "launch_ranks"}
+# Fixtures of a module that train: its tests that use one are run by one worker, which then makes it once.
+TRAINED = {"undisturbed", "teachers", "trained", "halves", "ant", "gymnasium_ant"}
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -38,8 +49,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         shares_run = "tiny_run" in item.fixturenames
         if shares_run:
             item.add_marker(pytest.mark.xdist_group("tiny_run"))
+        elif shared := TRAINED & {*item.fixturenames}:
+            of_it = item.callspec.id if hasattr(item, "callspec") and shared & item.callspec.params.keys() else ""
+            item.add_marker(pytest.mark.xdist_group(f"{item.module.__name__} {min(shared)} {of_it}"))
         if (shares_run or STARTERS & vars(item.module).keys()) and not item.get_closest_marker("quick"):
             item.add_marker("slow")
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage again, but not what was imported."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

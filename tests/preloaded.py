@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
 from contextlib import suppress
 
 from commands import without_plots
@@ -24,5 +25,10 @@ for _module in (
         importlib.import_module(_module)
 Plugins.instance()  # Hydra imports all of its plugins
 without_plots()
+os.fsync = lambda fd: None  # as in conftest.py
+for _module in ("study", "confirmation"):
+    vars(importlib.import_module(f"rlexp.search.{_module}"))["POLL"] = (
+        0.05  # seconds; processes of a search wait for each other
+    )
 gc.collect()
 gc.freeze()  # a collection writes to every object, and the forked processes would copy the memory that they share

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import warm
 from commands import alive
 from worker_subject import Subject
 
@@ -155,6 +156,7 @@ def test_a_trainer_whose_workers_cannot_make_their_simulators_leaves_none(
 ) -> None:
     (tmp_path / "brittle.py").write_text(BRITTLE)
     monkeypatch.syspath_prepend(tmp_path)
+    warm.start()  # which is one of them
     before = children()
     config = load_config(
         [
@@ -164,14 +166,15 @@ def test_a_trainer_whose_workers_cannot_make_their_simulators_leaves_none(
     )
     with pytest.raises(ConfigError, match=r"env\.id=brittle:Brittle-v0(.|\n)*cannot be made: no licence"):
         Trainer(config, tmp_path / "run")
-    assert children() == before
+    assert children() <= before
 
 
 def test_an_environment_whose_space_is_refused_leaves_no_process_and_no_simulator() -> None:
+    warm.start()  # which is one of them
     before = children()
     with pytest.raises(ConfigError, match="cannot be made"):
         BatchedGymEnv("Pendulum-v1", num_envs=2, num_workers=2, kwargs={"unknown": 1})
-    assert children() == before
+    assert children() <= before
 
 
 def test_what_only_this_process_knows_is_refused_before_workers_start() -> None:

@@ -58,8 +58,11 @@ def test_option_composes_instantiates_and_learns(path: Path, tmp_path: Path) -> 
     check_targets(experiment)
     values = experiment.to_dict()
     assert read_config(values, trust=[]).to_dict() == values  # what is shipped needs no trust
+    if option(path) == "collector/ray":
+        return  # a cluster takes ten seconds to start: test_multi.py trains with it
     trainer = Trainer.from_config(experiment, tmp_path)
-    assert trainer.update(trainer.collect())
+    if group != "experiment":  # which is made of options that are trained with themselves
+        assert trainer.update(trainer.collect())
     trainer.close()
 
 

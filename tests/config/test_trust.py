@@ -8,11 +8,15 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from commands import TINY
 
+from rlexp import Trainer
 from rlexp.agent import Agent
 from rlexp.cli.evaluate import evaluate
 from rlexp.cli.export import export
@@ -23,6 +27,7 @@ from rlexp.config import ConfigError, Node
 from rlexp.config.spec import locate
 from rlexp.config.trust import ALLOWED
 from rlexp.experiment import load_config, read_config
+from rlexp.runs import checkpoint
 
 MARKER = "executed"
 ELASTIC = "torch.distributed.elastic.multiprocessing.subprocess_handler"
@@ -141,7 +146,9 @@ def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("target", GADGETS)
 def test_no_gadget_is_reached(plain: dict[str, Any], target: str, evil: Path) -> None:
-    for path, value in forms(target, GADGETS[target]):
+    # What is blocked is the target, wherever it stands: two places of ten for each, and each for many targets.
+    first = list(GADGETS).index(target) % 5
+    for path, value in list(forms(target, GADGETS[target]))[first::5]:
         with pytest.raises(ConfigError) as caught:
             read_config(changed(plain, path, value), trust=[])
         named = [problem for problem in caught.value.problems if problem.key.startswith(path)]
@@ -325,10 +332,10 @@ def test_no_command_executes_what_a_run_names(command: str, run_dir: Path, evil:
 
 
 def test_a_warm_start_builds_nothing_of_the_other_run(run_dir: Path, evil: Path) -> None:
-    from rlexp.runs import checkpoint
-
     forge(run_dir, "callbacks.x", {"_target_": "evil.f"})
-    assert checkpoint.load(run_dir).state.frames == 1024
+    with closing(Trainer(load_config([*TINY, f"warm_start={run_dir}", "logger=none"]), evil / "new")) as trainer:
+        saved = checkpoint.load(run_dir).state.actor
+        assert all(torch.equal(value, saved[name]) for name, value in trainer.networks.actor.state_dict().items())
     assert not (evil / MARKER).exists()
 
 

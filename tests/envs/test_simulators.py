@@ -247,7 +247,9 @@ import time
 from contextlib import suppress
 import gymnasium
 import numpy as np
+from rlexp.training import watchdog
 
+watchdog._GRACE = 1  # seconds
 os.environ.setdefault("TRAINING", str(os.getpid()))  # workers inherit it
 
 class Trouble(gymnasium.Env):
@@ -267,7 +269,7 @@ class Trouble(gymnasium.Env):
             raise SystemExit(0)
         here = os.environ["TRAINING"] == str(os.getpid())
         if self.steps == 25 and (self.kind == "stopped" or self.kind == "stopped by a worker" and not here):
-            wake = subprocess.Popen(["sh", "-c", f"sleep 5; kill -CONT {os.environ['TRAINING']}"])
+            wake = subprocess.Popen(["sh", "-c", f"sleep 3; kill -CONT {os.environ['TRAINING']}"])
             os.kill(int(os.environ["TRAINING"]), signal.SIGSTOP)
             wake.wait()
             time.sleep(1 if here else 0)  # until the watchdog has looked
@@ -304,7 +306,7 @@ def test_exit_code_status_and_message_agree(kind: str, code: int, status: str, r
         *("env=gym", "env.id=trouble:Trouble-v0", f"env.kwargs.kind={kind}", "env.num_envs=2", "total_frames=40"),
         f"env.num_workers={1 + (kind == 'stopped by a worker')}",
         *("env.init_random_steps=20", "logger=none", "threads=1", "device=cpu"),
-        f"collector.timeout={3 if kind.startswith('stopped') else 2}",
+        "collector.timeout=2",
         *("collector.frames_per_batch=40", "minibatch_size=20", "num_epochs=1", "evaluation.episodes=1"),
         "hydra.run.dir=run",
         cwd=tmp_path,

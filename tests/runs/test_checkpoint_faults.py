@@ -90,16 +90,18 @@ def test_with_none_whole_nothing_starts(tiny_run: Path, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     run_dir = tmp_path / "run"
     shutil.copytree(tiny_run, run_dir)
-    before = (run_dir / "metrics.jsonl").read_bytes()
     for path in store.saved(run_dir / "checkpoints"):
         (path / TENSORS).write_bytes(b"")
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file() and path.name != ".lock"}
     with pytest.raises(CheckpointError, match="has no checkpoint that is whole") as refused:
         train([f"resume={run_dir}", "total_frames=2048"])
     assert all(path.name in str(refused.value) for path in store.saved(run_dir / "checkpoints"))
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file() and path.name != ".lock"} == before
     shutil.rmtree(run_dir / "checkpoints")
     with pytest.raises(CheckpointError, match="nor a run with checkpoints"):
         train([*TINY, "hydra.run.dir=run", "resume=auto"])
-    assert (run_dir / "metrics.jsonl").read_bytes() == before
+    assert all(path.read_bytes() == content for path, content in before.items() if path.exists())
+    assert not (run_dir / "checkpoints").exists()
 
 
 def test_a_run_goes_on_from_the_newest_whole_checkpoint(tiny_run: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import logging
@@ -42,9 +43,9 @@ def wait_for(what: Callable[[], object], process: Any) -> None:
 
 
 @contextmanager
-def running(tmp_path: Path) -> Iterator[Any]:
+def running(tmp_path: Path, *overrides: str) -> Iterator[Any]:
     """A long run that has its first row."""
-    process = launch(LONG, tmp_path)
+    process = launch([*LONG, *overrides], tmp_path)
     metrics = tmp_path / "run" / "metrics.jsonl"
     try:
         wait_for(lambda: metrics.exists() and metrics.read_text(), process)
@@ -59,7 +60,7 @@ def running(tmp_path: Path) -> Iterator[Any]:
     [(signal.SIGTERM, 143, "stopped"), (signal.SIGINT, 130, "stopped"), (signal.SIGUSR1, 0, "requeue")],
 )
 def test_a_signal_saves_and_the_run_goes_on(number: signal.Signals, code: int, status: str, tmp_path: Path) -> None:
-    with running(tmp_path) as process:
+    with running(tmp_path, "logger=csv") as process:
         os.kill(process.pid, number)
         process.join(60)
         assert process.exitcode == code
@@ -67,6 +68,9 @@ def test_a_signal_saves_and_the_run_goes_on(number: signal.Signals, code: int, s
     assert json.loads((run_dir / "summary.json").read_text())["status"] == status
     stopped = rows_of(run_dir)
     assert checkpoint.load(run_dir).state.frames == stopped[-1]["frames"]
+    assert "eval/return" not in stopped[-1]
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        assert [float(row["frames"]) for row in csv.DictReader(file)] == [row["frames"] for row in stopped]
     complete(["resume=run", f"total_frames={int(stopped[-1]['frames']) + 256}"], tmp_path)
     assert rows_of(run_dir)[: len(stopped)] == stopped
 
@@ -75,15 +79,32 @@ def test_a_signal_saves_and_the_run_goes_on(number: signal.Signals, code: int, s
 def test_a_second_signal_leaves_at_once(
     second: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with running(tmp_path) as process:
+    with running(tmp_path, "num_epochs=500") as process:  # so that a batch takes seconds
         os.kill(process.pid, signal.SIGSTOP)  # so that it finds both when it goes on
         os.kill(process.pid, signal.SIGTERM)
         os.kill(process.pid, signal.SIGCONT)
         wait_for(lambda: "a second signal stops at once" in (tmp_path / "output.txt").read_text(), process)
         os.kill(process.pid, second)
         process.join(5)
-        assert process.exitcode in (-second, 143)  # 143: it was done with the batch before the second came
+        assert process.exitcode == -second
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "running"
     checkpoint.load(tmp_path / "run")
+
+
+def test_a_signal_in_the_last_batch_leaves_a_complete_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make(tmp_path, "total_frames=512")
+    iterate = trainer.iterate
+
+    def signalled() -> dict[str, float]:
+        if trainer.frames == 256:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return iterate()
+
+    monkeypatch.setattr(trainer, "iterate", signalled)
+    trainer.fit()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["status"], summary["frames"]) == ("completed", 512)
+    assert "eval/return" in rows_of(tmp_path / "run")[-1]
 
 
 def test_a_signal_during_a_save_finishes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,8 +229,12 @@ def test_a_folder_that_cannot_be_written_is_reported_before_training(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(NotADirectoryError):
-        train([*TINY, "hydra.run.dir=file/run", "logger=none"])
+    process = launch([*TINY, "hydra.run.dir=file/run", "logger=none"], tmp_path)
+    process.join(60)
+    assert process.exitcode == 1
+    said = (tmp_path / "output.txt").read_text()
+    assert "rlexp-train: [Errno 20] Not a directory" in said
+    assert "Traceback" not in said
 
 
 class NoLogger(NoLoggerConfig):
@@ -261,12 +286,12 @@ def test_secrets_reach_no_file(tmp_path: Path) -> None:
     )
     secrets = {"SOME_SERVICE_TOKEN": "tok-123456789", "DATABASE_PASSWORD": "correct horse"}
     arguments = ["env=gym", "env.id=secretive:Secretive-v0", "+env.kwargs.api_key=hunter2hunter2", "hydra.run.dir=run"]
-    arguments += [*TINY, "logger.mode=offline", "logger.tags=[tok-123456789]"]
+    arguments += [*TINY, "logger.mode=offline", "logger.tags=[tok-123456789,'https://me:swordfish@host/x']"]
     complete(arguments, tmp_path, PYTHONPATH=str(tmp_path), **secrets)
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert {"metadata.json", "config.yaml", "manifest.json", "train.log"} <= {path.name for path in files}
     for path in files:
-        for secret in ("hunter2hunter2", *secrets.values()):
+        for secret in ("hunter2hunter2", "swordfish", *secrets.values()):
             assert secret.encode() not in path.read_bytes(), (path, secret)
     assert "api_key=<redacted>" in (tmp_path / "run" / "metadata.json").read_text()
     # A resumed run needs it again.

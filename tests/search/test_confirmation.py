@@ -173,6 +173,7 @@ class Pretended:
 
 def test_a_trial_that_fails_on_a_fresh_seed_does_not_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlexp.search.confirmation.Trainer", Pretended)
+    monkeypatch.setattr(Pretended, "full", True)
     study = optuna.create_study(direction="maximize")
     for value, lr in ((1.0, 1e-5), (5.0, 1.0), (3.0, 1e-4), (4.0, 1e-3)):
         study.enqueue_trial({"optim.lr": lr})
@@ -190,7 +191,7 @@ def test_a_trial_that_fails_on_a_fresh_seed_does_not_win(tmp_path: Path, monkeyp
     assert [trial.number for trial in picked] == [1, 3, 2]
     with pytest.raises(OSError, match="no space"):
         confirm(folder, plan, picked, lambda: None)
-    Pretended.full = False
+    monkeypatch.setattr(Pretended, "full", False)
     confirm(folder, plan, picked, lambda: None)  # a full disk is no fault of the trial's
 
     first, second, failed = confirmed(folder, plan, picked)
