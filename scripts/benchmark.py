@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -262,17 +262,23 @@ def main() -> None:
     arguments = parser.parse_args()
 
     results: list[Result] = []
-    for name in arguments.workloads:
-        repeats = max(5, arguments.repeats) if name == "G" else arguments.repeats
-        found = special[name](repeats, arguments.scale) if name in special else compared(name, repeats, arguments.scale)
-        for result in found:
-            print(f"{result.workload:16} {result.system:18} {result.value:12,.1f} {result.unit}", flush=True)
-            results.append(result)
+    try:
+        for name in arguments.workloads:
+            repeats, scale = max(5, arguments.repeats) if name == "G" else arguments.repeats, arguments.scale
+            for result in special[name](repeats, scale) if name in special else compared(name, repeats, scale):
+                print(f"{result.workload:16} {result.system:18} {result.value:12,.1f} {result.unit}", flush=True)
+                results.append(result)
+    finally:  # a system that fails loses nothing that was measured before it
+        write(results, arguments.output)
+
+
+def write(results: Sequence[Result], output: Path) -> None:
+    """Write what was measured, and print the table."""
     machine = {"cores": cores(), "machine": platform.machine(), "python": platform.python_version()}
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
     record = {"machine": machine, "load": os.getloadavg(), "runs": [asdict(result) for result in results]}
-    arguments.output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    arguments.output.with_suffix(".md").write_text(table(results) + "\n")
+    output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    output.with_suffix(".md").write_text(table(results) + "\n")
     print(table(results))
 
 

@@ -137,17 +137,18 @@ def test_black_hole(tmp_path: Path) -> None:
 
 def test_server_dies_in_mid_run(tmp_path: Path) -> None:
     with serving() as server:
-        threading.Thread(target=_die_after_first_row, args=(server,), daemon=True).start()
+        threading.Thread(target=_die_after_first_row, args=(server, tmp_path / "run"), daemon=True).start()
         start = time.monotonic()
         complete([*ONLINE, "total_frames=1024"], tmp_path, **environment(server.server_port, tmp_path))
     assert server.runs
     assert time.monotonic() - start < 60
     check(tmp_path, "wandb sync")
+    assert "logging offline" not in (tmp_path / "run" / "train.log").read_text(), "it began online"
 
 
-def _die_after_first_row(server: Server) -> None:
-    while not server.runs:
-        time.sleep(0.01)
+def _die_after_first_row(server: Server, run: Path) -> None:
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+        time.sleep(0.001)
     server.socket.close()
     server.shutdown()
 
