@@ -221,7 +221,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def table(results: list[Result]) -> str:
+def table(results: Sequence[Result]) -> str:
     """Markdown: the ratio of the first system of each workload to every other, then medians and spreads."""
     lines = ["| workload | system | first / this | median | spread (min to max) | unit | runs |", "| --- " * 7 + "|"]
     groups: dict[str, dict[str, list[Result]]] = {}

@@ -90,7 +90,7 @@ def results_table(results: Sequence[Result]) -> Table:
         )
         for result in results
     )
-    return Table(("group", "seeds", "IQM", "mean", "median", "best", *to_threshold, "frames/s"), rows)
+    return Table(("configuration", "seeds", "IQM", "mean", "median", "best", *to_threshold, "frames/s"), rows)
 
 
 def _reached(result: Result) -> tuple[str, str, str]:
@@ -106,7 +106,7 @@ def aggregate_table(comparison: Comparison) -> Table:
         seeds = min(len(scores) for scores in comparison.scores[variant])
         cells = (interval(estimate, seeds) for estimate in estimates.values())
         rows.append((variant or "all runs", str(seeds), *cells))
-    return Table(("variant", "seeds", *AGGREGATES), tuple(rows))
+    return Table(("configuration", "seeds", *AGGREGATES), tuple(rows))
 
 
 def scale_note(overall: Comparison, given: bool) -> str:
@@ -154,7 +154,7 @@ def left_out_table(groups: Sequence[Group], unread: Sequence[Run]) -> Table:
     rows = tuple(
         (name, _seed(run), run.status, f"{run.trained:,}", _reason(run) or NONE, str(run.path)) for name, run in members
     )
-    return Table(("group", "seed", "status", "frames", "problem", "folder"), rows, names=6)
+    return Table(("configuration", "seed", "status", "frames", "problem", "folder"), rows, names=6)
 
 
 def damaged_table(groups: Sequence[Group]) -> Table:
@@ -162,7 +162,7 @@ def damaged_table(groups: Sequence[Group]) -> Table:
     rows = tuple(
         (group.name, _seed(run), run.damage, str(run.path)) for group in groups for run in group.runs if run.damage
     )
-    return Table(("group", "seed", "damage", "folder"), rows, names=4)
+    return Table(("configuration", "seed", "damage", "folder"), rows, names=4)
 
 
 def overall_note(overall: Comparison | None, tied: Sequence[str]) -> str:
@@ -182,14 +182,14 @@ def counted_table(groups: Sequence[Group]) -> Table:
         for group in groups
         for run in group.runs
     )
-    return Table(("group", "seed", "final", "best", "frames", "frames/s", "folder"), rows)
+    return Table(("configuration", "seed", "final", "best", "frames", "frames/s", "folder"), rows)
 
 
 def settings_table(groups: Sequence[Group]) -> Table:
     """The settings that are not the same in all groups, one row per group."""
     keys = sorted(set().union(*(group.differing for group in groups)))
     rows = tuple((group.name, *(group.differing[key] for key in keys)) for group in groups)
-    return Table(("group", *keys), rows, names=len(keys) + 1)
+    return Table(("configuration", *keys), rows, names=len(keys) + 1)
 
 
 def to_markdown(table: Table) -> str:

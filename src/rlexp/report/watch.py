@@ -113,7 +113,7 @@ def table(runs: Iterable[Run], relative_to: Sequence[Path]) -> list[str]:
         "frames/s",
         "eval/return",
         "so far".ljust(_CURVE),
-        "group".ljust(width),
+        "configuration".ljust(width),
     )
     return to_text(Table(columns, rows)) if rows else ["no run yet"]
 
