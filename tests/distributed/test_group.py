@@ -74,7 +74,7 @@ def test_two_learners_are_one_in_two_processes(name: str, tmp_path: Path) -> Non
 
 
 def check_equal(one: Any, other: Any) -> None:
-    """Equal to the bit."""
+    """Equal bit for bit."""
     assert pack(one)[0] == pack(other)[0]
     assert to_bytes(pack(one)[1]) == to_bytes(pack(other)[1])
 

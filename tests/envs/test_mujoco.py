@@ -1,4 +1,4 @@
-"""The batched MuJoCo tasks against Gymnasium's own environments, to the bit."""
+"""The batched MuJoCo tasks against Gymnasium's own environments, bit for bit."""
 
 from __future__ import annotations
 

@@ -212,7 +212,7 @@ def test_a_simulator_that_cannot_be_saved_begins_new_episodes(tmp_path: Path, ca
     assert manifest["inexact"] == [reason, f"in evaluation, {reason}"]
     start = resumed(tmp_path / "run", "total_frames=1024")
     trainer = Trainer(start.config, start.run, start.checkpoint)
-    assert "not to the bit: Opaque.engine" in caplog.text
+    assert "not bit for bit: Opaque.engine" in caplog.text
     assert "Every episode begins afresh" in caplog.text
     for name, value in trainer.networks.actor.state_dict().items():
         assert torch.equal(value, saved.state.actor[name])

@@ -1,4 +1,4 @@
-"""A run that is killed and resumed is the run that was never killed, to the bit; each thing saved is needed for it."""
+"""A run that is killed and resumed is the run that was never killed, bit for bit; each thing saved is needed for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The running average of the actor's weights: its formula, where it acts, and that it resumes to the bit."""
+"""The running average of the actor's weights: its formula, where it acts, and that it resumes bit for bit."""
 
 from __future__ import annotations
 

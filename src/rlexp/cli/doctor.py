@@ -31,9 +31,9 @@ rlexp-doctor: what this machine offers to an experiment, and what is missing.
 
 usage: rlexp-doctor [group=option ...] [key=value ...]
 
-The arguments are those of rlexp-train; without any, the default experiment is examined. Shown are versions, the device,
-whether MuJoCo renders, whether W&B is logged in, the space on the disk, what the experiment lacks, whose environment is
-built and closed again, and each extra of the package with what it adds. Nothing is trained, and no network is used.
+Takes the arguments of rlexp-train; without any, it examines the default experiment. Shows versions, the device, whether
+MuJoCo can render, whether W&B is logged in, the free disk space, what the experiment lacks (its environment is built
+and closed again), and what each extra adds. Trains nothing, and needs no internet connection.
 
 Exit code 0: the experiment can run here. 1: it cannot; lines that begin with FAIL say why, with the remedy.
 2: the arguments are wrong.

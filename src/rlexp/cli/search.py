@@ -21,7 +21,7 @@ from rlexp.search import read_search
 from rlexp.search.folder import SearchDir, SearchPlan
 
 _HELP = """\
-rlexp-search: search for settings, scored over several seeds, and over several tasks.
+rlexp-search: hyperparameter search, scored over several seeds and, if you like, several tasks.
 
 usage: rlexp-search [search=ppo] [search.key=value ...] [group=option ...] [key=value ...] [dir=DIR]
        rlexp-search resume=DIR [search.trials=N] [search.workers=N]

@@ -25,8 +25,8 @@ usage: rlexp-sweep status DIR
 
   DIR   the folder of a sweep, as rlexp-train --multirun prints it
 
-Prints how many jobs have which status, how far those are that have begun, why jobs failed, and how long it would take
-to finish at the speed of the jobs that are complete. Reads files alone. To finish: rlexp-train -m sweep.resume=DIR
+Prints the number of jobs with each status, the progress of those that have started, why jobs failed, and the time left
+at the speed of the completed jobs. Only reads files. To run the remaining jobs: rlexp-train -m sweep.resume=DIR
 """
 _GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 

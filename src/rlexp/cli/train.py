@@ -50,7 +50,7 @@ examples:
   rlexp-train experiment=tutorial
   rlexp-train --multirun env=hopper,half_cheetah seed=0,1,2,3,4 launcher=joblib
   rlexp-train --multirun sweep.resume=SWEEP_DIR         keep completed jobs, resume interrupted ones, run the others
-  rlexp-train resume=RUN_DIR                            resume, to the bit, in the same folder
+  rlexp-train resume=RUN_DIR                            resume, bit for bit, in the same folder
   rlexp-train resume=RUN_DIR total_frames=500_000       extend; schedules cover the new total
   rlexp-train resume=wandb:ENTITY/PROJECT/RUN           resume from the newest checkpoint that a run has uploaded
   rlexp-train hydra.run.dir=my_run resume=auto          start, resume, or return at once if it is complete

@@ -32,7 +32,7 @@ class ProcessGroup(Group):
     """Several learners, one process each: gloo between CPUs, and NCCL between CUDA devices.
 
     Results do not depend on which process is fast: gathered rows and moments are in the order of ranks, and a reduction
-    gives every rank the same numbers to the bit.
+    gives every rank the same numbers bit for bit.
 
     Args:
         store: the key-value store that all processes reach.

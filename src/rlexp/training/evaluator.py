@@ -161,7 +161,7 @@ class Evaluator:
             try:
                 load_episodes_state(self.env, state["simulators"])
             except StateUnavailableError as error:
-                log.warning("Resuming, but not to the bit: %s.", error)
+                log.warning("Resuming, but not bit for bit: %s.", error)
 
     def close(self) -> None:
         """Close the environment."""

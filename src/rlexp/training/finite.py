@@ -30,7 +30,7 @@ def check_statistics(env: TransformedEnv, frames: int) -> None:
         if not norm.loc.isfinite().all() or norm.scale.isnan().any():
             raise TrainingError(f"observation is not finite (NaN or infinity) at {frames:,} frames.")
         if beyond_statistics(norm):
-            reason = "a number that stands for no reading hides all others from the statistics"
+            reason = "a placeholder for a missing reading would dominate the statistics"
             raise TrainingError(f"observation is beyond 1e30 on average at {frames:,} frames: {reason}.")
 
 

@@ -96,9 +96,9 @@ def load_state(trainer: Restorable, state: TrainState) -> None:
     for name, callback in trainer.callbacks.items():
         callback.load_state(state.callbacks.get(name, {}))
     for reason in state.inexact:
-        log.warning("Resuming, but not to the bit: %s.", reason)
+        log.warning("Resuming, but not bit for bit: %s.", reason)
     if state.unverified and not state.inexact:
-        log.info("Whether code of your own resumes to the bit is not known; rlexp-verify RUN_DIR resume=true tries it.")
+        log.info("Whether your own code resumes bit for bit is not known; rlexp-verify RUN_DIR resume=true tries it.")
     _load_episodes(trainer, state)
     rng = trainer.group.own(state.rng)
     trainer.group.load_stream(rng)
@@ -145,7 +145,7 @@ def _load_episodes(trainer: Restorable, state: TrainState) -> None:
         try:
             _load_episodes_state(trainer, simulators)
         except StateUnavailableError as error:
-            log.warning("Resuming, but not to the bit: %s.", error)
+            log.warning("Resuming, but not bit for bit: %s.", error)
         else:
             trainer.collector.load_state_dict(trainer.group.own(state.collector))
             return

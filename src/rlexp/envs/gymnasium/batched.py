@@ -32,7 +32,7 @@ from rlexp.workers import Worker, Workers
 class BatchedGymEnv(ArrayEnv):
     """``num_envs`` copies of a Gymnasium environment with batch size ``[num_envs]``.
 
-    Transitions equal plain Gymnasium's to the bit: the observation that ends an episode is the terminal one, the reset
+    Transitions equal plain Gymnasium's bit for bit: the observation that ends an episode is the terminal one, the reset
     that follows (of the finished simulators alone) shows the next one's first, and truncation is no termination.
 
     Args:

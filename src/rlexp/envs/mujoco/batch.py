@@ -22,7 +22,7 @@ _NO_STAGE = mujoco.mjtStage.mjSTAGE_NONE.value
 class BatchedMujoco(ArrayEnv):
     """``num_envs`` simulations of a task with batch size ``[num_envs]``, stepped by ``mujoco.batch``.
 
-    Transitions equal those of the same task's Gymnasium environments to the bit, whatever the number of threads. An
+    Transitions equal those of the same task's Gymnasium environments bit for bit, whatever the number of threads. An
     observation that ends an episode is the terminal one, and truncation is distinct from termination.
 
     Args:

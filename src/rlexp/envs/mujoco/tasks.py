@@ -1,4 +1,4 @@
-"""Gymnasium's MuJoCo tasks of version 5, equal to it to the bit (``gymnasium/envs/mujoco/*_v5.py``)."""
+"""Gymnasium's MuJoCo tasks of version 5, equal to it bit for bit (``gymnasium/envs/mujoco/*_v5.py``)."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ class PPOLearner:
             "optim.schedule": config.optim.schedule == "kl_adaptive",
             "loss": isinstance(config.loss, KLPenaltyPPOConfig),
         }
-        message = "goes by the KL before each step of an update, and the only one starts from 0: give more num_epochs."
+        message = "uses the KL before each gradient step, which is 0 if there is only one: increase num_epochs."
         if problems := [Problem(key, message) for key, on in by_kl.items() if on]:
             raise ConfigError(problems)
 
