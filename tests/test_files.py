@@ -14,6 +14,7 @@ from rlexp.cli import train
 from rlexp.files import alone, locks_are_local, read_shared
 from rlexp.runs.rundir import RunDir
 from rlexp.sweeps import run_jobs
+from rlexp.sweeps.folder import DamagedSummaryError, read_summary
 
 NO_LOCKS = [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP]
 
@@ -87,14 +88,45 @@ def test_locks_that_hold_on_one_machine_alone_are_announced(
 def test_a_file_that_another_machine_replaces_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "summary.json").write_text("new")
     answers = [OSError(errno.ESTALE, os.strerror(errno.ESTALE))]
-    read = Path.read_text
+    read = files.read_regular
 
-    def read_text(path: Path, encoding: str) -> str:
+    def read_regular(path: Path, limit: int) -> bytes:
         if answers:
             raise answers.pop()
-        return read(path, encoding=encoding)
+        return read(path, limit)
 
-    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(files, "read_regular", read_regular)
     assert read_shared(tmp_path / "summary.json") == "new"
     with pytest.raises(FileNotFoundError):
         read_shared(tmp_path / "none")
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    """Whoever made the folder may have laid a link in it, to any file of the user's."""
+    theirs = tmp_path / "theirs"
+    theirs.write_text("precious")
+    (tmp_path / "run").mkdir()
+    for name in (".lock", ".index.lock", ".config.yaml.tmp"):
+        (tmp_path / "run" / name).symlink_to(theirs)
+    run = RunDir(tmp_path / "run")
+    with pytest.raises(OSError, match="is a link"):
+        run.lock()
+    with pytest.raises(OSError, match="is a link"), alone(tmp_path / "run" / ".index.lock"):
+        pass
+    with pytest.raises(OSError, match="is a link"):
+        run.write_config({"seed": 0})
+    os.mkfifo(tmp_path / "run" / ".alone.lock")
+    with pytest.raises(OSError, match="no regular file"), alone(tmp_path / "run" / ".alone.lock"):
+        pass
+    assert theirs.read_text() == "precious"
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"status": ', "{}", '{"status": "completed", "final": {}}', None])
+def test_a_damaged_summary_is_named(content: str | None, tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    if content is None:
+        os.mkfifo(run.summary)
+    else:
+        run.summary.write_text(content)
+    with pytest.raises(DamagedSummaryError, match=str(run.summary)):
+        read_summary(run)

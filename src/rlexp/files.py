@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+_LONGEST_SHARED = 2**24  # bytes
 _MOUNTS = Path("/proc/self/mounts")
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 # Options in the table of mounts: the first two are NFS's (nolock is shown as the first), the third is Lustre's.
@@ -36,7 +37,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file that is on disk before this returns."""
-    with path.open("wb") as file:
+    with open(path, "wb", opener=_own) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -69,10 +70,33 @@ def read_regular(path: Path, limit: int) -> bytes:
         return file.read(found.st_size + 1)
 
 
+def open_lock(path: Path) -> IO[str]:
+    """A lock file for reading and writing, made where there is none.
+
+    Raises:
+        OSError: it cannot be opened, or is a link or no regular file: what is written would go elsewhere.
+    """
+    return open(path, "r+", encoding="utf-8", opener=lambda name, flags: _own(name, flags | os.O_CREAT))
+
+
+def _own(path: str, flags: int) -> int:
+    """As ``os.open``, of a regular file that is in its folder."""
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(f"{path} is a link, and what is written would go elsewhere: remove it") from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"{path} is no regular file")
+    return descriptor
+
+
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
     """Wait for every other process that is within this, for the same lock file, and keep them out."""
-    with path.open("w") as file:
+    with open_lock(path) as file:
         lock(file, wait=True)
         yield
 
@@ -111,10 +135,15 @@ def locks_are_local(path: Path) -> bool:
 
 
 def read_shared(path: Path) -> str:
-    """The text of a file that a process of another machine may be replacing."""
+    """The text of a file that a process of another machine may be replacing.
+
+    Raises:
+        OSError, ValueError: as `read_regular`, and where it is no text.
+    """
     try:
-        return path.read_text(encoding="utf-8")
+        return read_regular(path, _LONGEST_SHARED).decode()
     except OSError as error:
         if error.errno != errno.ESTALE:
             raise
-        return path.read_text(encoding="utf-8")  # NFS: the file that was opened is gone, and the new one is there
+        # NFS: the file that was opened is gone, and the new one is there.
+        return read_regular(path, _LONGEST_SHARED).decode()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from types import SimpleNamespace
+from typing import Any, Literal, cast
 
 import choosing  # noqa: F401 - registers Choosing-v0
 import gymnasium
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from torchrl.data import Bounded, TensorSpec, Unbounded
 
 from rlexp import Trainer, load_config, load_policy
 from rlexp.agent import Agent
@@ -142,6 +144,23 @@ def test_every_form_of_action_is_exported_in_its_own_space_and_by_its_masks(
             loaded(*inputs, np.ones((len(expected), 4), bool))
 
 
+@pytest.mark.parametrize(
+    ("space", "expected", "off", "told"),
+    [
+        (Bounded(-1, 1, (1,)), 0.5, 1e-3, True),
+        (Bounded(-1, 1, (1,)), 0.5, 1e-6, False),
+        (Bounded(-3e38, 3e38, (1,)), 0.5, 1e-3, True),  # bounds that are none
+        (Unbounded((1,)), 1e4, 1e-2, False),  # what float32 rounds at that size
+        (Unbounded((1,)), 1e4, 1.0, True),
+    ],
+)
+def test_actions_differ_by_more_than_rounding(space: TensorSpec, expected: float, off: float, told: bool) -> None:
+    agent = SimpleNamespace(env=SimpleNamespace(base_env=SimpleNamespace(action_spec_unbatched=space)))
+    actions = torch.full((3, 1), expected)
+    found = Agent.unlike(cast("Agent", agent), actions.double() + off, actions)
+    assert (found is not None) is told
+
+
 def test_a_mask_is_read_beside_the_entries_that_the_actor_reads(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     overrides = [*CHOOSING, "env.kwargs={observation: dict, mask: entry, ends: 0}", "policy=categorical"]
@@ -156,6 +175,7 @@ def test_a_mask_is_read_beside_the_entries_that_the_actor_reads(tmp_path: Path) 
         position, mask = np.stack([entries["position"] for entries in seen]), np.stack(masks).astype(bool)
         exported = session.run(["action"], {"position": position, "action_mask": mask})[0]
         np.testing.assert_array_equal(loaded({"position": position}, mask), expected)
+        assert isinstance(loaded({"position": torch.from_numpy(position)}, mask), torch.Tensor)
         np.testing.assert_array_equal(exported, expected)
 
 

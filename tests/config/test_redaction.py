@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlexp.config import ConfigError
-from rlexp.config.redaction import REDACTED, redact, with_secrets
+from rlexp.config.redaction import REDACTED, RedactingFormatter, redact, with_secrets
 from rlexp.experiment import load_config, read_config
 
 NAMES = ["api_key", "token", "end_token", "password", "secret", "credentials", "auth_token", "private_key"]
@@ -66,3 +67,8 @@ def test_a_hidden_value_that_builds_something_must_be_given() -> None:
 def test_a_hidden_tag_of_a_logger_keeps_nothing_from_being_evaluated() -> None:
     values = {"logger": {"tags": [REDACTED]}, "env": {}}
     assert with_secrets(values, {}) == (values, [])
+
+
+def test_a_line_of_the_log_holds_nothing_that_a_terminal_obeys() -> None:
+    record = logging.LogRecord("x", logging.WARNING, "x", 1, "of a stranger: %s\n\tmore", ("\x1b]0;owned\x07",), None)
+    assert RedactingFormatter("%(message)s").format(record) == "of a stranger: \\x1b]0;owned\\x07\n\tmore"

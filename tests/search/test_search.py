@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import subprocess
 import sys
 import threading
@@ -18,6 +19,9 @@ import optuna
 import pytest
 import yaml
 from commands import TINY, launch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -26,8 +30,8 @@ from rlexp import load_config
 from rlexp.cli.search import search
 from rlexp.config import ConfigError, option_text
 from rlexp.report import load_runs
-from rlexp.search.config import SearchConfig
-from rlexp.search.folder import SearchDir
+from rlexp.search.config import CandidatesConfig, SearchConfig, TaskConfig
+from rlexp.search.folder import SearchDir, SearchPlan, overrides_of
 from rlexp.search.study import JournalLock, open_study
 
 SMALL = [
@@ -52,6 +56,7 @@ def option(cwd: Path, space: dict[str, Any]) -> list[str]:
 
 
 SETTINGS = cast("SearchConfig", SimpleNamespace(prune=False))  # all that a study needs
+TEXT = st.characters(codec="utf-8", exclude_categories=["C"])
 RESUME = ["--config-dir", "conf", "resume=found"]
 
 
@@ -164,7 +169,9 @@ def test_results_are_never_older_than_what_another_process_wrote_meanwhile(tmp_p
         return trials
 
     one, two = ends(1.0), ends(2.0)
-    other = threading.Thread(target=folder.write_results, args=(SimpleNamespace(trials=two, best_trial=two[1]),))
+    plan = SearchPlan([], cast("SearchConfig", SimpleNamespace(confirm=0)), None)
+    study = SimpleNamespace(trials=two, best_trial=two[1])
+    other = threading.Thread(target=folder.write_results, args=(study, plan))
 
     class Slow:
         best_trial = one[0]
@@ -176,7 +183,7 @@ def test_results_are_never_older_than_what_another_process_wrote_meanwhile(tmp_p
                 other.join(0.2)
             return one
 
-    folder.write_results(cast("optuna.Study", Slow()))
+    folder.write_results(cast("optuna.Study", Slow()), plan)
     other.join()
     assert [row["score"] for row in csv.DictReader(folder.trials.open())] == ["1.0", "2.0"]
     assert "Trial 1 of a search" in folder.best.read_text()
@@ -229,6 +236,79 @@ def test_a_trial_that_fails_is_reported_and_the_others_run(tmp_path: Path) -> No
     assert rows["0.001"]["state"] == "completed"
     assert (rows["1e+30"]["state"], rows["1e+30"]["score"]) == ("failed", "")
     assert "TrainingError" in rows["1e+30"]["error"]
+
+
+def test_a_value_that_no_constructor_takes_fails_its_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each trial is ended, so that a resume does not meet it again; and no secret of its error is written."""
+    monkeypatch.setenv("MY_API_KEY", "s3cr3tvalue-1234567")
+    monkeypatch.chdir(tmp_path)
+    space = {"env.kwargs.s3cr3tvalue-1234567": {"choices": [1, 2]}}
+    arguments = [*option(tmp_path, space), "env=pendulum", "search.seeds=1"]
+    with pytest.raises(ConfigError, match="unexpected keyword argument"):
+        search(arguments)
+    assert [trial.state for trial in study_of(tmp_path / "found").trials] == [TrialState.FAIL] * 3
+    errors = [row["error"] for row in csv.DictReader((tmp_path / "found" / "trials.csv").open())]
+    assert all("ConfigError" in error and "s3cr3tvalue" not in error for error in errors)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(-1e9, 1e9) | st.text(TEXT),
+        lambda below: (
+            st.lists(below, max_size=3) | st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), below)
+        ),
+        max_leaves=5,
+    )
+)
+def test_any_value_is_the_same_on_the_command_line(value: Any) -> None:
+    stored = CandidatesConfig(choices=[value]).stored[0]
+    assume(not isinstance(value, str) or not value.startswith(("[", "{")))  # those are lists and mappings in a study
+    (override,) = overrides_of({"key": stored})
+    assert OverridesParser.create().parse_override(override).value() == value
+
+
+def test_a_preset_stands_on_the_one_that_was_searched(tmp_path: Path) -> None:
+    scores = optuna.create_study(direction="maximize")
+    trial = scores.ask()
+    trial.suggest_categorical("policy.num_cells", ["[8, 8]"])
+    scores.tell(trial, 1.0)
+    settings = SimpleNamespace(confirm=0, first_seed=100, scored_on={"": TaskConfig(overrides=[])})
+    plan = SearchPlan(["experiment=hopper", "optim.lr=1e-3"], cast("SearchConfig", settings), None)
+    folder = SearchDir(tmp_path)
+    folder.write_results(scores, plan)
+    _, (command,) = folder.commands(plan, scores.best_trial)
+    name, flag, conf, *overrides = shlex.split(command)
+    assert (name, flag) == ("rlexp-train", "--config-dir")
+    preset = load_config(overrides, conf).to_dict()
+    assert preset == load_config(["experiment=hopper", "optim.lr=1e-3", "policy.num_cells=[8,8]"]).to_dict()
+
+
+def test_a_study_with_other_settings_than_the_searchs_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = {"trials": 1, "seeds": 1, "startup": 1, "prune": False, "warmup": 0.1, "seed": 0, "confirm": 1}
+    values = {"overrides": ["env=pendulum"], "config_dir": None, "search": settings | {"space": FOUR}}
+    Path("found").mkdir()
+    Path("found/search.yaml").write_text(yaml.safe_dump(values))
+    marker = tmp_path / "executed"
+    for key, value in (("callbacks.evil", f"{{_target_: os.mkdir, path: {marker}}}"), ("optim.lr", "1,2"), ("seed", 1)):
+        Path("found/study.log").unlink(missing_ok=True)
+        storage = JournalStorage(JournalFileBackend("found/study.log"))
+        study = optuna.create_study(storage=storage, study_name="search", direction="maximize")
+        trial = study.ask()
+        trial.suggest_categorical(key, [value])
+        study.tell(trial, 1e6)
+        with pytest.raises(ConfigError, match="none of the search's"):
+            search(["resume=found"])
+        assert not marker.exists()
+        assert not Path("found/conf").exists()
+    Path("found/study.log").rename("elsewhere")
+    Path("found/study.log").symlink_to(tmp_path / "elsewhere")
+    before = Path("elsewhere").read_bytes()
+    with pytest.raises(ConfigError, match="is a link"):
+        search(["resume=found"])
+    assert Path("elsewhere").read_bytes() == before
 
 
 def test_settings_that_do_not_go_together_fail_their_trial_alone(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from rlexp.runs import checkpoint
 from rlexp.runs.checkpoint import Checkpoint
 from rlexp.runs.errors import CheckpointError
 
+_BOUNDLESS = 1e6
 ROUNDING = 1e-5  # share of an action's range: float32 sums in another order
 
 
@@ -184,6 +185,11 @@ class Agent:
         bounds = (spec.space.low, spec.space.high) if isinstance(spec, Bounded) else (-0.5, 0.5)
         span = torch.as_tensor(bounds[1]).double() - torch.as_tensor(bounds[0]).double()
         span = torch.where(span > 0, span, 1.0)  # 0 of an action that is locked
+        # Without bounds, or within bounds that are none in practice, rounding is relative to the action itself.
+        size = expected.double().abs().clamp_min(1.0)
+        span = torch.where(
+            (span > _BOUNDLESS) | (not isinstance(spec, Bounded)), size, span.reshape(-1).expand_as(size)
+        )
         largest = ((actions.double() - expected.double()) / span).abs().max().item()
         if largest <= ROUNDING:  # false for NaN
             return None

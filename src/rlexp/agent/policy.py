@@ -132,9 +132,8 @@ class Policy(nn.Module):
         """
         given, mask = self._entries(observation), cast("Any", action_mask)
         arrays = all(isinstance(entry, np.ndarray) for entry in given.values())
-        if arrays:
-            given = {key: torch.from_numpy(entry) for key, entry in given.items()}
-            mask = None if mask is None else torch.as_tensor(mask)
+        given = {key: torch.as_tensor(entry) for key, entry in given.items()}
+        mask = None if mask is None else torch.as_tensor(mask)
         action, state = self._step(given, self._recurrent_state, mask)
         if self.recurrent:
             self._recurrent_state = state

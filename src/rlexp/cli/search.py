@@ -19,6 +19,7 @@ from rlexp.config.redaction import redact
 from rlexp.experiment import check_config, trust_argument
 from rlexp.search import read_search
 from rlexp.search.folder import SearchDir, SearchPlan
+from rlexp.text import printable
 
 _HELP = """\
 rlexp-search: hyperparameter search, scored over several seeds and, if you like, several tasks.
@@ -82,15 +83,16 @@ def search(arguments: list[str]) -> int:
         missing = "none of the best trials could be confirmed" if found.confirmed else "no trial was completed"
         print(f"rlexp-search: {missing}; see {folder.trials}", file=sys.stderr)
         return Exit.FAILED
-    fresh, preset = folder.commands(plan, found.winner)
-    print(f"{len(found.study.trials)} trials: {folder.trials}")
+    fresh, presets = folder.commands(plan, found.winner)
+    print(printable(f"{len(found.study.trials)} trials: {folder.trials}"))
     print(f"Winner: trial {found.winner.number}, with a score of {number(found.winner.value)} in its trial", end="")
     if found.confirmed and found.confirmed[0].score is not None:
         print(f" and {interval(found.confirmed[0].score, plan.settings.confirm_seeds)} on fresh seeds", end="")
-    print(f". How it was found: {folder.protocol}")
-    print(f"As a preset: {preset}")
+    print(printable(f". How it was found: {folder.protocol}"))
+    print(printable(f"As a preset: {presets[0]}" if len(presets) == 1 else "As a preset:"))
+    print("\n".join(f"  {printable(command)}" for command in presets[1:] and presets), end="\n" * (len(presets) > 1))
     print("The best of several scores is biased upwards; an unbiased estimate, with further seeds:")
-    print("\n".join(f"  {command}" for command in fresh))
+    print("\n".join(f"  {printable(command)}" for command in fresh))
     return Exit.DONE
 
 

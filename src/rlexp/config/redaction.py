@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rlexp.config.problems import Problem
+from rlexp.text import printable
 
 REDACTED = "<redacted>"
 
@@ -119,5 +120,5 @@ class RedactingFormatter(logging.Formatter):
     """Formats a message, traceback and all, without secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line as it may be seen."""
-        return str(_redact(super().format(record), sorted(_known(), key=len, reverse=True)))
+        """The line as it may be seen, and with nothing that a terminal obeys."""
+        return printable(_redact(super().format(record), sorted(_known(), key=len, reverse=True)), keep="\n\t")

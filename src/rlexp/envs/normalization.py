@@ -100,10 +100,10 @@ class RunningObservationNorm(ObservationNorm):
         self._shapes = {key: entries[key].shape for key in self.in_keys if key in entries}
 
     def init_stats(self, num_iter: int, *args: object, **kwargs: object) -> None:
-        """Take the first statistics from random steps; they weigh like the agent's own."""
-        if len(self.in_keys) == 1:
+        """Take the first statistics from random steps; they weigh like ``num_iter`` of the agent's own."""
+        if len(self.in_keys) == 1 and self.parent.observation_spec[self.in_keys[0]].dtype == torch.float64:
             super().init_stats(num_iter, *args, **kwargs)
-        else:
+        else:  # torchrl's would be computed in the observation's own type
             self._init_joint_stats(num_iter)
         self._pending.clear()
         to = {"device": self.parent.device, "dtype": torch.float64}
@@ -115,11 +115,11 @@ class RunningObservationNorm(ObservationNorm):
         self._set_scale()
 
     def _init_joint_stats(self, num_iter: int) -> None:
-        """As torchrl has it for one entry: the statistics of so many steps, episodes whole."""
+        """As torchrl has it for one entry, but in float64: the statistics of so many steps, episodes whole."""
         data: list[Tensor] = []
         while self.in_keys and sum(map(len, data)) < num_iter:
             rollout = self.parent.rollout(num_iter)
-            data.append(self.joined(rollout).flatten(0, rollout.dim() - 1))
+            data.append(self.joined(rollout).double().flatten(0, rollout.dim() - 1))
         loc = torch.cat(data).mean(0) if data else torch.zeros(0, dtype=torch.float64)
         scale = torch.cat(data).std(0).clamp_min(self.eps) if data else torch.ones_like(loc)
         for buffer, statistic in ((self.loc, loc), (self.scale, scale)):

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 from rlexp.config.redaction import redact
 from rlexp.errors import RlexpError
-from rlexp.files import lock, locks_are_local, write_json, write_text
+from rlexp.files import lock, locks_are_local, open_lock, write_json, write_text
 from rlexp.machine import resource_use, this_process, usable_cpus
 
 log = logging.getLogger(__name__)
@@ -80,11 +80,10 @@ class RunDir:
             return
         self._made = [folder for folder in self.path.parents if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
-        file = (self.path / _LOCK).open("a+", encoding="utf-8")
+        file = open_lock(self.path / _LOCK)
         try:
             lock(file, wait=False)
         except BlockingIOError as error:
-            file.seek(0)
             owner = file.readline().strip()
             file.close()
             raise RunBusyError(f"{self.path} is in use by {owner or 'another process'}.") from error

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 
-from rlexp.config import Config, ConfigError, Count, Fraction, Integer, Problem, read
+from rlexp.config import Config, ConfigError, Count, Fraction, Integer, Node, Problem, read
 from rlexp.experiment import read_config
 from rlexp.machine import usable_cpus
 
@@ -40,8 +40,8 @@ class CandidatesConfig(Config):
         if self.choices is not None:
             if self.low is not None or self.high is not None or self.log:
                 yield Problem("choices", "stands alone: low, high and log describe a range.")
-            if len({json.dumps(choice) for choice in self.choices}) < 2:
-                yield Problem("choices", "needs two different values or more.", json.dumps(self.choices))
+            if len({json.dumps(choice) for choice in self.stored}) < 2:
+                yield Problem("choices", "needs two different values or more.", json.dumps(self.stored))
         elif self.low is None or self.high is None:
             yield Problem("low" if self.low is None else "high", "is missing: give low and high, or choices.")
         elif self.low >= self.high:
@@ -52,7 +52,26 @@ class CandidatesConfig(Config):
     @property
     def extremes(self) -> list[Any]:
         """The values to check before a search begins: the ends of a range, or every choice."""
-        return [self.low, self.high] if self.choices is None else self.choices
+        return [self.low, self.high] if self.choices is None else [_plain(choice) for choice in self.choices]
+
+    @property
+    def stored(self) -> list[Any]:
+        """The choices as a study can store them: lists and mappings as JSON."""
+        plain = [_plain(choice) for choice in self.choices or ()]
+        return [json.dumps(value) if isinstance(value, list | dict) else value for value in plain]
+
+    def allows(self, value: object) -> bool:
+        """Whether a value that a study has stored is one of the candidates."""
+        if self.choices is not None:
+            return any(type(value) is type(choice) and value == choice for choice in self.stored)
+        assert self.low is not None
+        assert self.high is not None
+        whole = isinstance(self.low, int) and isinstance(self.high, int)
+        return isinstance(value, int if whole else float) and self.low <= value <= self.high
+
+
+def _plain(choice: Any) -> Any:
+    return choice.to_dict() if isinstance(choice, Node) else choice
 
 
 class TaskConfig(Config):

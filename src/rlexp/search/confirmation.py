@@ -11,19 +11,19 @@ from pathlib import Path
 import numpy as np
 from optuna.trial import FrozenTrial
 
-from rlexp.config import ConfigError
 from rlexp.config.redaction import redact
 from rlexp.experiment import check_config
 from rlexp.files import write_text
 from rlexp.report.runs import Floats
 from rlexp.report.statistics import Estimate, estimate, mean_of_strata
 from rlexp.report.tables import number
+from rlexp.runs.errors import CheckpointError
 from rlexp.runs.resume import Start, open_run
 from rlexp.runs.rundir import RunBusyError, RunDir
 from rlexp.runs.stops import Stopped
 from rlexp.search.folder import SearchDir, SearchPlan, state_of
-from rlexp.search.study import POLL
-from rlexp.sweeps.folder import COMPLETED, read_summary
+from rlexp.search.study import POLL, EndedEarlyError
+from rlexp.sweeps.folder import COMPLETED, DamagedSummaryError, read_summary
 from rlexp.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -109,9 +109,11 @@ def _train(folder: SearchDir, plan: SearchPlan, path: Path, overrides: Sequence[
         return False
     try:
         if not start.complete:
-            final = Trainer(start.config, start.run, start.checkpoint).fit()["final"]["eval/return"]
-            log.info("%s: %s", path.relative_to(folder.path), number(final))
-    except (ConfigError, OSError, Stopped):
+            summary = Trainer(start.config, start.run, start.checkpoint).fit()
+            if summary["status"] != COMPLETED:
+                raise EndedEarlyError("a callback stopped the run before total_frames")
+            log.info("%s: %s", path.relative_to(folder.path), number(summary["final"]["eval/return"]))
+    except (OSError, CheckpointError, Stopped):
         raise
     except Exception as error:
         path.mkdir(parents=True, exist_ok=True)  # a trainer that cannot be built removes it
@@ -121,13 +123,21 @@ def _train(folder: SearchDir, plan: SearchPlan, path: Path, overrides: Sequence[
     return True
 
 
+def final_return(run: RunDir) -> float:
+    """The mean return of a complete run's final evaluation."""
+    final = read_summary(run).get("final")
+    if final is None:
+        raise DamagedSummaryError(f"{run.summary} has no final evaluation, although its run is complete: remove it.")
+    return float(final["eval/return"])
+
+
 def _confirmed(folder: SearchDir, plan: SearchPlan, trial: FrozenTrial) -> Confirmed:
     returns: dict[str, Floats] = {}
     for name in plan.settings.scored_on:
         paths = [folder.confirmation(trial.number, name, seed) for seed in plan.settings.fresh_seeds]
         if failed := [path / _ERROR for path in paths if (path / _ERROR).exists()]:
             return Confirmed(trial, {}, None, failed[0].read_text(encoding="utf-8"))
-        returns[name] = np.array([read_summary(RunDir(path))["final"]["eval/return"] for path in paths])
+        returns[name] = np.array([final_return(RunDir(path)) for path in paths])
     scores = [
         np.array([task.score(value) for value in returns[name]]) for name, task in plan.settings.scored_on.items()
     ]

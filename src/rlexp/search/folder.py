@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from rlexp.config import Composed, Sources, load
+from rlexp.config.paths import quoted
 from rlexp.files import alone, write_text
 from rlexp.runs.rundir import RunDir
 from rlexp.search.config import SearchConfig, TaskConfig
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 
+_WORD = re.compile(r"[A-Za-z_][\w./-]*", re.ASCII)
+_NO_TEXT = ("true", "false", "null", "nan", "inf")
 # Settings that a search has gained, with the values that mean what earlier versions did.
 _EARLIER = {"first_seed": 0, "confirm": 0, "confirm_seeds": 5, "workers": 1, "tasks": {}}
 
@@ -103,22 +107,22 @@ class SearchDir:
         values: dict[str, Any] = yaml.safe_load(self.plan.read_text(encoding="utf-8"))
         return values | {"search": _EARLIER | values["search"]}
 
-    def write_results(self, study: Study, *, preset: bool = True) -> None:
+    def write_results(self, study: Study, plan: SearchPlan) -> None:
         """Rewrite ``trials.csv`` and the best trial's preset from the study; several processes may do so at once.
 
         Args:
             study: the study.
-            preset: False where the trial with the highest score is not yet the winner.
+            plan: what is searched; where it confirms trials, the one with the highest score is not yet the winner.
         """
         with self.alone():
             self._write_trials(study)
-            if preset and (best := best_of(study)) is not None:
-                self._write_best(best, "")
+            if not plan.settings.confirm and (best := best_of(study)) is not None:
+                self._write_best(plan, best, "")
 
-    def write_winner(self, winner: FrozenTrial, protocol: str) -> None:
+    def write_winner(self, plan: SearchPlan, winner: FrozenTrial, protocol: str) -> None:
         """Write the winner's preset and, beside it, how it was found."""
         with self.alone():
-            self._write_best(winner, f" {self.protocol.name} says how it was found.")
+            self._write_best(plan, winner, f" {self.protocol.name} says how it was found.")
             write_text(self.protocol, protocol)
 
     def _write_trials(self, study: Study) -> None:
@@ -136,23 +140,24 @@ class SearchDir:
             rows.writerow(map(csv_cell, row))
         write_text(self.trials, text.getvalue())
 
-    def _write_best(self, best: FrozenTrial, note: str) -> None:
-        """Write a trial's settings as a preset: ``rlexp-train --config-dir DIR/conf experiment=best``."""
+    def _write_best(self, plan: SearchPlan, best: FrozenTrial, note: str) -> None:
+        """Write a trial's settings as a preset, on top of the one that the search was started with."""
         from rlexp.report.tables import number
 
-        values: dict[str, Any] = {}
+        base, _ = _preset(plan.overrides)
+        values: dict[str, Any] = {} if base is None else {"defaults": [base, "_self_"]}
         for key, value in best.params.items():
             *nodes, name = key.split(".")
             node = values
             for part in nodes:
                 node = node.setdefault(part, {})
-            node[name] = json.loads(value) if isinstance(value, str) and value[:1] in "[{" else value
+            node[name] = _decoded(value)
         self.best.parent.mkdir(parents=True, exist_ok=True)
         comment = f"Trial {best.number} of a search, with a score of {number(best.value)}.{note}"
         write_text(self.best, f"# @package _global_\n# {comment}\n{yaml.safe_dump(values, sort_keys=False)}")
 
-    def commands(self, plan: SearchPlan, best: FrozenTrial) -> tuple[list[str], str]:
-        """The commands that run the best settings: on each task with seeds of no run so far, and as a preset."""
+    def commands(self, plan: SearchPlan, best: FrozenTrial) -> tuple[list[str], list[str]]:
+        """The commands that run the best settings on each task: with seeds of no run so far, and as a preset."""
         first = 0 if plan.settings.first_seed >= 10 else plan.settings.fresh_seeds.stop
         # An override on the command line would take precedence over the preset.
         common = [text for text in plan.overrides if text.partition("=")[0] not in best.params]
@@ -163,14 +168,48 @@ class SearchDir:
             for task in plan.settings.scored_on.values()
         ]
         if plan.config_dir is not None:
-            return fresh, f"copy {self.best} to {plan.config_dir}/experiment/best.yaml"
+            return fresh, [f"copy {self.best} to {plan.config_dir}/experiment/best.yaml"]
         conf = str(self.best.parents[1])
-        return fresh, shlex.join(["rlexp-train", "--config-dir", conf, *common, "experiment=best"])
+        presets = []
+        for task in plan.settings.scored_on.values():
+            _, given = _preset(common)
+            if any(text.lstrip("+").startswith("experiment=") for text in task.overrides):
+                # A task that is a preset itself leaves no place for another.
+                command = ["rlexp-train", *own, *common, *task.overrides, *overrides_of(best.params)]
+            else:
+                command = ["rlexp-train", "--config-dir", conf, *given, *task.overrides, "experiment=best"]
+            presets.append(shlex.join(command))
+        return fresh, presets
 
 
 def overrides_of(params: Mapping[str, Any]) -> list[str]:
     """A trial's settings as they are written on the command line."""
-    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in params.items()]
+    return [f"{key}={_written(_decoded(value))}" for key, value in params.items()]
+
+
+def _decoded(value: Any) -> Any:
+    """A value that a study has stored: lists and mappings are JSON there."""
+    if isinstance(value, str) and value.startswith(("[", "{")):
+        with suppress(ValueError):
+            return json.loads(value)
+    return value
+
+
+def _written(value: Any) -> str:
+    """A value in Hydra's grammar, whose mappings have keys without quotes."""
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{_written(below)}' for key, below in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{','.join(map(_written, value))}]"
+    if isinstance(value, str):
+        return value if _WORD.fullmatch(value) and value.lower() not in _NO_TEXT else quoted(value)
+    return json.dumps(value)
+
+
+def _preset(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The option of ``experiment`` among overrides, and the others."""
+    found = [text for text in overrides if text.lstrip("+").startswith("experiment=")]
+    return (found[-1].partition("=")[2] if found else None), [text for text in overrides if text not in found]
 
 
 def best_of(study: Study) -> FrozenTrial | None:

@@ -15,7 +15,7 @@ from optuna import Study
 from optuna.trial import FrozenTrial
 
 from rlexp.config import ConfigError
-from rlexp.machine import usable_cpus
+from rlexp.machine import cores, usable_cpus
 from rlexp.runs.errors import CheckpointError
 from rlexp.runs.session import console_logging
 from rlexp.runs.stops import STOPS, Stopped
@@ -67,7 +67,7 @@ def search(folder: SearchDir, plan: SearchPlan) -> Outcome:
     if plan.settings.confirm:
         winner = next((one.trial for one in found if one.score is not None), None)
     if winner is not None:
-        folder.write_winner(winner, protocol(plan, study.trials, found, winner))
+        folder.write_winner(plan, winner, protocol(plan, study.trials, found, winner))
     return Outcome(study, found, winner)
 
 
@@ -81,7 +81,7 @@ def _share_out(folder: SearchDir, plan: SearchPlan) -> None:
     """Let worker processes take part, pass the first stop signal on to them, and wait until all have ended."""
     count = plan.settings.workers
     share = max(1, usable_cpus() // count)
-    os.environ["OMP_NUM_THREADS"] = str(min(share, int(os.environ.get("OMP_NUM_THREADS") or share)))
+    os.environ["OMP_NUM_THREADS"] = str(min(share, cores()))
     workers = Workers(
         _Member,
         {f"search worker {i + 1}": (folder.path, plan, sys.argv) for i in range(count)},

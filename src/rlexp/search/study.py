@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -20,15 +19,19 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState
 
 from rlexp.callbacks import Callback, Training
-from rlexp.config import ConfigError
+from rlexp.config import ConfigError, Problem
+from rlexp.config.redaction import redact
+from rlexp.errors import RlexpError
 from rlexp.experiment import check_config
 from rlexp.files import alone
 from rlexp.report.tables import number as shown
+from rlexp.runs.errors import CheckpointError
 from rlexp.runs.resume import open_run
 from rlexp.runs.rundir import RunBusyError, RunDir
 from rlexp.runs.stops import Stopped
 from rlexp.search.config import SearchConfig
 from rlexp.search.folder import SearchDir, SearchPlan, best_of, overrides_of, state_of
+from rlexp.sweeps.folder import COMPLETED
 from rlexp.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_FAILED_ALIKE = 3
 POLL = 1.0  # seconds between looks at what other processes do
 
 
@@ -53,14 +57,14 @@ def screen(folder: SearchDir, plan: SearchPlan, go_on: Callable[[], None]) -> No
         go_on: called before each trial, and while others run theirs; raises what is to end this.
 
     Raises:
-        ConfigError: a part of the experiment cannot be built.
+        ConfigError: a part of the experiment cannot be built, whatever the values, or `open_study` refuses the study.
         CheckpointError: a run of an interrupted trial has no intact checkpoint.
         Stopped: a signal was received; the current run is saved.
     """
     study = open_study(folder, plan.settings)
     while True:
         # A killed process may have reported a trial to the study without writing it here.
-        folder.write_results(study, preset=not plan.settings.confirm)
+        folder.write_results(study, plan)
         while (claimed := _claim(study, folder, plan.settings)) is None:
             if all(trial.state.is_finished() for trial in study.get_trials(deepcopy=False)):
                 return
@@ -76,17 +80,29 @@ def screen(folder: SearchDir, plan: SearchPlan, go_on: Callable[[], None]) -> No
 
 
 def open_study(folder: SearchDir, settings: SearchConfig) -> optuna.Study:
-    """The study of a folder, new or existing."""
+    """The study of a folder, new or existing.
+
+    Raises:
+        ConfigError: it holds trials with other settings or values than the search's, which may be anyone's.
+    """
+    if linked := next((path for path in (folder.journal, folder.database) if path.is_symlink()), None):
+        raise ConfigError([Problem("resume", "is a link, and what is written would go elsewhere.", str(linked))])
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # Steps are frames, counted over all runs of a trial; the warm-up is within the first run's.
     pruner = optuna.pruners.MedianPruner(n_startup_trials=settings.startup) if settings.prune else None
-    return optuna.create_study(
+    study = optuna.create_study(
         storage=_storage(folder),
         study_name="search",
         direction="maximize",
         pruner=pruner or optuna.pruners.NopPruner(),
         load_if_exists=True,
     )
+    for trial in study.get_trials(deepcopy=False):
+        for key, value in trial.params.items():
+            if key not in settings.space or not settings.space[key].allows(value):
+                message = f"trial {trial.number} of its study has a value that is none of the search's: it is damaged."
+                raise ConfigError([Problem("resume", message, f"{key}={value}"[:200])])
+    return study
 
 
 def _storage(folder: SearchDir) -> str | JournalStorage:
@@ -94,6 +110,10 @@ def _storage(folder: SearchDir) -> str | JournalStorage:
         return f"sqlite:///{folder.database}"
     # Optuna advises against SQLite where several processes write.
     return JournalStorage(JournalFileBackend(str(folder.journal), JournalLock(folder.journal)))
+
+
+class EndedEarlyError(RlexpError):
+    """A run of a trial has ended before its budget, so that it has no score."""
 
 
 class JournalLock:
@@ -222,15 +242,20 @@ def _run(study: optuna.Study, trial: Trial, folder: SearchDir, plan: SearchPlan)
             scores.append(task.score(begin.complete_return))
             frames += total
             continue
-        trainer = Trainer(begin.config, begin.run, begin.checkpoint)
         pruning = Pruning(trial, reported, scores, task.score, frames, plan.settings.warmup * total)
-        trainer.callbacks["rlexp-search"] = pruning
         try:
+            trainer = Trainer(begin.config, begin.run, begin.checkpoint)
+            trainer.callbacks["rlexp-search"] = pruning
             summary = trainer.fit()
-        except (ConfigError, OSError, Stopped):
+            if not pruning.pruned and summary["status"] != COMPLETED:
+                raise EndedEarlyError(f"a callback stopped the run with seed {seed} before total_frames")
+        except (OSError, CheckpointError, RunBusyError, Stopped):
             raise
         except Exception as error:
+            begin.run.unlock()  # a trainer that cannot be built leaves it locked
             _fail(study, trial, error)
+            if isinstance(error, ConfigError) and _none_can_be_built(study):
+                raise
             return
         if pruning.pruned:
             break
@@ -243,24 +268,25 @@ def _run(study: optuna.Study, trial: Trial, folder: SearchDir, plan: SearchPlan)
 
 
 def _fail(study: optuna.Study, trial: Trial, error: Exception) -> None:
-    trial.set_user_attr("error", f"{type(error).__name__}: {error}")
+    trial.set_user_attr("error", redact(f"{type(error).__name__}: {error}"))
     study.tell(trial, state=TrialState.FAIL)
+
+
+def _none_can_be_built(study: optuna.Study) -> bool:
+    """Whether it is the experiment that is at fault, and not the values of single trials."""
+    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    return len(ended) >= _FAILED_ALIKE and all(trial.state is TrialState.FAIL for trial in ended)
 
 
 def _suggest(trial: Trial, key: str, settings: SearchConfig) -> Any:
     candidates = settings.space[key]
     if candidates.choices is not None:
-        return trial.suggest_categorical(key, [_scalar(choice) for choice in candidates.choices])
+        return trial.suggest_categorical(key, candidates.stored)
     assert candidates.low is not None
     assert candidates.high is not None
     if isinstance(candidates.low, int) and isinstance(candidates.high, int):
         return trial.suggest_int(key, candidates.low, candidates.high, log=candidates.log)
     return trial.suggest_float(key, candidates.low, candidates.high, log=candidates.log)
-
-
-def _scalar(choice: Any) -> Any:
-    """A choice as the study can store it: lists as JSON, as they are written on the command line."""
-    return choice if choice is None or isinstance(choice, str | int | float) else json.dumps(choice)
 
 
 def _log_trial(study: optuna.Study, number: int, trials: int) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlexp.config import Sources
+from rlexp.errors import RlexpError
 from rlexp.files import alone, read_shared, write_json, write_text
 from rlexp.runs.rundir import RunDir
 from rlexp.text import csv_cell
@@ -168,10 +169,25 @@ class SweepDir:
         return jobs
 
 
+class DamagedSummaryError(RlexpError):
+    """A ``summary.json`` does not hold what a run writes; the message names it."""
+
+
 def read_summary(run: RunDir) -> dict[str, Any]:
-    """A run's ``summary.json``; empty where it has none."""
+    """A run's ``summary.json``; empty where it has none.
+
+    Raises:
+        DamagedSummaryError: it is damaged, or not a run's.
+    """
     try:
-        values: dict[str, Any] = json.loads(read_shared(run.summary))
+        values = json.loads(read_shared(run.summary))
+        if not isinstance(values, dict) or not isinstance(values.get("status"), str):
+            raise ValueError("it has no status")
+        if values.get("final") is not None:
+            float(values["final"]["eval/return"])
     except FileNotFoundError:
         return {}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        message = f"{run.summary} is damaged ({error!r:.100}): remove it, and the run is taken for one that was killed."
+        raise DamagedSummaryError(message) from error
     return values

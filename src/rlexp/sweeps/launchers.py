@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,7 +11,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from rlexp.config import ConfigError, Problem, load_hydra, quoted
-from rlexp.machine import usable_cpus
+from rlexp.machine import cores, usable_cpus
 from rlexp.sweeps.folder import SweepPlan
 
 _EXTRAS = {"JoblibLauncher": "joblib", "LocalLauncher": "submitit", "SlurmLauncher": "submitit", "RayLauncher": "ray"}
@@ -100,7 +99,7 @@ class JobLauncher:
         fixed += [f"hydra.sweep.dir={quoted(folder)}", "hydra.sweep.subdir=${job}", "hydra.job.chdir=false"]
         _, config = load_hydra([*plan.hydra, *fixed], plan.sources)
         share = share_cores(config.hydra.launcher, jobs, usable_cpus())
-        self.share = replace(share, cores=min(share.cores, int(os.environ.get("OMP_NUM_THREADS") or share.cores)))
+        self.share = replace(share, cores=min(share.cores, cores()))
         fixed.append(f"++hydra.job.env_set.OMP_NUM_THREADS='{self.share.cores}'")
         context, config = load_hydra([*plan.hydra, *fixed], plan.sources)
         # Hydra composes the config of each job again, and expects the launcher's group among the job's overrides.
