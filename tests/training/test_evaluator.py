@@ -235,6 +235,17 @@ def test_an_evaluation_that_is_not_finite_ends_the_run_and_keeps_what_was_traine
     agent.env.close()
 
 
+@pytest.mark.parametrize("kernels", ["auto", "false"])
+def test_an_episode_without_an_end_is_named(kernels: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlexp.agent.evaluation.LONGEST", 50)
+    trainer = Trainer(
+        composed("env=pendulum", "env.init_random_steps=20", "logger=none", f"kernels={kernels}"), tmp_path
+    )
+    with pytest.raises(EvaluationError, match=r"episode of seed 7 has not ended after 50 steps: give a time limit"):
+        evaluate(trainer.env, trainer.networks.actor, [7], kernels=kernels == "auto")
+    trainer.close()
+
+
 def test_iterations_by_hand_end_with_the_failure_of_the_last_evaluation(tmp_path: Path) -> None:
     trainer = Trainer(composed(*LATE, "total_frames=160"), tmp_path)
     rows = iter(trainer)

@@ -21,6 +21,9 @@ from rlexp.errors import RlexpError
 from rlexp.kernels.evaluation import Steps
 from rlexp.kernels.select import Kernels
 
+LONGEST = 1_000_000
+"""Agent steps after which an episode is taken for one that has no end."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -122,7 +125,7 @@ def evaluate(
         kernels: whether the array loop may replace torchrl's.
 
     Raises:
-        EvaluationError: a reward is not finite.
+        EvaluationError: a reward is not finite, or an episode has not ended after `LONGEST` steps.
     """
     steps = Kernels(kernels).evaluation(env, actor) if deterministic else None
     if steps is None:
@@ -142,6 +145,11 @@ def evaluate(
             running &= ~ended[: len(chunk)]
             if not running.any():
                 break
+            if lengths.max() >= LONGEST:
+                raise EvaluationError(
+                    f"the episode of seed {seeds[int(lengths.argmax())]} has not ended after {LONGEST:,} steps: give a time "
+                    "limit, env.max_episode_steps or env.transforms.step_counter.max_steps"
+                )
     if (wrong := np.flatnonzero(~np.isfinite(returns))).size:
         raise EvaluationError(
             f"evaluation reward is not finite (NaN or infinity) in the episode of seed {seeds[wrong[0]]}"
