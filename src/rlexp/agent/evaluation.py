@@ -146,9 +146,10 @@ def evaluate(
             if not running.any():
                 break
             if lengths.max() >= LONGEST:
+                seed = seeds[int(lengths.argmax())]
                 raise EvaluationError(
-                    f"the episode of seed {seeds[int(lengths.argmax())]} has not ended after {LONGEST:,} steps: give a time "
-                    "limit, env.max_episode_steps or env.transforms.step_counter.max_steps"
+                    f"the episode of seed {seed} has not ended after {LONGEST:,} steps: give a time limit, "
+                    "env.max_episode_steps or env.transforms.step_counter.max_steps"
                 )
     if (wrong := np.flatnonzero(~np.isfinite(returns))).size:
         raise EvaluationError(
