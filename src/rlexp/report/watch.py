@@ -88,7 +88,7 @@ def table(runs: Iterable[Run], relative_to: Sequence[Path]) -> list[str]:
     """One line per run: running ones first, then those that have ended, the newest on top."""
     runs = list(runs)
     names = {run.path: _brief(group) for group in group_runs(runs) for run in (*group.runs, *group.left_out)}
-    width = max([len(name) for name in names.values()], default=0)
+    width = max([len("configuration"), *map(len, names.values())])  # to the left, where a narrow terminal shows it
     ordered = sorted(runs, key=lambda run: _in_order(run.path))
     ordered.sort(key=lambda run: run.started, reverse=True)
     ordered.sort(key=lambda run: run.status != RUNNING)
