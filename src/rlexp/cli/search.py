@@ -89,8 +89,8 @@ def search(arguments: list[str]) -> int:
     if found.confirmed and found.confirmed[0].score is not None:
         print(f" and {interval(found.confirmed[0].score, plan.settings.confirm_seeds)} on fresh seeds", end="")
     print(printable(f". How it was found: {folder.protocol}"))
-    print(printable(f"As a preset: {presets[0]}" if len(presets) == 1 else "As a preset:"))
-    print("\n".join(f"  {printable(command)}" for command in presets[1:] and presets), end="\n" * (len(presets) > 1))
+    for command in presets:
+        print(f"As a preset: {printable(command)}")
     print("The best of several scores is biased upwards; an unbiased estimate, with further seeds:")
     print("\n".join(f"  {printable(command)}" for command in fresh))
     return Exit.DONE

@@ -54,8 +54,8 @@ def verify(arguments: list[str]) -> int:
     arguments, secrets = split_secrets(arguments)
     # A multirun may name its folders by what was set, so that a folder's name can hold an equals sign.
     named = [f"run_dir={a}" if "=" not in a or Path(a).is_dir() else a for a in arguments]
-    _, *more = [a.removeprefix("run_dir=") for a in named if a.startswith("run_dir=")] or [""]
-    problems = [Problem(folder, "is a second folder: one run is verified at a time.") for folder in more]
+    folders = [a.removeprefix("run_dir=") for a in named if a.startswith("run_dir=")]
+    problems = [Problem(folder, "is a second folder: one run is verified at a time.") for folder in folders[1:]]
     settings = read_settings(VerifyConfig, named, problems, paths=("run_dir",))
     if settings.trust:
         import_from_here()

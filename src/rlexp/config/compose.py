@@ -24,7 +24,14 @@ from rlexp.config.problems import ConfigError, Problem
 from rlexp.config.sources import CONFIG_NAME, SHIPPED, Sources, config_loader, hydra_session
 
 NO_RESULTS = (
-    *("seed", "logger", "checkpoint", "resume", "threads", "env.num_workers", "checks", "evaluation.video_interval"),
+    "seed",
+    "logger",
+    "checkpoint",
+    "resume",
+    "threads",
+    "env.num_workers",
+    "checks",
+    "evaluation.video_interval",
 )
 """Settings that runs of one configuration may differ in: where results go, cores, checks, videos, and the seed."""
 _BYTE_ORDER_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)

@@ -128,7 +128,7 @@ def _changed_settings(settings: Mapping[str, Any]) -> Table:
 
 
 def _origin(path: Path) -> Table:
-    """Where the run comes from; nothing where its metadata cannot be read."""
+    """Where the run comes from, or why its metadata cannot be read."""
     try:
         metadata = read_json(path) if path.exists() else {}
         found = list(flatten({key: metadata[key] for key in _ORIGIN if key in metadata}))

@@ -192,9 +192,16 @@ def current(run: Run) -> Run:
     if run.status == NOT_STARTED and own is None:
         return replace(run, status=WAITING) if sweep_alive else run
     if own == "dead" and not sweep_alive:
-        ended = read_run(run.path)  # once more: it may have ended after its files were read
-        return replace(ended, status=KILLED) if ended.status in (UNFINISHED, NOT_STARTED) else ended
+        # It may have ended after its files were read.
+        return read_run(run.path) if _has_ended(run.path) else replace(run, status=KILLED)
     return replace(run, status=RUNNING) if own or sweep_alive else run
+
+
+def _has_ended(path: Path) -> bool:
+    try:
+        return read_json(RunDir(path).summary).get("status") not in (None, RUNNING)
+    except UnreadableError:
+        return False
 
 
 def flatten(node: Mapping[Any, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:

@@ -145,8 +145,11 @@ class RunDir:
         (self.path / "git.diff").unlink(missing_ok=True)  # that of an earlier session
         if git is not None and (diff := git.pop("diff")):
             # Without the sign in front, a line is a setting that may be named like a secret.
-            lines = (line[:1] + redact(line[1:]) for line in diff.split("\n"))
-            write_text(self.path / "git.diff", "\n".join(lines))
+            lines = diff.split("\n")
+            hidden = redact([line[1:] for line in lines])
+            write_text(
+                self.path / "git.diff", "\n".join(line[:1] + rest for line, rest in zip(lines, hidden, strict=True))
+            )
         values = {
             "command": sessions[0]["command"],
             "started": sessions[0]["started"],
