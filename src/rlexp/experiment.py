@@ -8,7 +8,20 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from rlexp.collectors import CollectorConfig, SyncCollectorConfig
-from rlexp.config import Composed, Config, ConfigError, Count, Integer, Node, Positive, Problem, Sources, load, read
+from rlexp.config import (
+    Composed,
+    Config,
+    ConfigError,
+    Count,
+    Integer,
+    Node,
+    Positive,
+    Problem,
+    Sources,
+    load,
+    name_presets,
+    read,
+)
 from rlexp.config.legacy import current_config
 from rlexp.config.reader import BUILTIN, named_packages
 from rlexp.config.redaction import with_secrets
@@ -307,7 +320,10 @@ def check_config(composed: Composed, trust: Collection[str] | None = None) -> Ex
     except ConfigError as error:
         problems += error.problems
     values = {key: value for key, value in composed.values.items() if key not in COMMAND_SETTINGS}
-    return read(ExperimentConfig, values, [*problems, *with_secrets(values, {})[1]], trust=trust)
+    try:
+        return read(ExperimentConfig, values, [*problems, *with_secrets(values, {})[1]], trust=trust)
+    except ConfigError as error:
+        raise ConfigError(name_presets(error.problems, composed)) from None
 
 
 def trusted(composed: Composed) -> set[str]:

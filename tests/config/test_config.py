@@ -42,6 +42,8 @@ WRONG: list[tuple[str, str, str]] = [
     ("logger=several ~logger.sinks.cvs", "config", "'logger.sinks.cvs' does not exist"),
     ("env.transforms.observation_nrm.clip=5", "env.transforms.observation_nrm", "Did you mean env.transforms.observ"),
     ("lossy.gamma=0.9", "lossy", "Did you mean loss?"),
+    ("experiment=ant policy=beta", "policy.scale_init", "mujoco_task sets it: leave it out with '~policy.sc"),
+    ("experiment=ant policy=beta policy.scale_init=1", "policy.scale_init", "orthogonal, shared."),
     # groups and options
     ("env=hoper", "env=hoper", "Did you mean hopper?"),
     ("env=xyzzy", "env=xyzzy", "Available: acrobot, ant,"),

@@ -1,6 +1,6 @@
 """Composing, checking and instantiating configs. Imports no torch."""
 
-from rlexp.config.compose import NO_RESULTS, Composed, load, load_hydra, origins
+from rlexp.config.compose import NO_RESULTS, Composed, load, load_hydra, name_presets, origins
 from rlexp.config.options import groups, option_file, option_text
 from rlexp.config.overrides import expand_sweeps, tolerant
 from rlexp.config.paths import quoted
@@ -46,6 +46,7 @@ __all__ = [
     "is_under",
     "load",
     "load_hydra",
+    "name_presets",
     "named_packages",
     "new_run_path",
     "option_file",

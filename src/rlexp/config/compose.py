@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from rlexp.config.overrides import PRESETS, check_overrides
-from rlexp.config.problems import ConfigError, Problem
+from rlexp.config.problems import NO_SETTING, ConfigError, Problem
 from rlexp.config.sources import CONFIG_NAME, SHIPPED, Sources, config_loader, hydra_session
 
 NO_RESULTS = (
@@ -45,11 +45,15 @@ class Composed:
         values: the resolved config as plain values, without Hydra's own part.
         run_dir: the run's folder by Hydra's settings.
         problems: overrides that are not in ``values``, since they name an unknown group or option.
+        overrides: what it was composed of.
+        sources: where its files come from.
     """
 
     values: dict[str, Any]
     run_dir: str
     problems: list[Problem]
+    overrides: Sequence[str]
+    sources: Sources
 
 
 def load(overrides: Sequence[str], sources: Sources = SHIPPED) -> Composed:
@@ -83,7 +87,8 @@ def load(overrides: Sequence[str], sources: Sources = SHIPPED) -> Composed:
     assert isinstance(values, dict)
     if faults:
         values.pop(PRESETS, None)  # where a preset's settings are without its '# @package _global_'
-    return Composed({str(key): value for key, value in values.items()}, run_dir, [*problems, *faults])
+    plain = {str(key): value for key, value in values.items()}
+    return Composed(plain, run_dir, [*problems, *faults], overrides, sources)
 
 
 def load_hydra(overrides: Sequence[str], sources: Sources = SHIPPED) -> tuple[HydraContext, DictConfig]:
@@ -136,6 +141,19 @@ def origins(overrides: Sequence[str], sources: Sources = SHIPPED) -> dict[str, s
                 leaves = _leaves(override.value(), override.key_or_group)
                 found.update(dict.fromkeys(leaves, str(override.input_line).lstrip("+")))
     return found
+
+
+def name_presets(problems: Sequence[Problem], composed: Composed) -> list[Problem]:
+    """The same problems; that of a preset's setting which the chosen option does not have says how to leave it out."""
+    if not any(problem.message.startswith(NO_SETTING) for problem in problems):
+        return list(problems)
+    found = origins(composed.overrides, composed.sources)
+    return [
+        Problem(p.key, f"{p.message} {found[p.key]} sets it: leave it out with '~{p.key}'.", p.value)
+        if p.message.startswith(NO_SETTING) and found.get(p.key, "").startswith(f"{PRESETS}/")
+        else p
+        for p in problems
+    ]
 
 
 def _leaves(value: object, path: str) -> Iterator[str]:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from rlexp.errors import RlexpError
 
+NO_SETTING = "there is no such setting."
+"""How the message of a problem begins whose key the schema does not have."""
+
 
 @dataclass(frozen=True)
 class Problem:

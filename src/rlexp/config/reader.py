@@ -10,13 +10,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from rlexp.config.legacy import current_target
-from rlexp.config.problems import ConfigError, Problem, did_you_mean
+from rlexp.config.problems import NO_SETTING, ConfigError, Problem, did_you_mean
 from rlexp.config.spec import TARGET, Config, Node, locate, path_of
 from rlexp.config.trust import ALLOWED, Trust, beyond_limits
 
 S = TypeVar("S", bound=Config)
 
-_NO_SETTING = "there is no such setting."
 BUILTIN = ("rlexp", "torch", "torchrl", "tensordict", "gymnasium", "ray")
 """Packages that a user's own config names as a matter of course: naming them there trusts nothing else in them."""
 
@@ -55,9 +54,9 @@ def read(
 def _in_a_group(problem: Problem, values: Mapping[str, Any]) -> Problem:
     """The same problem, or, of ``clip_epsilon`` for ``loss.clip_epsilon``, one that suggests the group."""
     found = [key for key, _ in flat(values) if key.endswith(f".{problem.key}")]
-    if "." in problem.key or not found or not problem.message.startswith(_NO_SETTING):
+    if "." in problem.key or not found or not problem.message.startswith(NO_SETTING):
         return problem
-    return Problem(problem.key, f"{_NO_SETTING} Did you mean {' or '.join(found)}?", problem.value)
+    return Problem(problem.key, f"{NO_SETTING} Did you mean {' or '.join(found)}?", problem.value)
 
 
 def named_packages(values: object) -> set[str]:
@@ -239,7 +238,7 @@ def _problems(schema: type[BaseModel], details: Iterable[ErrorDetails], prefix: 
 def _problem(schema: type[BaseModel], detail: ErrorDetails, prefix: str) -> Problem:
     key = prefix + ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        return Problem(key, f"{_NO_SETTING} {did_you_mean(str(detail['loc'][-1]), schema.model_fields, prefix)}")
+        return Problem(key, f"{NO_SETTING} {did_you_mean(str(detail['loc'][-1]), schema.model_fields, prefix)}")
     if detail["type"] == "missing":
         return Problem(key, "is required.")
     return Problem(key, f"{_message(detail)}.{_as_number(detail, key)}", _shown(detail["input"]))
