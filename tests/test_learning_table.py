@@ -37,8 +37,8 @@ def numbers(cell: str) -> list[float]:
 
 def test_a_task_whose_preset_was_changed_has_other_seeds(tmp_path: Path) -> None:
     results, seeds = Results(tmp_path), [0, 1]
-    results.add("humanoid", curves([5.0] * 11), load_config(["experiment=humanoid"]).to_dict())
-    (row,) = (line for line in learning.table(results, ["humanoid"], seeds).splitlines() if "humanoid" in line)
+    results.add("hopper", curves([5.0] * 11), load_config(["experiment=hopper"]).to_dict())
+    (row,) = (line for line in learning.table(results, ["hopper"], seeds).splitlines() if "hopper" in line)
     assert "| 5.0; missing: 11 |" in row
 
 
