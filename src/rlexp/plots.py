@@ -1,4 +1,4 @@
-"""The style that all plots share, and the four plots of a training."""
+"""The style that all plots share, and the four plots of a run."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def train(arguments: list[str]) -> int:
 
 
 def run(composed: Composed, overrides: list[str]) -> int:
-    """Start or resume a training, and print where the results are.
+    """Start or resume a run, and print where the results are.
 
     Returns:
         The exit code.

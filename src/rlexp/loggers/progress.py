@@ -1,4 +1,4 @@
-"""Where a training stands: a bar on a terminal or in a notebook, elsewhere a line in the log now and then."""
+"""How far a run is: a bar on a terminal or in a notebook, elsewhere a line in the log now and then."""
 
 from __future__ import annotations
 

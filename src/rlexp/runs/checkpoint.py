@@ -42,7 +42,7 @@ _ATTEMPTS = 100
 
 @dataclass
 class TrainState:
-    """The state of a training; a checkpoint holds these fields.
+    """The state of a run; a checkpoint holds these fields.
 
     Attributes:
         frames: simulator frames collected.
@@ -272,10 +272,8 @@ def _newest(run: Path) -> Checkpoint:
 
 
 def _retried(load: Callable[[], Checkpoint], path: Path) -> Checkpoint:
-    """Load what a training may be pruning, again where it was pruned meanwhile."""
+    """Load what a run may be pruning, again where it was pruned meanwhile."""
     for _ in range(_ATTEMPTS):
         with suppress(PrunedError):
             return load()
-    raise CheckpointError(
-        f"{path}: each checkpoint was removed while it was read, as a training does that saves often."
-    )
+    raise CheckpointError(f"{path}: each checkpoint was removed while it was read, as a run does that saves often.")

@@ -1,7 +1,7 @@
 """Checkpoints of earlier formats, brought to the current one.
 
 Format 3: simulators that end an episode are reset when asked. Format 4: they are reset at once, and their first
-observation waits for the next step. Format 5: each part of a training owns its state.
+observation waits for the next step. Format 5: each part of a run owns its state.
 """
 
 from __future__ import annotations

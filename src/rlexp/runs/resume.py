@@ -1,4 +1,4 @@
-"""Where a training starts: afresh, or from a run's checkpoint with the changes that a resume may make."""
+"""Where a run starts: afresh, or from a run's checkpoint with the changes that a resume may make."""
 
 from __future__ import annotations
 

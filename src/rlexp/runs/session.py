@@ -1,4 +1,4 @@
-"""What surrounds a training: the run's files, its sinks, the signals that stop it, and a clean end on every path."""
+"""What surrounds training: the run's files, its sinks, the signals that stop it, and a clean end on every path."""
 
 from __future__ import annotations
 

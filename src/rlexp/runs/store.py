@@ -120,7 +120,7 @@ def saved(folder: Path) -> list[Path]:
 def resume_from(checkpoint: Path, best_frames: int | None) -> None:
     """Make a checkpoint the newest of its run, and ``best`` what it was then.
 
-    Newer ones, damaged or left by a training that is taken back, are kept as ``superseded-<frames>``.
+    Newer ones, which are damaged or belong to what is trained again, are kept as ``superseded-<frames>``.
 
     Args:
         checkpoint: what the run resumes from.

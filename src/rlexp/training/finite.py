@@ -1,4 +1,4 @@
-"""Numbers that end a training: NaN and infinity in batches, metrics and statistics, named when they first appear."""
+"""Numbers that end a run: NaN and infinity in batches, metrics and statistics, named when they first appear."""
 
 from __future__ import annotations
 

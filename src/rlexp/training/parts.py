@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Parts:
-    """The parts of a training.
+    """The parts of a run.
 
     Attributes:
         device: where networks and batches are.

@@ -155,7 +155,7 @@ def _trainings(arguments: Mapping[str, tuple[ExperimentConfig, Path, bool]]) -> 
 
 
 class PartOfTraining:
-    """Some iterations of a training, in a process of its own.
+    """Some iterations of a run, in a process of its own.
 
     Args:
         experiment: the checked config.
