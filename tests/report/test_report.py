@@ -185,6 +185,13 @@ def test_grouping_laws(parts: list[dict[str, object]], data: st.DataObject) -> N
     assert sum(len(group.runs) + len(group.left_out) for group in groups) == len(runs), "no run gets lost"
 
 
+def test_a_setting_that_was_added_since_does_not_split_a_group(tmp_path: Path) -> None:
+    for seed, evaluation in enumerate([{"interval": 10}, {"interval": 10, "average": None}]):
+        write_run(tmp_path / f"{seed}", config(seed=seed) | {"evaluation": evaluation}, [1.0, 2.0])
+    (group,) = group_runs(load_runs([tmp_path]))
+    assert len(group.runs) == 2
+
+
 def test_settings_that_cannot_change_results_do_not_split_a_group() -> None:
     one, other = (dict(flatten(config(seed=seed))) for seed in (0, 1))
     other |= {"logger._target_": "rlexp.loggers.WandbLogger", "logger.mode": "offline"}

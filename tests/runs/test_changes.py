@@ -43,12 +43,14 @@ def resumed(run: Path, *overrides: str) -> Start:
 
 def test_what_decides_what_is_learned_cannot_change(run: Path) -> None:
     changes = ["env=hopper", "env.num_envs=8", "policy.num_cells=[32]", "loss.gamma=0.9", "seed=8", "optim.lr=1e-3"]
+    changes += ["evaluation.average=0.9"]
     with pytest.raises(ConfigError) as raised:
         resumed(run, *changes)
     said = str(raised.value)
     for line in (
         *("env.id=Hopper-v5", "it was InvertedDoublePendulum-v5", "env.num_envs=8", "it was 4", "seed=8", "it was 7"),
         *("policy.num_cells=[32]", "it was [64, 64]", "loss.gamma=0.9", "it was 0.99", "optim.lr=0.001"),
+        "evaluation.average=0.9",
     ):
         assert line in said
     assert train([f"resume={run}", "total_frames=1024"]) == 0

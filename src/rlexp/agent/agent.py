@@ -36,7 +36,7 @@ ROUNDING = 1e-5  # share of an action's range: float32 sums in another order
 class Agent:
     """The networks of a checkpoint and an environment with its normalisation statistics, frozen.
 
-    With ``evaluation.average`` the actor is the average, as in the run's evaluations.
+    With ``evaluation.average`` the actor is the average, as in the run's evaluations, and ``averaged`` is true.
 
     Args:
         source: a checkpoint; its path, that of ``checkpoints/best``, or a run's folder for its latest one.
@@ -85,12 +85,13 @@ class Agent:
         self.networks: ActorCritic = self.experiment.policy.build(self.env, device)
         average = saved.state.evaluator.get("average")
         actor = average["actor"] if average is not None and average["count"] else saved.state.actor
+        self.averaged = actor is not saved.state.actor
         for name, state in (("actor", actor), ("critic", saved.state.critic)):
             differences += _differences(name, getattr(self.networks, name).state_dict(), state)
         self._refuse(differences)
         carry_state(self.env, self.networks.actor)
-        self.networks.actor.load_state_dict(actor)
         self.networks.critic.load_state_dict(saved.state.critic)
+        self.networks.actor.load_state_dict(actor)  # last: of weights that both share, the average is the actor's
 
     @property
     def folder(self) -> Path:

@@ -105,9 +105,10 @@ def evaluate(arguments: list[str]) -> int:
 
     statistics = result.statistics()
     kind = "deterministic" if settings.deterministic else "sampled"
+    averaged = ", weights averaged over batches" if agent.averaged else ""
     print(printable(f"{agent.path} after {agent.frames:,} frames of {experiment.env.name}"))
     episodes = "1 episode" if len(seeds) == 1 else f"{len(seeds):,} episodes"
-    print(f"{kind} policy, {episodes}, seed={seed}")
+    print(f"{kind} policy{averaged}, {episodes}, seed={seed}")
     for quantity in ("return", "length"):
         known = {name: statistics.get(f"{name}_{quantity}") for name in ("mean", "std", "median", "min", "max")}
         shown = ", ".join(f"{name} {value:,.1f}" for name, value in known.items() if value is not None)
@@ -122,6 +123,7 @@ def evaluate(arguments: list[str]) -> int:
         "env": experiment.env.name,
         "episodes": len(seeds),
         "deterministic": settings.deterministic,
+        "weight_average": experiment.evaluation.average if agent.averaged else None,
         "device": str(device),
         "seed": seed,
         "video": None if video is None else str(video),

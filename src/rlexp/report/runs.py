@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ import yaml
 from numpy.typing import NDArray
 from pydantic_core import from_json
 
+from rlexp.config.legacy import current_config
 from rlexp.errors import RlexpError
 from rlexp.report.liveness import owner_of
 from rlexp.runs.rundir import RunDir
@@ -240,7 +242,7 @@ def run_folders(top: Path) -> Iterator[Path]:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings of a ``config.yaml``, as in `Run.settings`.
+    """The settings of a ``config.yaml``, as in `Run.settings`; an earlier version's in the current schema.
 
     Raises:
         UnreadableError: it holds none.
@@ -248,6 +250,9 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         values = _mapping(yaml.load(read_text(path), _Loader), str(path))
         found = dict(islice(flatten(values), _MOST_SETTINGS + 1))
+        if len(found) <= _MOST_SETTINGS:
+            with suppress(Exception):  # what no version has saved is shown as it is
+                found = dict(flatten(current_config(values)))
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise UnreadableError(f"{path}: {error}") from error
     if len(found) > _MOST_SETTINGS:

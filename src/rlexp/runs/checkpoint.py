@@ -47,7 +47,7 @@ class TrainState:
     Attributes:
         frames: simulator frames collected.
         iteration: batches trained on.
-        evaluator: the newest and the best evaluation.
+        evaluator: the newest and the best evaluation, and the average of the actor's weights.
         actor: the policy's parameters.
         critic: the critic's parameters.
         transforms: the environment's transforms, normalisation statistics among them.

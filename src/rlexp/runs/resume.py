@@ -32,7 +32,9 @@ _MAY_CHANGE = (
     "compile",
     "cuda_graph",
     "logger",
-    "evaluation",
+    "evaluation.interval",
+    "evaluation.episodes",
+    "evaluation.video_interval",
     "checkpoint",
 )
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torchrl.modules import ProbabilisticActor
 
+from rlexp.config import ConfigError, Problem
+
 
 class WeightAverage:
     r"""$\bar\theta_n = \sum_{k \le n} d^{n-k} \theta_k \,/ \sum_{k \le n} d^{n-k}$ of the weights after each batch.
@@ -23,20 +25,30 @@ class WeightAverage:
     Attributes:
         actor: the average as an actor of its own.
         count: $n$, batches that it holds.
+
+    Raises:
+        ConfigError: the actor cannot be copied.
     """
 
     def __init__(self, actor: ProbabilisticActor, decay: float) -> None:
-        self.actor = copy.deepcopy(actor).requires_grad_(False)
+        try:
+            self.actor = copy.deepcopy(actor).requires_grad_(False)
+        except Exception as error:  # modules of the user's own
+            message = f"the actor's network cannot be copied ({error}): use null."
+            raise ConfigError([Problem("evaluation.average", message, f"{decay:g}")]) from error
         self.count = 0
         self._source, self._decay = actor, decay
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights as they are now; what is no parameter is copied."""
+        """Take in the weights as they are now; buffers and integers are copied."""
         self.count += 1
         share = (1 - self._decay) / (1 - self._decay**self.count)
         for ours, theirs in zip(self.actor.parameters(), self._source.parameters(), strict=True):
-            ours.lerp_(theirs, share)
+            if ours.is_floating_point():
+                ours.lerp_(theirs, share)
+            else:
+                ours.copy_(theirs)
         for ours, theirs in zip(self.actor.buffers(), self._source.buffers(), strict=True):
             ours.copy_(theirs)
 

@@ -102,8 +102,9 @@ class Evaluator:
             found = self._group.from_main(lambda: evaluate(self.env, self._actor, self._seeds, kernels=kernels))
         self.final, self.final_frames = found, frames
         log.info(
-            "%s frames: evaluation return %.1f (%d episodes of %.0f steps on average)",
+            "%s frames: evaluation return %.1f (%d episodes of %.0f steps on average%s)",
             f"{frames:,}", found.mean_return, len(self._seeds), sum(found.lengths) / len(self._seeds),
+            "" if self.average is None else ", weights averaged",
         )  # fmt: skip
         if self.best is None or found.mean_return > self.best.mean_return:
             self.best, self.best_frames = found, frames

@@ -136,7 +136,9 @@ def warm_start(trainer: Restorable, source: Checkpoint) -> None:
     except RuntimeError as error:
         message = f"its policy, environment or normalisation is another than this run's: {error}"
         raise ConfigError([Problem("warm_start", message, str(trainer.config.warm_start))]) from error
-    log.info("Weights and statistics from %s.", source.path)
+    average = source.state.evaluator.get("average")
+    own = "" if average is None else " The weights are those that were trained, not their average, which was evaluated."
+    log.info("Weights and statistics from %s.%s", source.path, own)
 
 
 def _load_episodes(trainer: Restorable, state: TrainState) -> None:

@@ -227,11 +227,11 @@ class Trainer:
         check_metrics(metrics, self.frames)
         commit_normalization(self.env, self.group)
         check_statistics(self.env, self.frames)
-        self.evaluator.follow()
         for name, callback in self.callbacks.items():
             own = dict(metrics)
             callback.after_update(self, metrics)
             check_additions(f"callbacks.{name}", own, metrics, self.frames)
+        self.evaluator.follow()
         digest = parameters_hash(self.learner.weights)
         self.group.check_equal(f"At {self.frames:,} frames the weights", digest)
         return metrics | {"train/parameters_hash": digest}
@@ -313,7 +313,7 @@ class Trainer:
             "seconds": sum(self.seconds.values()),
             "final": None if final is None else final.metrics(),
             "best": None if best is None else best.metrics(),
-            "average": self.config.evaluation.average,
+            "weight_average": self.config.evaluation.average,
             "checkpoint": None if self.saved is None else str(self.saved),
         }
 
