@@ -147,9 +147,8 @@ class RunDir:
             # Without the sign in front, a line is a setting that may be named like a secret.
             lines = diff.split("\n")
             hidden = redact([line[1:] for line in lines])
-            write_text(
-                self.path / "git.diff", "\n".join(line[:1] + rest for line, rest in zip(lines, hidden, strict=True))
-            )
+            kept = (line[:1] + rest for line, rest in zip(lines, hidden, strict=True))
+            write_text(self.path / "git.diff", "\n".join(kept))
         values = {
             "command": sessions[0]["command"],
             "started": sessions[0]["started"],
