@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import zoo
 from learning import Curve, Results
+from worker_subject import one_that_fails
 
 from rlexp.experiment import load_config
 
@@ -61,9 +62,3 @@ def test_a_run_that_fails_loses_no_other(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr(zoo, "train", one_that_fails)
     assert dict(zoo.run([("hopper", 1), ("hopper", 2)], workers=1)) == {("hopper", 2): (2048, 1.0, 2.0)}
     assert "hopper seed 1 failed: ValueError('diverged')" in capsys.readouterr().err
-
-
-def one_that_fails(task: str, seed: int) -> Result:
-    if seed == 1:
-        raise ValueError("diverged")
-    return 2048, 1.0, float(seed)

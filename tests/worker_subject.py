@@ -1,4 +1,4 @@
-"""What the workers of `test_workers` hold, in a module that imports nothing heavy."""
+"""What workers and spawned processes hold or run, in a module that they find and that imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -43,3 +43,10 @@ class Subject:
     def close(self) -> None:
         if self.mark is not None:
             Path(self.mark).write_text("closed")
+
+
+def one_that_fails(task: str, seed: int) -> tuple[int, float, float]:
+    """In the place of `zoo.train`: the run of seed 1 fails."""
+    if seed == 1:
+        raise ValueError("diverged")
+    return 2048, 1.0, float(seed)
