@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,14 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run_command("rlexp-train", *TINY, "seed=7", cwd=cwd, cold=True, OMP_NUM_THREADS="2")
     assert done.returncode == 0, done.stderr
     return only_run(cwd)
+
+
+@pytest.fixture(autouse=True)
+def own_path() -> Iterator[None]:
+    """Take from ``sys.path`` what a test has added: another would find modules only after it."""
+    path = [*sys.path]
+    yield
+    sys.path[:] = path
 
 
 @pytest.fixture

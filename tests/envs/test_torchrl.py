@@ -9,9 +9,9 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from bodies import Bodies
 from commands import TINY, call_command, rows_of, run_command
-from tensordict import TensorDict, TensorDictBase
-from torchrl.data import Bounded, Composite, Unbounded
+from torchrl.data import Composite, Unbounded
 from torchrl.envs import BraxWrapper, EnvBase
 from torchrl.envs.utils import check_env_specs
 
@@ -117,33 +117,6 @@ def test_what_cannot_be_is_refused_before_anything_is_built(overrides: list[str]
         load_config(overrides)
 
 
-class Bodies(EnvBase):  # type: ignore[misc, unused-ignore]
-    """Reports a position and a speed, rewards with 1 and ends nothing; a batch where ``size`` is given."""
-
-    def __init__(self, size: list[int] | None = None, **shapes: list[int]) -> None:
-        super().__init__(batch_size=size or [])
-        self.shapes = shapes or {"speed": [], "position": [2]}
-        b = self.batch_size
-        self.observation_spec = Composite({k: Unbounded((*b, *s)) for k, s in self.shapes.items()}, shape=b)
-        self.action_spec = Bounded(-1, 1, (*b, 1))
-        self.reward_spec = Unbounded((*b, 1))
-
-    def _observed(self) -> dict[str, Any]:
-        return {key: torch.full((*self.batch_size, *s), float(len(key))) for key, s in self.shapes.items()}
-
-    def _reset(self, tensordict: TensorDictBase | None, **kwargs: object) -> TensorDictBase:
-        return TensorDict(
-            {**self._observed(), "done": torch.zeros(*self.batch_size, 1, dtype=torch.bool)}, self.batch_size
-        )
-
-    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        flags = {"done": torch.zeros(*self.batch_size, 1, dtype=torch.bool)}
-        return TensorDict({**self._observed(), "reward": torch.ones(*self.batch_size, 1), **flags}, self.batch_size)
-
-    def _set_seed(self, seed: int | None) -> None:
-        pass
-
-
 def test_entries_of_a_torchrl_environment_stay_apart() -> None:
     env = batched(Bodies, 3, 3)
     check_env_specs(env)
@@ -153,7 +126,7 @@ def test_entries_of_a_torchrl_environment_stay_apart() -> None:
 
 
 BODIES = [
-    *("env=torchrl", f"env.make._target_={__name__}.Bodies", "env.make.size=[4]", "env.num_envs=4"),
+    *("env=torchrl", "env.make._target_=bodies.Bodies", "env.make.size=[4]", "env.num_envs=4"),
     *("env.transforms.step_counter.max_steps=10", "evaluation.episodes=6", "logger=none", "env.init_random_steps=8"),
     *("collector.frames_per_batch=64", "minibatch_size=32", "total_frames=64", "num_epochs=1"),
 ]
@@ -207,7 +180,7 @@ def test_a_batch_by_itself_is_not_multiplied_by_workers(tmp_path: Path) -> None:
 def test_evaluation_counts_the_environments_own_rewards() -> None:
     clip = "env.transforms.clip={_target_: torchrl.envs.RewardClipping, clamp_min: 0, clamp_max: 0.5}"
     config = load_config([
-        *("env=torchrl", f"env.make._target_={__name__}.Bodies", "env.transforms.step_counter.max_steps=10", clip),
+        *("env=torchrl", "env.make._target_=bodies.Bodies", "env.transforms.step_counter.max_steps=10", clip),
         "env/transforms=none", "policy.actor_keys=[position]",
     ])  # fmt: skip
     env = config.env.build(2)
