@@ -71,10 +71,14 @@ def test_a_killed_run_is_distinguished_from_a_running_one(tmp_path: Path) -> Non
     assert "killed" in "\n".join(table([killed], [tmp_path]))
 
 
-def test_a_run_that_ends_while_others_are_read_is_no_killed_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("released", [False, True])
+def test_a_run_that_ends_while_others_are_read_has_ended(released: bool, tmp_path: Path) -> None:
     read = read_run(write_run(tmp_path / "run", config(), [1.0], status=None))
     (tmp_path / "run" / ".lock").write_text(f"process 999999999 on {socket.gethostname()}")
     assert current(read).status == "killed"
+    if released:
+        (tmp_path / "run" / ".lock").unlink()
+        assert current(read).status == "unfinished"
     (tmp_path / "run" / "summary.json").write_text(json.dumps({"status": "completed", "frames": read.trained}))
     assert current(read).status == "completed"
 

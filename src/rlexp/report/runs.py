@@ -193,10 +193,11 @@ def current(run: Run) -> Run:
     own, sweep_alive = owner_of(run.path), owner_of(run.path.parent) == "alive"
     if run.status == NOT_STARTED and own is None:
         return replace(run, status=WAITING) if sweep_alive else run
-    if own == "dead" and not sweep_alive:
-        # It may have ended after its files were read.
-        return read_run(run.path) if _has_ended(run.path) else replace(run, status=KILLED)
-    return replace(run, status=RUNNING) if own or sweep_alive else run
+    if sweep_alive or own in ("alive", "remote"):
+        return replace(run, status=RUNNING)
+    if _has_ended(run.path):  # after its files were read
+        return read_run(run.path)
+    return replace(run, status=KILLED) if own == "dead" else run
 
 
 def _has_ended(path: Path) -> bool:
