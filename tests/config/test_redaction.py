@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlexp.config import ConfigError
-from rlexp.config.redaction import REDACTED, RedactingFormatter, redact, with_secrets
+from rlexp.config.redaction import (
+    REDACTED,
+    RedactingFormatter,
+    hidden_settings,
+    hide,
+    redact,
+    reveal,
+    with_secrets,
+)
 from rlexp.experiment import load_config, read_config
 
 NAMES = ["api_key", "token", "end_token", "password", "secret", "credentials", "auth_token", "private_key"]
@@ -33,6 +41,33 @@ def test_a_token_of_a_vocabulary_is_none(value: str) -> None:
 def test_what_is_named_a_secret_is_hidden(name: str) -> None:
     assert redact({name: "hunter"}) == {name: REDACTED}
     assert redact([f"+env.kwargs.{name}=hunter"]) == [f"+env.kwargs.{name}={REDACTED}"]
+
+
+@pytest.mark.parametrize("text", ["{a: 1, api_key: hunter}", "{b: {api_key: 'hunter, x'}}", '[{api_key: "hunter"}]'])
+def test_a_secret_in_a_mapping_of_the_command_line_is_hidden(text: str) -> None:
+    (found,) = redact([f"+env.kwargs={text}"])
+    assert "hunter" not in found
+    assert f"api_key: {REDACTED}" in found
+    assert redact(["+env.kwargs={a: 1, token: <eos>}"]) == ["+env.kwargs={a: 1, token: <eos>}"]
+
+
+STATE = st.recursive(
+    st.one_of(st.none(), st.integers(), st.text(), st.sampled_from(["hunter2hunter2", "Bearer hunter2hunter2", "pw"])),
+    lambda inner: st.one_of(
+        st.lists(inner), st.tuples(inner, inner), st.dictionaries(st.one_of(st.text(), st.integers()), inner)
+    ),
+)
+
+
+@given(STATE)
+def test_state_without_secrets_is_the_same_with_them_again(state: Any) -> None:
+    hidden = hidden_settings({"env": {"api_key": "hunter2hunter2", "list": [{"password": "pw", "name": "env.list"}]}})
+    assert hidden == {"env.api_key": "hunter2hunter2", "env.list.0.password": "pw"}
+    kept = hide(state, hidden)
+    assert "hunter2hunter2" not in repr(kept)
+    assert reveal(kept, hidden) == state
+    today = hidden | {"env.api_key": "another key"}
+    assert reveal(hide(["Bearer hunter2hunter2"], hidden), today) == ["Bearer another key"]
 
 
 @pytest.mark.parametrize(

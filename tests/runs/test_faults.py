@@ -274,18 +274,23 @@ def test_disk_full_in_mid_run(what: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert [row["frames"] for row in rows_of(tmp_path / "run")] == [256, 512, 768, 1024]
 
 
-def test_secrets_reach_no_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("given", [".api_key=hunter2hunter2", "={api_key: hunter2hunter2}"])
+def test_secrets_reach_no_file(given: str, tmp_path: Path) -> None:
     (tmp_path / "secretive.py").write_text(
-        "import gymnasium\n"
+        "import gymnasium, pathlib\n"
         "from gymnasium.envs.classic_control import PendulumEnv\n"
         "class Secretive(PendulumEnv):\n"
         "    def __init__(self, api_key=None, **kwargs):\n"
-        "        assert api_key == 'hunter2hunter2', api_key\n"
+        "        self.header = {'auth': f'Bearer {api_key}'}\n"
         "        super().__init__(**kwargs)\n"
+        "    def step(self, action):\n"
+        "        with open(pathlib.Path(__file__).with_name('used.txt'), 'a') as used:\n"
+        "            used.write(self.header['auth'] + ' ')\n"
+        "        return super().step(action)\n"
         "gymnasium.register('Secretive-v0', Secretive, max_episode_steps=20)\n"
     )
     secrets = {"SOME_SERVICE_TOKEN": "tok-123456789", "DATABASE_PASSWORD": "correct horse"}
-    arguments = ["env=gym", "env.id=secretive:Secretive-v0", "+env.kwargs.api_key=hunter2hunter2", "hydra.run.dir=run"]
+    arguments = ["env=gym", "env.id=secretive:Secretive-v0", f"+env.kwargs{given}", "hydra.run.dir=run"]
     arguments += [*TINY, "logger.mode=offline", "logger.tags=[tok-123456789,'https://me:swordfish@host/x']"]
     complete(arguments, tmp_path, PYTHONPATH=str(tmp_path), **secrets)
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
@@ -293,14 +298,16 @@ def test_secrets_reach_no_file(tmp_path: Path) -> None:
     for path in files:
         for secret in ("hunter2hunter2", "swordfish", *secrets.values()):
             assert secret.encode() not in path.read_bytes(), (path, secret)
-    assert "api_key=<redacted>" in (tmp_path / "run" / "metadata.json").read_text()
+    assert "<redacted>" in json.loads((tmp_path / "run" / "metadata.json").read_text())["command"][3]
     # A resumed run needs it again.
     process = launch(["resume=run", "total_frames=1280"], tmp_path, PYTHONPATH=str(tmp_path))
     process.join(60)
     assert process.exitcode == 2
     assert "env.kwargs.api_key" in (tmp_path / "output.txt").read_text()
-    again = ["resume=run", "total_frames=1280", "+env.kwargs.api_key=hunter2hunter2", "trust=[secretive]"]
+    (tmp_path / "used.txt").write_text("")
+    again = ["resume=run", "total_frames=1280", "+env.kwargs.api_key=brandnewkey99", "trust=[secretive]"]
     complete(again, tmp_path, PYTHONPATH=str(tmp_path))
+    assert {*(tmp_path / "used.txt").read_text().split()} == {"Bearer", "brandnewkey99"}, "the key of today"
 
 
 def test_secrets_of_a_multirun_are_refused_since_hydra_would_keep_them(tmp_path: Path) -> None:

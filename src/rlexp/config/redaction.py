@@ -27,9 +27,11 @@ _KEY = re.compile(
     r"\b(?:sk-[\w-]{20,}|gh[opsur]_\w{30,}|github_pat_\w{30,}|glpat-[\w-]{20,}|xox[abprs]-[\w-]{10,}|AKIA[0-9A-Z]{16}"
     r"|hf_\w{30,}|AIza[\w-]{30,}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,})"
 )
+_ENTRY = re.compile(r"""([\w.-]+)\s*:\s*('[^']*'|"[^"]*"|[^,{}\[\]]+)""")  # of a mapping on the command line
 _WORD = re.compile(r"[A-Za-z_<>|\[\] ./-]*")
 _SHORTEST = 8  # characters; a shorter value would be found where it is not meant
 _NOT_BUILT = ("logger.", "evaluation.", "checkpoint.", "warm_start")
+_remembered: set[str] = set()
 
 
 def redact(value: Any) -> Any:
@@ -37,10 +39,66 @@ def redact(value: Any) -> Any:
 
     A secret is the text of a setting that is named like one (``api_key``, ``auth_token``, ``password``, ...), in a
     mapping or written as ``key=value``; the text of a ``token`` that is no word; a text in the form of a known
-    service's keys; the value of an environment variable that is named like a secret, wherever it stands; and the user
-    and password in a URL.
+    service's keys; the value of an environment variable that is named like a secret, or of a setting that was
+    remembered, wherever it stands; and the user and password in a URL.
     """
     return _redact(value, sorted(_known(), key=len, reverse=True))
+
+
+def remember_secrets(config: Mapping[str, Any]) -> None:
+    """Take a config's secrets for secrets wherever this process writes them from now on."""
+    _remembered.update(
+        text
+        for path, text in _texts(config)
+        if len(text) >= _SHORTEST and _is_secret(path.rpartition(".")[2], text) and REDACTED not in text
+    )
+
+
+def hidden_settings(config: Mapping[str, Any]) -> dict[str, str]:
+    """The texts of a config that `redact` changes, by the paths of their settings."""
+    return {path: text for path, text in _texts(config) if redact({path: text}) != {path: text}}
+
+
+def hide(state: Any, hidden: Mapping[str, str]) -> Any:
+    """Nested state with the name of a hidden setting in place of its text; short ones only where they stand alone."""
+    return _replaced(state, {text: _placeholder(path) for path, text in hidden.items()})
+
+
+def reveal(state: Any, hidden: Mapping[str, str]) -> Any:
+    """What `hide` was given, with the settings' texts of today."""
+    return _replaced(state, {_placeholder(path): text for path, text in hidden.items()})
+
+
+def _placeholder(path: str) -> str:
+    return f"<redacted: {path}>"
+
+
+def _replaced(state: Any, names: Mapping[str, str]) -> Any:
+    if not names:
+        return state
+    # At once, the longest first: what is put in may hold another of the texts.
+    long = sorted((text for text in names if len(text) >= _SHORTEST), key=len, reverse=True)
+    inside = re.compile("|".join(map(re.escape, long)) or r"(?!)")
+
+    def replaced(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: replaced(item) for key, item in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(map(replaced, value))
+        if not isinstance(value, str):
+            return value
+        return names.get(value) or inside.sub(lambda found: names[found[0]], value)
+
+    return replaced(state)
+
+
+def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every text of a config, by its path."""
+    below = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, item in below:
+        yield from _texts(item, f"{path}.{key}" if path else str(key))
+    if isinstance(value, str):
+        yield path, value
 
 
 def with_secrets(values: Mapping[str, Any], secrets: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
@@ -82,10 +140,17 @@ def _redact(value: Any, known: list[str]) -> Any:
         key, separator, rest = value.partition("=")
         if separator and _is_secret(key.strip(), rest):
             return f"{key}={REDACTED}"
+        if separator and rest.startswith(("{", "[")):
+            value = f"{key}={_ENTRY.sub(_redacted_entry, rest)}"
         for secret in known:
             value = value.replace(secret, REDACTED)
         return _KEY.sub(REDACTED, _IN_URL.sub(REDACTED, value))
     return value
+
+
+def _redacted_entry(found: re.Match[str]) -> str:
+    key, text = found.groups()
+    return f"{key}: {REDACTED}" if _is_secret(key, text.strip().strip("'\"")) else found[0]
 
 
 def _is_secret(key: str, value: object) -> bool:
@@ -105,6 +170,7 @@ def _is_number(text: str) -> bool:
 
 
 def _known() -> Iterator[str]:
+    yield from _remembered
     for name, value in os.environ.items():
         # A variable such as SORT_KEY=name holds a word, which stands in many places.
         plain = _is_number(value) or (name.upper().endswith(("KEY", "TOKEN")) and _WORD.fullmatch(value))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from rlexp.callbacks import Callback, Training
 from rlexp.config import ConfigError, Problem
+from rlexp.config.redaction import hidden_settings, hide, reveal
 from rlexp.distributed import Group
 from rlexp.envs.gymnasium.snapshot import SavesState, State, StateUnavailableError
 from rlexp.envs.state import (
@@ -53,7 +57,7 @@ class Restorable(Training, Protocol):
 
 
 def state_of(trainer: Restorable) -> TrainState:
-    """The state of each part at this moment."""
+    """The state of each part at this moment, without the config's secrets, which an environment may hold."""
     simulators, inexact, group = None, [], trainer.group
     try:
         simulators = _episodes_state(trainer)
@@ -62,7 +66,7 @@ def state_of(trainer: Restorable) -> TrainState:
     if trainer.device.type == "cuda":
         inexact.append("CUDA kernels may add in another order each time")
     evaluator = trainer.evaluator.state_dict()
-    return TrainState(
+    state = TrainState(
         frames=trainer.frames,
         iteration=trainer.iteration,
         evaluator=evaluator,
@@ -78,6 +82,13 @@ def state_of(trainer: Restorable) -> TrainState:
         inexact=[*inexact, *trainer.evaluator.inexact],
         session={"seconds": dict(trainer.seconds), "run_id": trainer.run_id},
     )
+    return _mapped(state, partial(hide, hidden=hidden_settings(trainer.config.to_dict())))
+
+
+def _mapped(state: TrainState, change: Callable[[Any], Any]) -> TrainState:
+    """The state with a change of those parts in which the user's own code may keep texts."""
+    parts = {name: change(getattr(state, name)) for name in ("simulators", "evaluator", "callbacks", "collector")}
+    return dataclasses.replace(state, **parts)
 
 
 def load_state(trainer: Restorable, state: TrainState) -> None:
@@ -86,6 +97,7 @@ def load_state(trainer: Restorable, state: TrainState) -> None:
     Where the simulators' state cannot be restored, episodes begin afresh and everything else continues; the log says
     so.
     """
+    state = _mapped(state, partial(reveal, hidden=hidden_settings(trainer.config.to_dict())))
     trainer.frames, trainer.iteration = state.frames, state.iteration
     trainer.seconds, trainer.run_id = dict(state.session["seconds"]), state.session["run_id"]
     trainer.evaluator.load_state_dict(state.evaluator)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rlexp.agent.evaluation import EvaluationError
 from rlexp.config import ConfigError, Problem, check_targets, new_run_path
-from rlexp.config.redaction import redact
+from rlexp.config.redaction import redact, remember_secrets
 from rlexp.distributed import ALONE, Group
 from rlexp.envs.gymnasium.lives import end_lives
 from rlexp.envs.normalization import commit_normalization
@@ -74,6 +74,7 @@ class Trainer:
         group: Group = ALONE,
     ) -> None:
         check_targets(config)
+        remember_secrets(config.to_dict())
         self.config, self.group = config, group
         if run_dir is None:
             run_dir = new_run_path(config.env.name)
