@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from rlexp.files import write_bytes
 from rlexp.text import printable
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ def plot_training(rows: Sequence[Mapping[str, float]], folder: Path) -> list[Pat
     """
     from matplotlib.image import imsave
 
+    if folder.is_symlink():
+        raise OSError(f"{folder} is a link, and what is written would go elsewhere: remove it")
     folder.mkdir(exist_ok=True)
     images = {}
     for plot in TRAINING_PLOTS:
@@ -73,7 +76,8 @@ def plot_training(rows: Sequence[Mapping[str, float]], folder: Path) -> list[Pat
     images["overview"] = np.block([[[one], [two]], [[three], [four]]])  # drawing takes longer than all else at the end
     files = {folder / f"{name}.png": image for name, image in images.items()}
     for file, image in files.items():
-        imsave(file, image)
+        imsave(content := io.BytesIO(), image, format="png")
+        write_bytes(file, content.getvalue())
     return list(files)
 
 

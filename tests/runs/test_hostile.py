@@ -14,13 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 from commands import clean_environment
 
 from rlexp import files
 from rlexp.agent import Agent
+from rlexp.agent.video import EpisodeRecorder, VideoError
 from rlexp.config import ConfigError
 from rlexp.config.trust import most_weights
+from rlexp.plots import plot_training
 from rlexp.runs import checkpoint, manifest
 from rlexp.runs.errors import CheckpointError
 from rlexp.runs.resume import resume_run
@@ -226,6 +229,38 @@ def test_a_run_is_not_resumed_into_files_that_lie_elsewhere(name: str, folder: P
     with pytest.raises(CheckpointError, match=name):
         resume_run(run, ["total_frames=2048"])
     assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "plots", "videos", "wandb", "tensorboard"])
+def test_a_run_is_not_resumed_into_folders_that_lie_elsewhere(name: str, folder: Path, tmp_path: Path) -> None:
+    run = folder.parents[1]
+    elsewhere = tmp_path / "elsewhere"
+    (run / name).rename(elsewhere) if (run / name).exists() else elsewhere.mkdir()
+    (run / name).symlink_to(elsewhere)
+    with pytest.raises(CheckpointError, match=f"{name} is a link"):
+        resume_run(run, ["total_frames=2048"])
+
+
+def test_a_run_does_not_say_where_wandb_logs_to(folder: Path) -> None:
+    (folder.parents[1] / "wandb").mkdir(exist_ok=True)
+    (folder.parents[1] / "wandb" / "settings").write_text("[default]\nbase_url = http://127.0.0.1:9\n")
+    with pytest.raises(CheckpointError, match="which server"):
+        resume_run(folder.parents[1], ["total_frames=2048"])
+
+
+def test_plots_and_videos_are_written_to_no_link(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "overview.png").symlink_to(victim)
+    rows = [{"frames": 1, "eval/return": 1.0, "train/reward": 1.0, "train/step_count": 1, "train/lr": 1e-3}]
+    with pytest.raises(OSError, match="is a link"):
+        plot_training(rows, tmp_path / "plots")
+    assert victim.read_text() == "precious"
+    (tmp_path / "videos").symlink_to(tmp_path / "plots")
+    recorder = EpisodeRecorder(gymnasium.make("CartPole-v1", render_mode="rgb_array"), tmp_path / "videos" / "one.mp4")
+    with pytest.raises(VideoError, match="is a link"):
+        recorder.reset(seed=0)
 
 
 def test_one_that_is_pruned_while_it_is_read_is_not_called_damaged(

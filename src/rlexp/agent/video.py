@@ -47,12 +47,14 @@ class EpisodeRecorder(gymnasium.Wrapper[Any, Any, Any, Any]):
             raise VideoError(f"{env} has no render mode rgb_array, which a video needs.")
         self._write_frames = write_frames
         self._path = path
-        self._aside = path.with_name(f".{path.stem}.tmp.mp4")
+        self._aside: TemporaryDirectory[str] | None = None
         self._writer: Any = None
-        self._done = False
+        self._stepped = self._done = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Reset; the first one starts the recording."""
+        """Reset; the first one starts the recording, and one after a step ends it: a transform's time limit was up."""
+        if self._stepped and not self._done:
+            self._finish()
         observation, info = self.env.reset(seed=seed, options=options)
         if not self._done:
             self._record()
@@ -63,6 +65,7 @@ class EpisodeRecorder(gymnasium.Wrapper[Any, Any, Any, Any]):
         observation, reward, terminated, truncated, info = self.env.step(action)
         if not self._done:
             self._record()
+            self._stepped = True
             if terminated or truncated:
                 self._finish()
         return observation, reward, terminated, truncated, info
@@ -70,11 +73,16 @@ class EpisodeRecorder(gymnasium.Wrapper[Any, Any, Any, Any]):
     def _record(self) -> None:
         frame = self._frame()
         if self._writer is None:
+            if self._path.parent.is_symlink():
+                raise VideoError(f"{self._path.parent} is a link, and what is written would go elsewhere: remove it.")
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            # In a new folder: the encoder would follow a link of the file's name.
+            self._aside = TemporaryDirectory(prefix=f".{self._path.stem}.", dir=self._path.parent)
             height, width, _ = frame.shape
             fps = self.env.metadata.get("render_fps", 30)
             # macro_block_size 2, not 16: players need even sizes, and 16 would stretch the image.
-            self._writer = self._write_frames(str(self._aside), (width, height), fps=fps, macro_block_size=2)
+            aside = str(Path(self._aside.name, self._path.name))
+            self._writer = self._write_frames(aside, (width, height), fps=fps, macro_block_size=2)
             self._writer.send(None)
         self._writer.send(frame)
 
@@ -85,15 +93,18 @@ class EpisodeRecorder(gymnasium.Wrapper[Any, Any, Any, Any]):
             raise VideoError(f"this environment cannot be rendered here: {error}. {HEADLESS}") from error
 
     def _finish(self) -> None:
+        assert self._aside is not None
         self._writer.close()
-        self._aside.replace(self._path)
+        Path(self._aside.name, self._path.name).replace(self._path)
+        self._aside.cleanup()
         self._done = True
 
     def close(self) -> None:
         """Close the environment; the video of an unfinished episode is removed."""
         if self._writer is not None and not self._done:
             self._writer.close()
-            self._aside.unlink(missing_ok=True)
+        if self._aside is not None:
+            self._aside.cleanup()
         super().close()
 
 

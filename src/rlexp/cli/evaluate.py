@@ -78,7 +78,7 @@ def evaluate(arguments: list[str]) -> int:
     import torch
 
     from rlexp.agent import Agent, evaluation
-    from rlexp.agent.video import EpisodeRecorder
+    from rlexp.agent.video import EpisodeRecorder, VideoError
 
     device = pick_device(settings.device or experiment.device)
     seed = experiment.seed if settings.seed is None else settings.seed
@@ -102,6 +102,8 @@ def evaluate(arguments: list[str]) -> int:
         )
     finally:
         agent.env.close()
+    if video is not None and not video.exists():
+        raise VideoError(f"{video} was not written: the environment did not reset its simulator after the episode.")
 
     statistics = result.statistics()
     kind = "deterministic" if settings.deterministic else "sampled"

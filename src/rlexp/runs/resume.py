@@ -50,6 +50,7 @@ _FILES = (
     "train.log",
     "git.diff",
 )
+_FOLDERS = ("checkpoints", "plots", "videos", "tensorboard", "wandb")
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,9 @@ def _hidden(value: object) -> bool:
 
 
 def refuse_links(run: RunDir) -> None:
-    """Refuse a run's folder whose files are links, pipes or folders: what is written to them would go elsewhere.
+    """Refuse a run's folder with files that are links, pipes or folders: what is written to them would go elsewhere.
+
+    So would what W&B uploads, by a file of settings that it never leaves there itself.
 
     Raises:
         CheckpointError: with the first such file.
@@ -201,6 +204,12 @@ def refuse_links(run: RunDir) -> None:
         own = path.name in _FILES or path.name.endswith(".tmp")
         if own and (path.is_symlink() or not path.is_file()):
             raise CheckpointError(f"{path} is no regular file, so the run cannot be resumed in its folder.")
+        if path.name in _FOLDERS and (path.is_symlink() or not path.is_dir()):
+            message = "is a link or no folder, so the run cannot be resumed: put a folder in its place"
+            raise CheckpointError(f"{path} {message}, and what it led to into that.")
+    settings = run.path / "wandb" / "settings"
+    if settings.is_symlink() or settings.exists():
+        raise CheckpointError(f"{settings} tells W&B which server to log to, and no run leaves such a file: remove it.")
 
 
 def _paths(overrides: Sequence[str]) -> Iterator[list[str]]:
