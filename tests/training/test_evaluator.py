@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from agents import composed
+from commands import rows_of
 from gymnasium.envs.classic_control import PendulumEnv
 from tensordict import TensorDict
 from torchrl.envs import ObservationTransform
@@ -20,6 +22,7 @@ from rlexp.agent import Agent
 from rlexp.agent.evaluation import Evaluation, EvaluationError, evaluate, evaluation_seeds
 from rlexp.collectors.share import share_seed
 from rlexp.envs.normalization import observation_norms
+from rlexp.report import load_runs
 from rlexp.runs import checkpoint
 from rlexp.training import evaluator as module
 from rlexp.training.evaluator import passed
@@ -149,6 +152,34 @@ def test_a_run_that_is_ended_where_it_stopped_is_evaluated_there(tmp_path: Path)
     summary = resumed.fit()
     assert (summary["status"], resumed.evaluator.final_frames) == ("completed", 192)
     assert resumed.evaluator.final != earlier
+
+
+def test_that_evaluation_is_the_last_in_all_that_a_run_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = [setting for setting in SMALL if setting != "logger=none"]
+    trainer = Trainer(composed(*plain, "evaluation.interval=128", "logger=csv"), tmp_path)
+    iterate = trainer.iterate
+
+    def stopped() -> dict[str, float]:
+        metrics = iterate()
+        if trainer.frames == 192:
+            trainer.stop()
+        return metrics
+
+    monkeypatch.setattr(trainer, "iterate", stopped)
+    assert trainer.fit()["status"] == "stopped"
+    before = rows_of(tmp_path)
+    resumed = Trainer.resume(tmp_path, ["total_frames=192"])
+    resumed.evaluator.best = resumed.evaluator.best_frames = None  # as where nothing was evaluated before
+    final = resumed.fit()["final"]
+    rows = rows_of(tmp_path)
+    assert rows == [*before[:-1], before[-1] | final]
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        copied = list(csv.DictReader(file))
+    assert [float(row["frames"]) for row in copied] == [64, 128, 192]
+    assert float(copied[-1]["eval/return"]) == final["eval/return"]
+    (reported,) = load_runs([tmp_path])
+    assert reported.final == final["eval/return"]
+    assert (tmp_path / "checkpoints" / "best").read_text() == "000000000192"
 
 
 def test_the_number_of_episodes_may_change_for_environments_of_ones_own(tmp_path: Path) -> None:

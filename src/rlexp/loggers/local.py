@@ -33,12 +33,24 @@ class MetricsFile:
             kept = [line for line in lines if 0 < _frames(line) <= frames]
             self.rows = len(kept)
             write_text(path, "".join(f"{line}\n" for line in kept))
+        self._path = path
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, row: Row) -> None:
         """Append one row."""
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
+
+    def amend(self, row: Row) -> bool:
+        """Add metrics to the last row, if that has the same frames; whether it has."""
+        *before, last = self._path.read_text(encoding="utf-8").splitlines() or [""]
+        if _frames(last) != row["frames"]:
+            return False
+        write_text(self._path, "".join(f"{line}\n" for line in before))
+        self._file.close()
+        self._file = self._path.open("a", encoding="utf-8")
+        self.log(json.loads(last) | row)
+        return True
 
     def sync(self) -> None:
         """Make every row so far survive a power cut."""
@@ -53,7 +65,7 @@ def _frames(line: str) -> float:
     """The frames of a row of ``metrics.jsonl``; 0 for a line that is no whole row."""
     try:
         return float(json.loads(line)["frames"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return 0.0
 
 
@@ -68,16 +80,19 @@ class CsvFile(Sink):
         self._run_dir = run_dir
         self._path = run_dir / "metrics.csv"
         self._columns: list[str] = []
+        self._frames = 0.0
         self._copy()
 
     def _copy(self) -> None:
         rows = read_metrics(self._run_dir)
         self._columns = list(dict.fromkeys(key for row in rows for key in row))
+        self._frames = rows[-1]["frames"] if rows else 0.0
         write_text(self._path, self._lines(*rows, header=True))
 
     def log(self, row: Row) -> None:
-        """Append one row; a new metric rewrites the table with one more column."""
-        if row.keys() <= set(self._columns):
+        """Append one row; a new metric, or more of the last row, rewrites the table."""
+        if row.keys() <= set(self._columns) and row["frames"] > self._frames:
+            self._frames = row["frames"]
             with self._path.open("a", encoding="utf-8", newline="") as file:
                 file.write(self._lines(row))
         else:

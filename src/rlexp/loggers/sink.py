@@ -13,7 +13,10 @@ class Sink:
     """Base of all sinks. One that raises gets no more rows; a warning says so, and training goes on."""
 
     def log(self, row: Row) -> None:
-        """Take one row: ``frames`` and any of the metrics. It is in ``metrics.jsonl`` already."""
+        """Take one row: ``frames`` and any of the metrics. It is in ``metrics.jsonl`` already.
+
+        A run that is ended where it stopped gives the metrics of its evaluation, with the frames of the row before.
+        """
         raise NotImplementedError
 
     def log_video(self, path: Path, frames: int) -> None:

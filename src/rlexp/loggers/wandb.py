@@ -182,9 +182,12 @@ class WandbSink(Sink):
 
     def log(self, row: Row) -> None:
         """Copy one row; ``frames`` is data like the rest, since W&B drops rows whose step it has passed."""
-        if self._run is None or _key(row) in self._earlier or row["frames"] <= self._elsewhere:
+        if self._run is None:
             return
-        if row["frames"] in self._frames:
+        whole = "train/parameters_hash" in row  # and not more metrics of the row before
+        if whole and (_key(row) in self._earlier or row["frames"] <= self._elsewhere):
+            return
+        if whole and row["frames"] in self._frames:
             message = "W&B keeps the rows from %s frames on that were logged before, and gets the new ones as well."
             log.warning(message, f"{row['frames']:,}")
             self._frames = set()
@@ -200,7 +203,7 @@ class WandbSink(Sink):
         try:
             self._run.log({"eval/video": wandb.Video(str(path), format="mp4")}, commit=False)
         except Exception as error:
-            self._fail(error)
+            log.warning("W&B did not take the video %s: %s", path.name, error)
 
     def log_checkpoint(self, path: Path, *, best: bool) -> None:
         """Make a checkpoint a version of the run's artifact; where W&B does not take it, rows are logged on."""

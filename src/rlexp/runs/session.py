@@ -127,6 +127,12 @@ class Session:
         self._bar.log(row)
         self._copy(lambda sink: sink.log(row))
 
+    def amend(self, row: Row) -> None:
+        """Give every sink more metrics of the last row, which has the same frames."""
+        if self._metrics.amend(row):
+            self._bar.log(row)
+            self._copy(lambda sink: sink.log(row))
+
     def log_video(self, path: Path, frames: int) -> None:
         """Give a video to every sink, before the row of the same frames."""
         self._copy(lambda sink: sink.log_video(path, frames))
@@ -198,6 +204,9 @@ class Follower:
         self._signals.close()
 
     def log(self, row: Row) -> None:
+        """Nothing: the other learner logs it."""
+
+    def amend(self, row: Row) -> None:
         """Nothing: the other learner logs it."""
 
     def log_video(self, path: Path, frames: int) -> None:

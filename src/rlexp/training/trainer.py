@@ -24,7 +24,7 @@ from rlexp.envs.gymnasium.lives import end_lives
 from rlexp.envs.normalization import commit_normalization
 from rlexp.experiment import ExperimentConfig, read_config
 from rlexp.files import write_json
-from rlexp.runs import checkpoint
+from rlexp.runs import checkpoint, store
 from rlexp.runs.checkpoint import Checkpoint
 from rlexp.runs.resume import resume_run
 from rlexp.runs.rundir import RunDir
@@ -163,8 +163,9 @@ class Trainer:
             stop: signal.Signals | None = None
             self.save()
             if self.finished and self.evaluator.final_frames != self.frames:
-                self.evaluate()
+                found = self.evaluate()
                 self._raise_failure()
+                session.amend({"frames": self.frames} | found)
             while not (self.finished or self._stop or (stop := self._asked_to_stop(session))):
                 metrics = self.iterate()
                 if (video := self.record_video()) is not None:
@@ -267,9 +268,13 @@ class Trainer:
     def save(self) -> Path:
         """Save a checkpoint of this moment, once; it is the best one if the best evaluation is of this moment."""
         path = self.run.checkpoints / f"{self.frames:012d}"
-        if self.saved != path:
+        best = self.evaluator.best_frames == self.frames
+        if self.saved == path:
+            if best and self.group.main:  # it may have been evaluated since
+                store.point(self.run.checkpoints, "best", path)
+        else:
             config, keep = redact(self.config.to_dict()), self.config.checkpoint.keep_last
-            state, best = state_of(self), self.evaluator.best_frames == self.frames
+            state = state_of(self)
             if self.group.main:
                 checkpoint.save(self.run.checkpoints, state, config, keep, best=best)
             self.saved = path
