@@ -157,6 +157,15 @@ def test_loaded_policy_plays_the_evaluations_episodes(trained: Trainer) -> None:
         assert total == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_step_takes_arrays_as_well(trained: Trainer) -> None:
+    policy = load_policy(trained.run.path)
+    observation = np.linspace(-1, 1, math.prod(policy.shapes["observation"])).reshape(policy.shapes["observation"])
+    action, state = policy.step(observation)
+    same, after = policy.step(torch.as_tensor(observation), None)
+    assert torch.equal(action, same)
+    assert torch.equal(state, after)
+
+
 def test_loaded_recurrent_policy_remembers_each_of_a_batch(trained: Trainer) -> None:
     policy = load_policy(trained.run.path)
     if not policy.recurrent:

@@ -123,6 +123,19 @@ def test_an_older_checkpoint_takes_the_run_back(run: Path) -> None:
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     sessions = json.loads((run / "metadata.json").read_text())["sessions"]
     assert [(s["frames"], s["total_frames"]) for s in sessions] == [(0, 1024), (int(older.name), 1280)]
+    weights = (aside / "tensors.safetensors").read_bytes()
+    Trainer.resume(older, ["total_frames=1536", "logger=none"]).fit()
+    names = {path.name for path in aside.parent.iterdir() if path.is_dir()}
+    assert {aside.name, "superseded-000000001280"} <= names
+    assert (aside / "tensors.safetensors").read_bytes() == weights, "what was set aside first is still there"
+    for path in aside.parent.glob("superseded-*"):
+        assert checkpoint.load(path).path == path
+
+
+def test_a_name_that_leads_nowhere_is_said(run: Path) -> None:
+    (run / "checkpoints" / "best").write_text("000000000099")
+    with pytest.raises(CheckpointError, match="best names 000000000099, which is not there"):
+        checkpoint.load(run / "checkpoints" / "best")
 
 
 def test_what_best_names_is_resumed_from(run: Path) -> None:

@@ -29,9 +29,10 @@ tensors = st.builds(
 numbers = [np.array([[1, 2]], dtype=np.uint32), np.array(2.5), np.float32(1.5), np.float64(0.1), np.bool_(True)]
 leaves = st.none() | st.booleans() | st.integers(-(2**127), 2**127) | st.floats(allow_nan=False) | st.text() | tensors
 leaves |= st.sampled_from(numbers)
+keys = st.text() | st.integers() | st.tuples(st.integers(), st.text()) | st.sampled_from([np.int64(3), (np.uint8(1),)])
 trees = st.recursive(
     leaves,
-    lambda inner: st.dictionaries(st.text() | st.integers(), inner) | st.lists(inner) | st.lists(inner).map(tuple),
+    lambda inner: st.dictionaries(keys, inner) | st.lists(inner) | st.lists(inner).map(tuple),
     max_leaves=8,
 )
 

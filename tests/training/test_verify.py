@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import TINY, run_command
 
+from rlexp import Trainer, load_config
 from rlexp.cli.verify import verify
 from rlexp.config import ConfigError
+from rlexp.experiment import ExperimentConfig
 from rlexp.runs import checkpoint
 from rlexp.runs.manifest import MANIFEST
+from rlexp.training import verify as module
 
 
 def test_a_run_is_reproducible(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,6 +56,24 @@ def test_metadata_without_versions_hides_no_difference(
     (copy / "metadata.json").write_text(json.dumps(metadata | {"versions": 3}))
     assert verify([str(copy)]) == 1
     assert "train/\\x1b[2J was 1.0" in capsys.readouterr().out
+
+
+def test_what_a_resume_changed_of_the_machine_is_as_it_was_at_the_start(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    small = ["env.num_envs=2", "collector.frames_per_batch=64", "minibatch_size=64", "num_epochs=1", "logger=none"]
+    Trainer.from_config(load_config([*small, "total_frames=128", "env.init_random_steps=16", "threads=2"]), run).fit()
+    Trainer.resume(run, ["threads=1", "total_frames=192"]).fit()
+    verified = []
+
+    class Seen(Trainer):
+        def __init__(self, config: ExperimentConfig, *arguments: Any) -> None:
+            verified.append(config.threads)
+            super().__init__(config, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "Trainer", Seen)
+        assert module.train_again(run, 10) == 2, "the budget of the third was another"
+    assert verified == [2]
 
 
 def test_a_second_folder_is_refused(tiny_run: Path) -> None:

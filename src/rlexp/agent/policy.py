@@ -130,11 +130,9 @@ class Policy(nn.Module):
                 not the leading dimensions of the one before it; there is no mask, or one that does not fit or allows
                 nothing.
         """
-        given, mask = self._entries(observation), cast("Any", action_mask)
+        given = self._entries(observation)
         arrays = all(isinstance(entry, np.ndarray) for entry in given.values())
-        given = {key: torch.as_tensor(entry) for key, entry in given.items()}
-        mask = None if mask is None else torch.as_tensor(mask)
-        action, state = self._step(given, self._recurrent_state, mask)
+        action, state = self._step(given, self._recurrent_state, action_mask)
         if self.recurrent:
             self._recurrent_state = state
         out: Any = action.numpy(force=True)[()] if arrays else action  # [()] makes a number of no dimensions
@@ -142,14 +140,14 @@ class Policy(nn.Module):
 
     def step(
         self,
-        observation: Tensor | Mapping[str, Tensor],
+        observation: Array | Mapping[str, Array],
         recurrent_state: Tensor | None = None,
-        action_mask: Tensor | None = None,
+        action_mask: Array | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Act from a recurrent state, and remember nothing.
 
         Args:
-            observation: as in `forward`, tensors ``[..., *observation]``.
+            observation: as in `forward`, ``[..., *observation]``.
             recurrent_state: before the step ``[..., state_size]``; None, like zeros, where episodes begin.
             action_mask: as in `forward`.
 
@@ -162,11 +160,11 @@ class Policy(nn.Module):
         """
         return self._step(self._entries(observation), recurrent_state, action_mask)
 
-    def inputs(self, observation: Tensor | Mapping[str, Tensor], action_mask: Tensor | None = None) -> TensorDictBase:
+    def inputs(self, observation: Array | Mapping[str, Array], action_mask: Array | None = None) -> TensorDictBase:
         """What the actor reads besides its recurrent state, on its device.
 
         Args:
-            observation: as in `forward`, tensors ``[..., *observation]``.
+            observation: as in `forward`, ``[..., *observation]``.
             action_mask: as in `forward`.
 
         Returns:
@@ -177,14 +175,16 @@ class Policy(nn.Module):
         """
         return self._inputs(self._entries(observation), action_mask)[0]
 
-    def _inputs(self, given: Mapping[str, Tensor], action_mask: Any) -> tuple[TensorDictBase, torch.Size]:
+    def _inputs(self, found: Mapping[str, Any], action_mask: Any) -> tuple[TensorDictBase, torch.Size]:
         """`inputs`, of entries that were checked, and their leading dimensions."""
+        given = {key: torch.as_tensor(entry) for key, entry in found.items()}
         weights = next(self.actor.parameters())
         first, shape = next(iter(self.shapes.items()))
         batch: torch.Size = torch.Size(given[first].shape[: given[first].dim() - len(shape)])
         tensordict: TensorDictBase = TensorDict({k: x.to(weights.device, self.dtypes[k]) for k, x in given.items()})
         if self.masked or action_mask is not None:
-            tensordict[ACTION_MASK] = self._mask(action_mask, batch).to(weights.device)
+            mask = action_mask if action_mask is None else torch.as_tensor(action_mask)
+            tensordict[ACTION_MASK] = self._mask(mask, batch).to(weights.device)
         for transform in self.before:
             tensordict = cast("Transform", transform)._call(tensordict)
         for key in self.read:
@@ -192,7 +192,7 @@ class Policy(nn.Module):
                 tensordict[key] = tensordict[key].to(weights.dtype)
         return tensordict, batch
 
-    def _step(self, given: Mapping[str, Tensor], state: Tensor | None, action_mask: Any) -> tuple[Tensor, Tensor]:
+    def _step(self, given: Mapping[str, Any], state: Tensor | None, action_mask: Any) -> tuple[Tensor, Tensor]:
         """`step`, for entries that were checked."""
         tensordict, batch = self._inputs(given, action_mask)
         state = torch.zeros(*batch, self.state_size) if state is None else state

@@ -14,7 +14,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -150,7 +150,7 @@ class Checkpoint:
 
         def resolve(kind: Kind, name: str) -> Any:
             shape = shapes[name]
-            return shape if kind == "tensor" else np.zeros(0)
+            return shape if kind == "tensor" else name if kind == "scalar" else np.zeros(0)  # a scalar may be a key
 
         fields = self._fields(resolve)
         if fields.keys() != set(_FIELDS):
@@ -273,7 +273,13 @@ def _newest(run: Path) -> Checkpoint:
 
 def _retried(load: Callable[[], Checkpoint], path: Path) -> Checkpoint:
     """Load what a run may be pruning, again where it was pruned meanwhile."""
+    before = None
     for _ in range(_ATTEMPTS):
-        with suppress(PrunedError):
+        try:
             return load()
+        except PrunedError as error:
+            if store.is_pointer(path) and str(error) == before:
+                message = f"{path} names {store.pointed_to(path).name}, which is not there."
+                raise CheckpointError(f"{message} Name the run's folder for its newest checkpoint.") from error
+            before = str(error)
     raise CheckpointError(f"{path}: each checkpoint was removed while it was read, as a run does that saves often.")

@@ -17,7 +17,7 @@ Kind: TypeAlias = Literal["tensor", "array", "scalar"]
 def pack(value: Any) -> tuple[Any, dict[str, Tensor]]:
     """JSON with a reference in place of each tensor and array, and the tensors by their references.
 
-    Dictionaries become lists of pairs, since their keys may be numbers.
+    Dictionaries become lists of pairs, since their keys may be numbers or tuples.
 
     Raises:
         TypeError: a value is none of dict, list, tuple, tensor, array, text, number, bool and None.
@@ -43,7 +43,7 @@ def unpack(value: Any, resolve: Callable[[Kind, str], Any]) -> Any:
         case "tensor" | "array" | "scalar":
             return resolve(kind, content)
         case "dict":
-            return {key: unpack(item, resolve) for key, item in content}
+            return {unpack(key, resolve): unpack(item, resolve) for key, item in content}
         case "tuple":
             return tuple(unpack(item, resolve) for item in content)
         case "list":
@@ -61,7 +61,8 @@ def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
             kind = "array" if isinstance(value, np.ndarray) else "scalar"
             return {kind: _put(torch.from_numpy(np.array(value, order="C")), path, tensors)}
         case Mapping():
-            return {"dict": [[key, _pack(item, f"{path}/{key}", tensors)] for key, item in value.items()]}
+            pairs = [(key, f"{path}/{key}", item) for key, item in value.items()]
+            return {"dict": [[_pack(key, name, tensors), _pack(item, name, tensors)] for key, name, item in pairs]}
         case tuple() | list():
             kind = "tuple" if isinstance(value, tuple) else "list"
             return {kind: [_pack(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]}

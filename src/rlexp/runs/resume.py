@@ -18,19 +18,14 @@ from rlexp.experiment import COMMAND_SETTINGS, ExperimentConfig, check_config, t
 from rlexp.runs import checkpoint, store
 from rlexp.runs.checkpoint import Checkpoint
 from rlexp.runs.errors import CheckpointError
-from rlexp.runs.rundir import RunDir
+from rlexp.runs.rundir import MACHINE_SETTINGS, RunDir
 
 # What does not decide what is learned. All else would make another run of it.
 _MAY_CHANGE = (
+    *MACHINE_SETTINGS,
     "total_frames",
-    "device",
-    "threads",
-    "env.num_workers",
-    "env.backend",
     "loss.teacher",  # its path: that it is the same teacher, its weights tell
     "checks",
-    "compile",
-    "cuda_graph",
     "logger",
     "evaluation.interval",
     "evaluation.episodes",

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from omegaconf import OmegaConf
 
+from rlexp.config import flat
 from rlexp.config.redaction import redact
 from rlexp.errors import RlexpError
 from rlexp.files import lock, locks_are_local, open_lock, write_json, write_text
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 _PACKAGES = ("rlexp", "torch", "torchrl", "tensordict", "gymnasium", "mujoco", "numpy", "hydra-core", "wandb")
 
 
+MACHINE_SETTINGS = ("device", "threads", "env.num_workers", "env.backend", "compile", "cuda_graph")
+"""What a resume may change that decides how a batch is computed, and so its last digits."""
 _LOCK = ".lock"
 
 
@@ -139,6 +142,7 @@ class RunDir:
             "frames": frames,
             "total_frames": total_frames,
             "versions": versions(),
+            "settings": {key: value for key, value in flat(config) if key in MACHINE_SETTINGS},
         }
         sessions = [*(entry for entry in before if entry["frames"] < frames), session]
         git = _git()

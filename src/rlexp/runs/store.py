@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[0-9]{1,18}")
 _SUPERSEDED = "superseded-"
+_SET_ASIDE = re.compile(rf"{_SUPERSEDED}{_NAME.pattern}(-[0-9]{{1,9}})?")
 _LONGEST_NAME = 1000  # bytes
 
 
@@ -102,8 +103,8 @@ def is_pointer(path: Path) -> bool:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a path means one checkpoint, be it damaged, and not a run's folder."""
-    named = path.parent.name == "checkpoints" and _NAME.fullmatch(path.name.removeprefix(_SUPERSEDED))
-    return bool(named) or (path / MANIFEST).is_file()
+    named = _NAME.fullmatch(path.name) or _SET_ASIDE.fullmatch(path.name)
+    return (path.parent.name == "checkpoints" and named is not None) or (path / MANIFEST).is_file()
 
 
 def is_superseded(path: Path) -> bool:
@@ -120,14 +121,18 @@ def saved(folder: Path) -> list[Path]:
 def resume_from(checkpoint: Path, best_frames: int | None) -> None:
     """Make a checkpoint the newest of its run, and ``best`` what it was then.
 
-    Newer ones, which are damaged or belong to what is trained again, are kept as ``superseded-<frames>``.
+    Newer ones, which are damaged or belong to what is trained again, are kept as ``superseded-<frames>``, those of the
+    same frames from a second time on as ``superseded-<frames>-2`` and so on.
 
     Args:
         checkpoint: what the run resumes from.
         best_frames: the best checkpoint at that time.
     """
     for newer in (path for path in saved(checkpoint.parent) if path.name > checkpoint.name):
-        shutil.rmtree(aside := newer.with_name(f"{_SUPERSEDED}{newer.name}"), ignore_errors=True)
+        name = f"{_SUPERSEDED}{newer.name}"
+        aside, time = newer.with_name(name), 1
+        while aside.is_symlink() or aside.exists():
+            aside = newer.with_name(f"{name}-{(time := time + 1)}")
         newer.rename(aside)
         log.warning("Resuming from %s frames: set %s aside as %s.", f"{int(checkpoint.name):,}", newer.name, aside.name)
     sync(checkpoint.parent)

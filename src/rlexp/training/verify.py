@@ -21,7 +21,7 @@ from rlexp.loggers import NoLoggerConfig
 from rlexp.loggers.local import read_metrics
 from rlexp.runs import checkpoint
 from rlexp.runs.manifest import too_deep
-from rlexp.runs.rundir import RunDir
+from rlexp.runs.rundir import MACHINE_SETTINGS, RunDir
 from rlexp.training.trainer import Trainer
 from rlexp.workers import Workers
 
@@ -179,7 +179,7 @@ class PartOfTraining:
 
 
 def _as_started(run_dir: Path) -> tuple[dict[str, Any], float]:
-    """The config with the budget that it was started with, and the frames at which that was changed."""
+    """The config with the budget and the machine's settings that it was started with, and when those were changed."""
     config, metadata = run_dir / "config.yaml", run_dir / "metadata.json"
     for path in (config, metadata, run_dir / "metrics.jsonl"):
         if not path.is_file():
@@ -191,13 +191,20 @@ def _as_started(run_dir: Path) -> tuple[dict[str, Any], float]:
     if origin.get("learners", 1) != 1:
         raise UnreadableRunError("it was trained by several learners, and what one of them repeats is another run")
     first, *later = origin["sessions"]
-    extended = [session["frames"] for session in later if session["total_frames"] != first["total_frames"]]
+    began = (first["total_frames"], first.get("settings"))
+    changed = [s["frames"] for s in later if (s["total_frames"], s.get("settings")) != began]
     # What only watches a run may be missing here.
     unwatched = {"logger": NoLoggerConfig().to_dict(), "evaluation": values["evaluation"] | {"video_interval": None}}
     started = values | unwatched | {"total_frames": first["total_frames"]}
     if too_deep(started):
         raise UnreadableRunError("config.yaml is nested too deeply")
-    return current_config(started), min(extended, default=float("inf"))
+    started = current_config(started)
+    for key, value in (first.get("settings") or {}).items():
+        *above, name = key.split(".")
+        node = started[above[0]] if above else started
+        if key in MACHINE_SETTINGS and name in node:
+            node[name] = value
+    return started, min(changed, default=float("inf"))
 
 
 class _Loader(get_yaml_loader()):  # type: ignore[misc]
