@@ -223,6 +223,38 @@ def test_fault_in_a_worker_is_reported_with_its_simulators(
     assert not any(alive(pid) for pid in pids)
 
 
+DRAWS = """
+import random
+import gymnasium, numpy as np
+from gymnasium.envs.classic_control import PendulumEnv
+
+class Draws(PendulumEnv):
+    def step(self, action):
+        observation, _, terminated, truncated, info = super().step(action)
+        return observation, np.random.random() + random.random(), terminated, truncated, info
+
+gymnasium.register("Draws-v0", Draws, max_episode_steps=20)
+"""
+
+
+def test_what_workers_draw_from_global_generators_goes_by_their_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "draws.py").write_text(DRAWS)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+    for seeds in ([1, 2, 3], [1, 2, 3], [1, 2, 4]):
+        env = BatchedGymEnv("draws:Draws-v0", num_envs=3, num_workers=3)
+        env.set_seeds(seeds)
+        found.append(env.rollout(3)["next", "reward"][1:])  # the first one's is this process
+        env.close()
+    one, same, other = found
+    assert torch.equal(one, same)
+    assert torch.equal(one[0], other[0])
+    assert not torch.equal(one[1], other[1])
+    assert not torch.equal(one[0], one[1])
+
+
 def test_close_ends_every_worker() -> None:
     env = BatchedGymEnv("Pendulum-v1", num_envs=3, num_workers=3)
     pids = worker_pids(env)

@@ -18,6 +18,7 @@ from rlexp import load_config
 from rlexp.config import ConfigError
 from rlexp.envs.normalization import (
     Moments,
+    RunningObservationNorm,
     commit_normalization,
     copy_normalization,
     init_normalization,
@@ -103,11 +104,20 @@ class Numbers(gymnasium.Env):  # type: ignore[misc, type-arg, unused-ignore]
         return self.table[self.row % len(self.table)], 1.0, False, False, {}
 
 
+class FromTheTop(Numbers):
+    """Begins each episode with the first row."""
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        self.row = 0
+        return super().reset(**options)
+
+
 @pytest.fixture
 def numbers() -> Iterator[None]:
     gymnasium.register("Numbers-v0", Numbers, max_episode_steps=1000)
+    gymnasium.register("FromTheTop-v0", FromTheTop, max_episode_steps=1000)
     yield
-    del gymnasium.registry["Numbers-v0"]
+    del gymnasium.registry["Numbers-v0"], gymnasium.registry["FromTheTop-v0"]
 
 
 def of(table: Any, transforms: str = "running", steps: int = 40) -> Any:
@@ -129,6 +139,22 @@ def test_a_constant_of_single_precision_stays_silent(numbers: None) -> None:
         assert norm.scale.isinf().tolist() == [True, True, False]
         env.rollout(200)
         commit_normalization(env)
+
+
+@pytest.mark.parametrize("transforms", ["running", "frozen"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_first_statistics_are_of_episodes_within_the_time_limit(dtype: str, transforms: str, numbers: None) -> None:
+    table = np.arange(1000, dtype=dtype)[:, None] * np.ones(2, dtype)
+    limit = "env.transforms.step_counter.max_steps=10"
+    config = load_config(["env=gym", "env.id=FromTheTop-v0", f"env/transforms={transforms}", "env.num_envs=1", limit])
+    env = config.env.model_copy(update={"kwargs": {"table": table}}).build(1)
+    env.set_seed(0)
+    init_normalization(env, 200)
+    (norm,) = observation_norms(env)
+    assert isinstance(norm, RunningObservationNorm) == (transforms == "running")
+    assert norm.loc[0].item() == pytest.approx(4.5 if norm.standard_normal else -4.5 * norm.scale[0].item())
+    spread = norm.scale[0].item() if norm.standard_normal else 1 / norm.scale[0].item()
+    assert spread == pytest.approx(np.arange(10).std(), rel=0.1)
 
 
 @pytest.mark.parametrize("dtype", ["int64", "int32", "uint32", "float64"])

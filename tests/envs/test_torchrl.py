@@ -12,7 +12,16 @@ import torch
 from bodies import Bodies
 from commands import TINY, call_command, rows_of, run_command
 from torchrl.data import Composite, Unbounded
-from torchrl.envs import BraxWrapper, EnvBase
+from torchrl.envs import (
+    BraxWrapper,
+    Compose,
+    EnvBase,
+    PendulumEnv,
+    StepCounter,
+    TransformedEnv,
+    VecNorm,
+    VecNormV2,
+)
 from torchrl.envs.utils import check_env_specs
 
 from rlexp import Trainer, load_config
@@ -177,6 +186,18 @@ def test_a_batch_by_itself_is_not_multiplied_by_workers(tmp_path: Path) -> None:
         Trainer.from_config(load_config(target), tmp_path / "run")
 
 
+def test_torchrls_own_dm_control_is_made() -> None:
+    make = ["env.make._target_=torchrl.envs.DMControlEnv", "env.make.env_name=cartpole", "env.make.task_name=swingup"]
+    env = load_config(["env=torchrl", *make, "env.flatten=true", "env.num_envs=1"]).env.build_base(1)
+    assert env.rollout(3)["observation"].shape == (1, 3, 5)
+    env.close()
+
+
+def test_what_an_environment_counts_itself_may_have_the_names_of_transforms() -> None:
+    env = batched(lambda: TransformedEnv(Bodies(), StepCounter()), 2, 2)
+    assert env.rollout(2)["next", "step_count"].flatten().tolist() == [1, 2, 1, 2]
+
+
 def test_evaluation_counts_the_environments_own_rewards() -> None:
     clip = "env.transforms.clip={_target_: torchrl.envs.RewardClipping, clamp_min: 0, clamp_max: 0.5}"
     config = load_config([
@@ -193,6 +214,14 @@ def test_evaluation_counts_the_environments_own_rewards() -> None:
     ("make", "reported"),
     [
         (lambda: torch.nn.Tanh(), "gives a Tanh, which is no torchrl environment"),
+        (lambda: Bodies(scale=[1], position=[2]), "observes scale, which is a name of rlexp's own"),
+        (lambda: Bodies(alpha=[1], beta=[2], speed=[1]), "observes alpha, beta, which are names"),
+        (lambda: TransformedEnv(Bodies(), VecNorm(in_keys=["speed"])), "has VecNorm among its transforms"),
+        (
+            lambda: TransformedEnv(TransformedEnv(Bodies(), Compose(VecNormV2(in_keys=["speed"]))), StepCounter()),
+            "has VecNorm",
+        ),
+        (PendulumEnv, r"steps from entries of the tensordict that it is given \(.*params"),
     ],
 )
 def test_torchrl_environments_that_do_not_fit_are_refused(make: Any, reported: str) -> None:

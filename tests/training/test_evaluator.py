@@ -21,6 +21,7 @@ from rlexp import Trainer
 from rlexp.agent import Agent
 from rlexp.agent.evaluation import Evaluation, EvaluationError, evaluate, evaluation_seeds
 from rlexp.collectors.share import share_seed
+from rlexp.config import ConfigError
 from rlexp.envs.normalization import observation_norms
 from rlexp.report import load_runs
 from rlexp.runs import checkpoint
@@ -104,6 +105,13 @@ def test_evaluating_changes_nothing_of_the_training(env: list[str], tmp_path: Pa
     assert "eval/return" in rows[64][0]
     for often, never in zip(rows[64], rows[10**6], strict=True):
         assert {key: value for key, value in often.items() if not key.startswith("eval/")} == never
+
+
+def test_what_learns_in_each_process_by_itself_is_refused(tmp_path: Path) -> None:
+    own = f"env.transforms.mean._target_={__name__}.Mean"
+    workers = ["collector=multi_sync", "collector.num_workers=2"]
+    with pytest.raises(ConfigError, match=r"Mean has buffers(.|\n)*collector=sync"):
+        Trainer(composed(*SMALL, "env=pendulum", "env/transforms=none", own, *workers), tmp_path)
 
 
 class Mean(ObservationTransform):  # type: ignore[misc, unused-ignore]

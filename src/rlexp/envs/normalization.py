@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -9,7 +10,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
-from torchrl.envs import ObservationNorm, TransformedEnv
+from torchrl.envs import ObservationNorm, StepCounter, TransformedEnv
 
 from rlexp.config import ConfigError, Problem
 from rlexp.distributed import ALONE, Group
@@ -72,6 +73,9 @@ class RunningObservationNorm(ObservationNorm):
         in_keys: the entries to normalise in place; None is what `choose` chooses.
         clip: the bound $c$ on normalised values.
 
+    Attributes:
+        longest: steps of an episode, where a transform behind this one limits them.
+
     Shapes:
         the statistics are of the shape of the one entry, or of several ``[n]``, their numbers one after another.
     """
@@ -80,6 +84,7 @@ class RunningObservationNorm(ObservationNorm):
         super().__init__(in_keys=[] if in_keys is None else list(in_keys), standard_normal=True)
         self._all = in_keys is None
         self._shapes: dict[str, torch.Size] = {}
+        self.longest = sys.maxsize
         self.clip = clip
         self.collecting = True
         self._pending: list[Tensor] = []
@@ -101,7 +106,8 @@ class RunningObservationNorm(ObservationNorm):
 
     def init_stats(self, num_iter: int, *args: object, **kwargs: object) -> None:
         """Take the first statistics from random steps; they weigh like ``num_iter`` of the agent's own."""
-        if len(self.in_keys) == 1 and self.parent.observation_spec[self.in_keys[0]].dtype == torch.float64:
+        lone = len(self.in_keys) == 1 and self.parent.observation_spec[self.in_keys[0]].dtype == torch.float64
+        if lone and self.longest >= num_iter:
             super().init_stats(num_iter, *args, **kwargs)
         else:  # torchrl's would be computed in the observation's own type
             self._init_joint_stats(num_iter)
@@ -118,7 +124,7 @@ class RunningObservationNorm(ObservationNorm):
         """As torchrl has it for one entry, but in float64: the statistics of so many steps, episodes whole."""
         data: list[Tensor] = []
         while self.in_keys and sum(map(len, data)) < num_iter:
-            rollout = self.parent.rollout(num_iter)
+            rollout = self.parent.rollout(min(num_iter, self.longest))
             data.append(self.joined(rollout).double().flatten(0, rollout.dim() - 1))
         loc = torch.cat(data).mean(0) if data else torch.zeros(0, dtype=torch.float64)
         scale = torch.cat(data).std(0).clamp_min(self.eps) if data else torch.ones_like(loc)
@@ -210,9 +216,16 @@ def observation_norms(env: TransformedEnv) -> list[ObservationNorm]:
 def init_normalization(env: TransformedEnv, random_steps: int) -> None:
     """Give every observation normalisation its first statistics, from random steps in ``env`` as the tutorial does."""
     dims = tuple(range(len(env.batch_size) + 1))
+    # The steps are of the environment before each transform, and so before the one that ends episodes.
+    limits = [part.max_steps for part in env.transform if isinstance(part, StepCounter) and part.max_steps is not None]
     for norm in observation_norms(env):
+        if isinstance(norm, RunningObservationNorm):
+            norm.longest = min([norm.longest, *limits])
+            steps = random_steps
+        else:
+            steps = min([random_steps, *limits])
         try:
-            norm.init_stats(random_steps, reduce_dim=dims, cat_dim=dims[-1])
+            norm.init_stats(steps, reduce_dim=dims, cat_dim=dims[-1])
         except RuntimeError as error:
             if "Non-finite" not in str(error):
                 raise

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 from torchrl.envs import Compose, Transform, TransformedEnv
 
+from rlexp.config import ConfigError, Problem
 from rlexp.envs.gymnasium.snapshot import State, StateUnavailableError, is_plain, saving
 from rlexp.envs.raw_observations import PutRaw, TakeRaw
 
@@ -129,6 +130,22 @@ def _own(env: TransformedEnv) -> Iterator[tuple[str, Transform]]:
     for position, transform in enumerate(transforms):
         if is_own(transform):
             yield str(position), transform
+
+
+def check_one_process(env: TransformedEnv) -> None:
+    """Refuse transforms of the user's own that learn, where several processes would each learn for itself.
+
+    Raises:
+        ConfigError: one has buffers, of which evaluation and checkpoint see those of this process.
+    """
+    for _, transform in _own(env):
+        if any(True for _ in transform.buffers()):
+            message = (
+                f"{type(transform).__name__} has buffers, and what it learns in one process would "
+                "reach neither the others nor evaluation and checkpoint. Train in one: collector=sync, without "
+                "torchrun. A constant may be an attribute that is no buffer."
+            )
+            raise ConfigError([Problem("env.transforms", message)])
 
 
 def is_own(transform: Transform) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 from torchrl.data import TensorSpec
 from torchrl.envs import (
@@ -13,12 +13,18 @@ from torchrl.envs import (
     MujocoPlaygroundWrapper,
     RenameTransform,
     SerialEnv,
+    Transform,
     TransformedEnv,
     UnsqueezeTransform,
+    VecNorm,
+    VecNormV2,
 )
 
 from rlexp.config import ConfigError, Problem
 from rlexp.envs.entries import OBSERVATION, RESERVED
+
+_BY_TRANSFORMS = {"action_mask", "episode_reward", "is_init", "recurrent_state", "step_count"}
+"""Names that an environment may have, since they mean there what they mean here."""
 
 
 def batched(make: Callable[[], EnvBase], copies: int, width: int, *, flatten: bool = False) -> EnvBase:
@@ -52,6 +58,7 @@ def batched(make: Callable[[], EnvBase], copies: int, width: int, *, flatten: bo
         raise ConfigError([Problem("env.num_envs", f"must be the environment's own batch size, {shape}.", str(width))])
     if env.action_key != "action" or env.reward_key != "reward":
         raise _wrong(f"acts by {env.action_key} and is rewarded by {env.reward_key}, not by action and reward")
+    _check_parts(env)
     form = _flat if flatten else _named
     if shape:
         return form(env)
@@ -59,14 +66,45 @@ def batched(make: Callable[[], EnvBase], copies: int, width: int, *, flatten: bo
     return SerialEnv(copies, lambda: form(first.pop() if first else make()))
 
 
+def _check_parts(env: EnvBase) -> None:
+    """Refuse what an environment may hold, and what would then be left out or evaluated wrongly in silence."""
+    layer = env
+    while isinstance(layer, TransformedEnv):
+        if any(isinstance(part, VecNorm | VecNormV2) for part in _parts_of(layer.transform)):
+            message = "has VecNorm among its transforms, whose statistics no evaluation could freeze: leave it out"
+            raise _wrong(f"{message}, and use env/transforms=running")
+        layer = layer.base_env
+    observed = {key for key in env.observation_spec_unbatched.keys(True, True) if isinstance(key, str)}
+    if taken := sorted(observed & RESERVED - _BY_TRANSFORMS):
+        names = f"{', '.join(taken)}, which {'is a name' if len(taken) == 1 else 'are names'} of rlexp's own"
+        raise _wrong(f"observes {names}: rename it by torchrl.envs.RenameTransform in a function that makes it")
+
+
+def _parts_of(transform: Transform) -> Iterator[Transform]:
+    if isinstance(transform, Compose):
+        for part in transform:
+            yield from _parts_of(part)
+    else:
+        yield transform
+
+
+def _check_unread(env: EnvBase, renamed: Sequence[str | tuple[str, ...]]) -> None:
+    """Refuse to rename what the environment itself steps from."""
+    if read := [str(key) for key in renamed if key in env.state_spec.keys(True, True)]:
+        message = f"steps from entries of the tensordict that it is given ({', '.join(read)}), which are renamed here"
+        raise _wrong(f"{message}: let it keep its state in attributes, or give several entries, and none nested")
+
+
 def _named(env: EnvBase) -> EnvBase:
     """The same, with entries that have plain names, and a single one that is called ``observation``."""
     keys = sorted(_leaves(env), key=str)
     if len(keys) == 1 and keys != [OBSERVATION]:
+        _check_unread(env, keys)
         return TransformedEnv(env, RenameTransform(keys, [OBSERVATION]))
     nested = [key for key in keys if isinstance(key, tuple)]
     if not nested:
         return env
+    _check_unread(env, nested)
     return TransformedEnv(env, RenameTransform(nested, ["_".join(key) for key in nested]))
 
 
@@ -80,6 +118,7 @@ def _flat(env: EnvBase) -> EnvBase:
         shown = ", ".join(f"{key} {list(spec[key].shape)}" for key in keys)
         message = f"makes one vector of vectors alone, and the environment observes {shown}: give env.flatten=false."
         raise ConfigError([Problem("env.flatten", message, "true")])
+    _check_unread(env, keys)
     numbers = [key for key in keys if not spec[key].shape]
     as_vectors = [UnsqueezeTransform(-1, in_keys=numbers)] if numbers else []
     return TransformedEnv(env, Compose(*as_vectors, CatTensors(keys, out_key=OBSERVATION)))

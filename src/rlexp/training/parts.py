@@ -23,7 +23,7 @@ from rlexp.envs import EnvConfig
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.normalization import init_normalization
 from rlexp.envs.raw_observations import keep_raw
-from rlexp.envs.state import load_transforms_state, transforms_state
+from rlexp.envs.state import check_one_process, load_transforms_state, transforms_state
 from rlexp.experiment import ExperimentConfig
 from rlexp.machine import cores, local_device, pick_device, set_threads
 from rlexp.policies import ActorCritic
@@ -98,6 +98,8 @@ def build_parts(
     env = env_config.build(env_config.num_envs)
     closing.callback(_close, "the environment", partial(env.close, raise_if_closed=False))
     watched.append(env.base_env)
+    if group.size > 1 or isinstance(share.collector, WorkersConfig):
+        check_one_process(env)
     env.base_env.timeout = config.collector.timeout
     if isinstance(env.base_env, ArrayEnv):
         env.base_env.first_row = group.rank * env_config.num_envs

@@ -326,7 +326,12 @@ def test_what_does_not_go_with_a_critic_of_its_own_is_refused(tmp_path: Path, ov
 
 @pytest.mark.parametrize(
     ("overrides", "key"),
-    [(["target_kl=0.01"], "target_kl"), (["optim.schedule=kl_adaptive"], "optim.schedule"), (["loss=kl_ppo"], "loss")],
+    [
+        (["target_kl=0.01"], "target_kl"),
+        (["optim.schedule=kl_adaptive"], "optim.schedule"),
+        (["optim.schedule={_target_: rlexp.optim.schedules.KLAdaptive, desired_kl: 0.02}"], "optim.schedule"),
+        (["loss=kl_ppo"], "loss"),
+    ],
 )
 def test_what_goes_by_the_kl_needs_a_second_step(tmp_path: Path, overrides: list[str], key: str) -> None:
     """The KL is that before each step: before the only one it is 0."""

@@ -22,7 +22,7 @@ class MujocoConfig(EnvConfig):
     Attributes:
         task: a `rlexp.envs.mujoco.task.MujocoTask`.
         num_workers: threads that step the simulations; ``auto`` is one per core.
-        max_episode_steps: agent steps after which an episode is truncated.
+        max_episode_steps: steps of the task, before ``frame_skip``, after which an episode is truncated.
         randomization: ranges of factors of the model's fields, by their names in ``mujoco.MjModel``; a factor is drawn
             for each simulation at each reset, in training and in evaluation.
     """

@@ -47,7 +47,7 @@ class TorchrlConfig(EnvConfig):
         """As many copies in a row, or the environment itself where it is a batch already."""
         from rlexp.envs.torchrl import batched
 
-        if "dm_control" in self.make.target.split("."):
+        if "dmcontrol" in self.make.target.lower().replace("_", ""):
             import rlexp.envs.dm_control  # noqa: F401 - makes dm_control work with MuJoCo 4
         arguments = self.on(pick_device("auto")).make.arguments
         rows = num_envs if "num_envs" in arguments else self.num_envs

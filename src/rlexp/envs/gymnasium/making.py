@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from copy import copy
 from functools import cache
 from typing import Any, Literal, TypeAlias
@@ -114,6 +116,11 @@ def make(
     if pixels is not None:
         default_to_egl()
         rendered = {"render_mode": "rgb_array"}
+    if ":" in env_id:
+        importlib.import_module(env_id.partition(":")[0])
+        if "dm_control" in sys.modules:  # of the user's own, which needs what ours makes of it for MuJoCo 4
+            with suppress(ImportError):
+                import rlexp.envs.dm_control  # noqa: F401
     env: Env = gymnasium.make(env_id, **rendered | build_at("env.kwargs", lambda: build_nested(kwargs or {})))
     env = checked(env, env_id)
     if repeat > 1:

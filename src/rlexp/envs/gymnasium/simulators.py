@@ -6,6 +6,7 @@ import logging
 import math
 import mmap
 import os
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -277,6 +278,17 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
 _FLAGS = (bool, np.bool_)
 
 
+class _WorkersSimulators(Simulators):
+    """Those of a worker process, which also seed its global generators, for simulators that draw from them."""
+
+    def reset(self, seeds: Mapping[int, int | None]) -> None:
+        """As `Simulators.reset`."""
+        if (first := next((seed for seed in seeds.values() if seed is not None), None)) is not None:
+            random.seed(first)
+            np.random.seed(first % 2**32)
+        super().reset(seeds)
+
+
 def worker_simulators(
     env_id: str,
     frame_skip: int,
@@ -288,8 +300,7 @@ def worker_simulators(
     rows: slice,
 ) -> Simulators:
     """A worker process's simulators, which write their rows of the shared arrays."""
-    np.random.seed()  # the copies of one process would otherwise draw the same from NumPy's global generator
-    simulators = Simulators(
+    simulators = _WorkersSimulators(
         env_id, rows.stop - rows.start, frame_skip, kwargs, pixels, action_mask, flatten, rows.start
     )
     simulators.arrays = shared.open().rows(rows)

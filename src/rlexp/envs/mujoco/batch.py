@@ -29,7 +29,7 @@ class BatchedMujoco(ArrayEnv):
         task: what is simulated, observed and rewarded.
         name: names the environment in errors.
         num_envs: simulations.
-        max_episode_steps: agent steps after which an episode is truncated; None never does.
+        max_episode_steps: steps of the task, repeats counted, after which an episode is truncated; None never does.
         repeat: times each action is repeated; rewards are summed, and the end of an episode ends the repetition.
         num_threads: threads that step the simulations.
         randomization: ranges of factors of the model's fields, drawn anew at each reset.
@@ -62,7 +62,7 @@ class BatchedMujoco(ArrayEnv):
         self._random = Randomization(self._batch, randomization) if randomization else None
         self._contact = _ContactForces(self._batch, task) if task.needs_contact_forces else None
         self._compared: Array = self._batch.bind(task.compared)
-        self._position = task.position(self._compared)
+        self._position = self._positions(self._compared)
         self._elapsed = np.zeros(num_envs, np.int64)
         self._rngs: list[np.random.Generator | None] = [None] * num_envs
         self._seeds: list[int | None] = [None] * num_envs
@@ -91,13 +91,13 @@ class BatchedMujoco(ArrayEnv):
         arrays.reward[:] = total
 
     def _advance(self, rows: Array | None) -> None:
-        """One agent step of the simulations ``rows``; None steps all of them."""
+        """One step of the task in the simulations ``rows``; None steps all of them."""
         arrays, task = self.arrays, self.task
         task.ctrl[:] = arrays.action
         self._batch.step(rows, nstep=task.frame_skip)
         if self._contact is not None:
             self._contact.compute()
-        before, self._position = self._position, task.position(self._compared)
+        before, self._position = self._position, self._positions(self._compared)
         reward, terminated = task.reward(arrays.action, before, self._position), task.terminated()
         if rows is None:
             self._elapsed += 1
@@ -107,6 +107,10 @@ class BatchedMujoco(ArrayEnv):
             self._elapsed[rows] += 1
             arrays.reward[rows], arrays.terminated[rows] = reward[rows], terminated[rows]
             arrays.truncated[rows] = self._elapsed[rows] >= self._limit
+
+    def _positions(self, compared: Array) -> Array:
+        """The task's, which may be a view of MuJoCo's memory, that the next step overwrites."""
+        return np.array(self.task.position(compared))
 
     def reset_arrays(self, chosen: Sequence[int]) -> None:
         """Reset the chosen simulations and put their first observations in ``arrays``."""
@@ -127,7 +131,7 @@ class BatchedMujoco(ArrayEnv):
         self._apply_randomization(rows)
         self._batch.forward(rows)
         task.contact_forces[rows] = 0
-        self._position[rows] = task.position(self._compared[rows])
+        self._position[rows] = self._positions(self._compared[rows])
         self._elapsed[rows] = 0
         self.arrays.observation[rows] = task.observe(rows)
         self.arrays.terminated[rows] = self.arrays.truncated[rows] = False
@@ -170,7 +174,7 @@ class BatchedMujoco(ArrayEnv):
             self._random.factors[:] = state["factors"]
             self._apply_randomization(np.arange(self._batch.nsim, dtype=np.int32))
         self._batch.state[:] = state["rows"]
-        self._position = self.task.position(state["compared"])
+        self._position = self._positions(state["compared"])
         self._elapsed[:] = state["elapsed"]
         self._rngs = [None if saved is None else _generator(saved) for saved in state["rngs"]]
         self._seeds = list(state["seeds"])

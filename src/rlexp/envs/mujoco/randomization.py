@@ -28,7 +28,7 @@ class Randomization:
     """Scales fields of the model for each simulation of a batch.
 
     Each field has one factor per simulation, uniform in its range; the whole field is multiplied by it. A factor of
-    ``body_mass`` multiplies ``body_inertia`` as well, so that the bodies keep their shapes.
+    ``body_mass`` multiplies ``body_inertia`` as well, beside one of its own, so that the bodies keep their shapes.
 
     Args:
         batch: its model fields become those of each simulation.
@@ -42,9 +42,13 @@ class Randomization:
         names = sorted(ranges)
         self._batch = batch
         self._low, self._high = np.array([ranges[name] for name in names], np.float64).reshape(-1, 2).T
-        scaled = [[name, "body_inertia"] if name == "body_mass" else [name] for name in names]
-        fields = [[batch.expand(name) for name in group] for group in scaled]
-        self._fields = [[(values, values[0].copy()) for values in group] for group in fields]
+        scaled = [(name, k) for k, name in enumerate(names)]
+        scaled += [("body_inertia", names.index("body_mass"))] if "body_mass" in names else []
+        # Each field with its default and the columns of its factors.
+        self._fields = [
+            (values := batch.expand(field), values[0].copy(), [k for name, k in scaled if name == field])
+            for field in dict(scaled)
+        ]
         inputs = mujoco.MjModel._setconst_inputs
         self._has_constants = any(name in inputs or name.startswith("opt.") for name in names)
         self.factors = np.ones((batch.nsim, len(names)))
@@ -55,9 +59,10 @@ class Randomization:
 
     def apply(self, rows: Array) -> None:
         """Write the fields of the simulations ``rows``, and the constants that MuJoCo derives from them."""
-        for k, group in enumerate(self._fields):
-            for values, default in group:
-                factor = self.factors[rows, k]
-                values[rows] = default * factor.reshape(-1, *[1] * default.ndim)
+        for values, default, columns in self._fields:
+            scaled = default
+            for k in columns:
+                scaled = scaled * self.factors[rows, k].reshape(-1, *[1] * default.ndim)
+            values[rows] = scaled
         if self._has_constants:
             self._batch.set_const(rows)

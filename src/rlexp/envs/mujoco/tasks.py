@@ -48,7 +48,7 @@ class HalfCheetah(MujocoTask):
 
     def position(self, compared: Array) -> Array:
         """Along x."""
-        return np.array(compared[:, 0])
+        return compared[:, 0]
 
     def reward(self, action: Array, before: Array, after: Array) -> Array:
         """Forward velocity, less a cost of control."""
@@ -121,7 +121,7 @@ class Walker2d(MujocoTask):
 
     def position(self, compared: Array) -> Array:
         """Along x."""
-        return np.array(compared[:, 0])
+        return compared[:, 0]
 
     def healthy(self) -> Array:
         """Whether each walker stands ``[num_envs]``."""
@@ -224,7 +224,7 @@ class Ant(MujocoTask):
 
     def position(self, compared: Array) -> Array:
         """The main body's, along x."""
-        return np.array(compared[:, self.main_body, 0])
+        return compared[:, self.main_body, 0]
 
     def healthy(self) -> Array:
         """Whether each ant is finite and at a sound height ``[num_envs]``."""

@@ -60,7 +60,6 @@ class PPOLearner:
     ) -> None:
         assert isinstance(config.loss, MinibatchLossConfig)
         self.config, self.networks, self.group = config, networks, group
-        self._check()
         kernels = Kernels(config.use_kernels)
         changes: dict[str, object] = {"critic_coeff": 0.0} if config.critic_apart else {}
         self._standardized: list[str] = []
@@ -97,6 +96,7 @@ class PPOLearner:
             self._trained = part(self.weights, None, sum(parameter.numel() for parameter in actor))
             optim, critic = optim.model_copy(update={"critic_lr": None}), []
         self.optimizer, self.scheduler = optim.build(self._trained, actor, critic, config.num_batches)
+        self._check()
         self._annealed = config.loss.annealed()
         self._graph = None
         if config.cuda_graph:
@@ -120,7 +120,7 @@ class PPOLearner:
             return
         by_kl = {
             "target_kl": config.target_kl is not None,
-            "optim.schedule": config.optim.schedule == "kl_adaptive",
+            "optim.schedule": isinstance(self.scheduler, KLAdaptive),
             "loss": isinstance(config.loss, KLPenaltyPPOConfig),
         }
         message = "uses the KL before each gradient step, which is 0 if there is only one: increase num_epochs."
