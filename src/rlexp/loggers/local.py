@@ -46,10 +46,10 @@ class MetricsFile:
         *before, last = self._path.read_text(encoding="utf-8").splitlines() or [""]
         if _frames(last) != row["frames"]:
             return False
-        write_text(self._path, "".join(f"{line}\n" for line in before))
+        last = json.dumps(json.loads(last) | row, allow_nan=False)
+        write_text(self._path, "".join(f"{line}\n" for line in [*before, last]))
         self._file.close()
         self._file = self._path.open("a", encoding="utf-8")
-        self.log(json.loads(last) | row)
         return True
 
     def sync(self) -> None:
