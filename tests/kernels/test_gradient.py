@@ -7,15 +7,22 @@ import shutil
 import pytest
 import torch
 from agents import batch_of, minibatch_loss, networks
+from tensordict import TensorDict
+from tensordict.nn import AddStateIndependentNormalScale, TensorDictModule
+from torch import nn
 from torch.nn import functional as F  # noqa: N812
+from torchrl.modules import IndependentNormal, ProbabilisticActor, ValueOperator
 
 from rlexp.kernels.critic import WrittenOutCriticGradient
 from rlexp.kernels.gradient import WrittenOutGradient
 from rlexp.kernels.losses import fast_loss
+from rlexp.kernels.mlp import body_and_head
 from rlexp.kernels.select import Kernels
+from rlexp.kernels.terms import value_function
 from rlexp.kernels.unsupported import UnsupportedError
 from rlexp.losses.module import AutogradGradient
 from rlexp.optim.weights import flatten
+from rlexp.policies import ActorCritic
 
 
 @pytest.mark.parametrize(
@@ -92,6 +99,61 @@ def test_gradient_of_what_it_does_not_know_is_left_to_autograd(policy: list[str]
     with pytest.raises(UnsupportedError, match=reason):
         WrittenOutGradient.of(kernel, built)
     assert isinstance(Kernels(True).gradient(kernel, built, lambda: False), AutogradGradient)
+
+
+class Tenfold(ValueOperator):  # type: ignore[misc]
+    """A critic that is more than its network."""
+
+    def forward(self, tensordict: TensorDict) -> TensorDict:
+        """Ten times the network's values."""
+        found = super().forward(tensordict)
+        return found.set("state_value", 10 * found["state_value"])
+
+
+def test_a_critic_that_is_more_than_its_network_is_left_to_autograd() -> None:
+    plain = networks()
+    hooked = networks().critic
+    hooked.register_forward_hook(lambda module, inputs, found: found)
+    for critic in (Tenfold(plain.critic.module, in_keys=["observation"]), hooked):
+        built = ActorCritic(plain.actor, critic)
+        flatten(built.parameters())
+        kernel = fast_loss(minibatch_loss().build(built), built)
+        with pytest.raises(UnsupportedError, match="more than its network"):
+            WrittenOutGradient.of(kernel, built)
+        with pytest.raises(UnsupportedError, match="more than its network"):
+            WrittenOutCriticGradient(critic, "l2")
+        batch = {"observation": torch.randn(5, 11)}
+        expected = critic(TensorDict(batch, [5]))["state_value"]
+        torch.testing.assert_close(value_function(critic)(batch), expected)
+
+
+@pytest.mark.parametrize("make_param", [True, False])
+def test_a_deviation_of_torchrls_own_has_autograds_gradient(make_param: bool) -> None:
+    """At its lower bound, where no gradient passes, or fixed."""
+    plain = networks("policy=normal")
+    body, _ = body_and_head(plain.actor.module[0].module) or (None, None)
+    assert body is not None
+    head = AddStateIndependentNormalScale(3, scale_mapping="exp", scale_lb=1.5, make_param=make_param)
+    actor = ProbabilisticActor(
+        TensorDictModule(nn.Sequential(*body, head), in_keys=["observation"], out_keys=["loc", "scale"]),
+        in_keys=["loc", "scale"],
+        distribution_class=IndependentNormal,
+        return_log_prob=True,
+    )
+    built = ActorCritic(actor, plain.critic)
+    weights = flatten(built.parameters())
+    config = minibatch_loss("loss.entropy_coeff=0")
+    kernel = fast_loss(config.build(built), built)
+    batch = batch_of(built, 4, 64)
+    config.build_advantage(built)(batch)
+    kernel.prepare(batch)
+    found = []
+    for gradient in (AutogradGradient(kernel, built.parameters()), WrittenOutGradient.of(kernel, built)):
+        assert weights.grad is not None
+        weights.grad.zero_()
+        gradient({key: batch[key].flatten(0, 1) for key in kernel.keys})
+        found.append(weights.grad.clone())
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-6)
 
 
 def test_without_kernels_the_gradient_is_autograds() -> None:

@@ -14,11 +14,11 @@ from torch.distributions import Categorical
 from torchrl.modules import ProbabilisticActor
 from torchrl.objectives import A2CLoss, ClipPPOLoss, KLPENPPOLoss, LossModule, PPOLoss, ReinforceLoss
 
-from rlexp.kernels.distributions import CategoricalFamily
-from rlexp.kernels.losses import fast_loss
+from rlexp.kernels.distributions import CategoricalFamily, Parts
+from rlexp.kernels.losses import FastClipPPO, fast_loss
 from rlexp.kernels.terms import DistributionTerms, FamilyTerms
 from rlexp.kernels.unsupported import UnsupportedError
-from rlexp.losses.module import Loss, MinibatchLoss
+from rlexp.losses.module import Loss, Minibatch, MinibatchLoss
 from rlexp.policies import ActorCritic
 
 VARIANTS: dict[str, list[str]] = {
@@ -133,6 +133,49 @@ def test_other_modules_have_no_kernel(own: type[LossModule]) -> None:
     module = own(actor_network=built.actor, critic_network=built.critic)
     with pytest.raises(UnsupportedError, match=own.__name__):
         fast_loss(Loss(module, built), built)
+
+
+class WithPenalty(Loss):
+    """A loss of the user's own over a module that has a kernel."""
+
+    def losses(self, minibatch: Minibatch) -> dict[str, Tensor]:
+        """With a penalty on the weights."""
+        return super().losses(minibatch) | {"loss_l2": next(self._actor.parameters()).square().sum()}
+
+
+def test_what_is_the_users_own_is_not_replaced() -> None:
+    built, others = networks(), networks()
+
+    def ppo() -> ClipPPOLoss:
+        return ClipPPOLoss(built.actor, built.critic, loss_critic_type="l2", functional=False)
+
+    assert isinstance(fast_loss(Loss(ppo(), built), built), FastClipPPO)
+    hooked, renamed = ppo(), ppo()
+    hooked.register_forward_hook(lambda module, inputs, found: found)
+    renamed.set_keys(advantage="mine")
+    for loss, reason in (
+        (WithPenalty(ppo(), built), "WithPenalty may compute more"),
+        (Loss(hooked, built), "has hooks"),
+        (Loss(renamed, built), "entries of other names"),
+        (Loss(ClipPPOLoss(others.actor, built.critic, functional=False), built), "other networks"),
+        (Loss(ClipPPOLoss(built.actor, others.critic, functional=False), built), "other networks"),
+    ):
+        with pytest.raises(UnsupportedError, match=reason):
+            fast_loss(loss, built)
+
+
+def test_an_actor_that_does_more_than_its_parts_is_called_as_it_is() -> None:
+    assert Parts.of(networks().actor) is not None
+    for part in range(3):
+        actor = networks().actor
+        (actor, *actor.module)[part].register_forward_hook(lambda module, inputs, found: found)
+        assert Parts.of(actor) is None
+    projected = networks().actor
+    projected.module[1].safe = True
+    assert Parts.of(projected) is None
+    numbers = networks().actor
+    numbers.module[1].distribution_kwargs = {"low": -1.0, "high": 1.0}
+    assert Parts.of(numbers) is None
 
 
 @pytest.mark.parametrize(

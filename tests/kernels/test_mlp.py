@@ -63,6 +63,9 @@ def test_modules_that_stand_twice_are_called_twice() -> None:
     assert found is not None
     torch.testing.assert_close(found(x), twice(x))
     assert MLPLayers.of(nn.Sequential(linear, nn.Tanh(), linear)) is None, "each layer's gradient overwrites the other"
+    tied = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2))
+    tied[2].weight = tied[0].weight
+    assert MLPLayers.of(tied) is None
     parts = body_and_head(nn.Sequential(linear, tanh, linear, tanh))
     assert parts is not None
     assert (list(parts[0]), parts[1]) == ([linear, tanh, linear], tanh)

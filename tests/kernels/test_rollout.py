@@ -17,6 +17,7 @@ from torchrl.envs import (
     BinarizeReward,
     Compose,
     DoubleToFloat,
+    InitTracker,
     RewardClipping,
     RewardScaling,
     RewardSum,
@@ -181,6 +182,10 @@ def test_what_it_does_not_know_is_named() -> None:
     actor = load_config().policy.build(unknown, CPU).actor
     with pytest.raises(UnsupportedError, match="BinarizeReward"):
         RolloutCollector(unknown, actor, 20, CPU)
+    for own in (StepCounter, RewardSum, InitTracker):
+        slower = type(f"Own{own.__name__}", (own,), {})()
+        with pytest.raises(UnsupportedError, match=f"the transform Own{own.__name__}"):
+            ArrayTransforms(TransformedEnv(config.build_base(2), Compose(DoubleToFloat(), slower)))
     twice = TransformedEnv(
         config.build_base(2), Compose(*(RunningObservationNorm(in_keys=["observation"]) for _ in range(2)))
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from agents import batch_of, composed, networks
-from torchrl.objectives.value import TDLambdaEstimator
+from torchrl.objectives.value import GAE, TDLambdaEstimator
 
 from rlexp.kernels.scan import discounted_sums, fast_advantage
 from rlexp.kernels.unsupported import UnsupportedError
@@ -50,6 +50,9 @@ def test_other_estimators_have_no_kernel() -> None:
     built = networks()
     with pytest.raises(UnsupportedError, match="TDLambdaEstimator"):
         fast_advantage(AdvantageEstimator(built.critic, TDLambdaEstimator(gamma=0.9, lmbda=0.9, value_network=None)))
+    own = type("Shifted", (AdvantageEstimator,), {})
+    with pytest.raises(UnsupportedError, match="Shifted may compute more"):
+        fast_advantage(own(built.critic, GAE(gamma=0.9, lmbda=0.9, value_network=None)))
     vtrace = composed("loss.estimator=vtrace").loss.build_advantage(built)
     vtrace.estimator.rho_thresh.fill_(2.0)
     with pytest.raises(UnsupportedError, match="truncation"):

@@ -332,6 +332,7 @@ def test_settings_that_do_not_go_together_fail_their_trial_alone(tmp_path: Path)
         (["search.space.optim.lrr.choices=[1,2]"], "search.space.optim.lrr"),
         (["search.space.optim.lr.high=1e-5"], "must be less than high"),
         (["search.space.optim.lr.low=0"], "logarithmic"),
+        (["+search.space.total_frames={low: 1e5, high: 1e6, log: false, choices: null}"], "search.space.total_frames="),
         (["search.space.loss.gamma.choices=[0.9,1.5]"], "search.space.loss.gamma=1.5"),
         (["search.space.loss.lmbda.high=2"], "search.space.loss.lmbda=2"),
         (["search.space.minibatch_size.choices=[64,4096]"], "is larger than a batch"),

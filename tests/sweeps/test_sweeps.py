@@ -22,11 +22,11 @@ from omegaconf import OmegaConf
 
 from rlexp.cli.report import report as report_command
 from rlexp.cli.train import train
-from rlexp.config import ConfigError, load_hydra
+from rlexp.config import ConfigError, Sources, load_hydra
 from rlexp.machine import usable_cpus
 from rlexp.runs.rundir import RunBusyError
-from rlexp.sweeps import SweepDir, run_jobs
-from rlexp.sweeps.launchers import CoresPerJob, share_cores
+from rlexp.sweeps import SweepDir, SweepPlan, run_jobs
+from rlexp.sweeps.launchers import CoresPerJob, JobLauncher, share_cores
 
 BOOM = """
 from pathlib import Path
@@ -219,6 +219,14 @@ def test_what_is_wrong_with_a_sweep_is_reported_before_anything_starts(
 def test_cores_are_shared_out(launcher: list[str], cores: int, share: CoresPerJob) -> None:
     _, config = load_hydra(launcher)
     assert share_cores(config.hydra.launcher, 12, cores) == share
+
+
+def test_jobs_elsewhere_have_the_cores_that_they_ask_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the small job that starts them
+    plan = SweepPlan([], ["launcher=submitit_slurm", "hydra.launcher.cpus_per_task=16"], Sources())
+    assert JobLauncher(print, str(tmp_path), 4, plan).share == CoresPerJob(None, 16)
+    here = SweepPlan([], ["launcher=joblib", "hydra.launcher.n_jobs=1"], Sources())
+    assert JobLauncher(print, str(tmp_path), 4, here).share == CoresPerJob(1, 1)
 
 
 # Eight batches in each job.

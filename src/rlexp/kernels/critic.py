@@ -14,6 +14,7 @@ from torchrl.modules import ValueOperator
 from rlexp.kernels.losses import DISTANCES
 from rlexp.kernels.mlp import MLPGradient, MLPLayers
 from rlexp.kernels.reading import Reading
+from rlexp.kernels.terms import is_plain
 from rlexp.kernels.unsupported import UnsupportedError
 
 
@@ -29,6 +30,8 @@ class WrittenOutCriticGradient:
     """
 
     def __init__(self, critic: ValueOperator, distance: str) -> None:
+        if not is_plain(critic):
+            raise UnsupportedError("the critic is more than its network")
         self._reads = Reading.of(critic.in_keys, critic.module)
         layers = MLPLayers.of(self._reads.network)
         if layers is None:

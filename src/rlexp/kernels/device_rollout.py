@@ -13,7 +13,6 @@ from torch import Tensor
 from torchrl.envs import (
     DoubleToFloat,
     EnvBase,
-    InitTracker,
     ObservationNorm,
     ParallelEnv,
     RewardClipping,
@@ -22,7 +21,6 @@ from torchrl.envs import (
     SerialEnv,
     SignTransform,
     StepCounter,
-    TensorDictPrimer,
     Transform,
     TransformedEnv,
 )
@@ -34,7 +32,7 @@ from rlexp.kernels.collector import BatchCollector
 from rlexp.kernels.device_acting import device_acting
 from rlexp.kernels.scan import discounted_sums
 from rlexp.kernels.unsupported import UnsupportedError
-from rlexp.policies.recurrent import carries_state
+from rlexp.policies.recurrent import carries, carries_state
 
 Entries: TypeAlias = dict[str, Tensor]
 
@@ -226,16 +224,24 @@ class DeviceTransforms:
         self.kept: list[str] = []
         for transform in env.transform:
             match transform:
-                case StepCounter() if transform.step_count_key == "step_count" and transform.update_done:
+                case StepCounter() if (
+                    type(transform) is StepCounter
+                    and transform.step_count_key == "step_count"
+                    and transform.update_done
+                ):
                     self.counts_steps, self.max_steps = True, transform.max_steps
-                case RewardSum() if (transform.in_keys, transform.out_keys) == (["reward"], ["episode_reward"]):
+                case RewardSum() if (
+                    type(transform) is RewardSum
+                    and transform.in_keys == ["reward"]
+                    and transform.out_keys == ["episode_reward"]
+                ):
                     self.sums_rewards = True
                     self._chain.append((transform, {}))
                 case TakeRaw():
                     self.kept = list(transform.in_keys)
                 case PutRaw():
                     pass
-                case InitTracker() | TensorDictPrimer() if carries_state(env):
+                case _ if carries(transform) and carries_state(env):
                     pass  # a recurrent actor writes their entries itself
                 case ObservationNorm() if _in_place(transform) and not transform.in_keys_inv:
                     self._chain.append((transform, {key: _normalizer(transform, key) for key in transform.in_keys}))

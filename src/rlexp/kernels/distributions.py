@@ -21,6 +21,7 @@ from torch.distributions import Categorical
 from torch.nn.functional import log_softmax, softplus
 from torchrl.modules import IndependentNormal, ProbabilisticActor, TanhNormal
 
+from rlexp.kernels.mlp import hooked
 from rlexp.kernels.reading import Reading
 from rlexp.policies.heads import FactorizedCategorical, MaskedLogits
 from rlexp.policies.recurrent import CARRIED, RecurrentActor
@@ -82,9 +83,13 @@ class Parts:
         if type(actor) is not ProbabilisticActor or len(actor.module) != 2:
             return None
         network, sampler = actor.module
+        if any(map(hooked, (actor, network, sampler))) or getattr(sampler, "safe", False):
+            return None
         masked = None
         if isinstance(network, TensorDictSequential):
             if len(network.module) != 2 or not isinstance(network.module[1].module, MaskedLogits):
+                return None
+            if any(map(hooked, network.module)):
                 return None
             network, masked = network.module[0], network.module[1].module
         if type(network) is not TensorDictModule:
@@ -280,6 +285,8 @@ def _family(sampler: ProbabilisticTensorDictModule) -> Family | None:
     match sampler.distribution_class, list(sampler.in_keys), set(options):
         case distribution, ["loc", "scale"], names if distribution is TanhNormal and names == {"low", "high"}:
             low, high = options["low"], options["high"]
+            if not (isinstance(low, Tensor) and isinstance(high, Tensor)):
+                return None
             return SquashedGaussian((high + low) / 2, (high - low) / 2)
         case distribution, ["loc", "scale"], names if distribution is IndependentNormal and not names:
             return Gaussian()

@@ -6,7 +6,6 @@ Reference: `rlexp.training.learners.natural_gradient.fisher_product`, which diff
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import torch
 from tensordict import TensorDictBase
@@ -47,7 +46,7 @@ class WrittenOutFisher:
         if not (mean.trained and all(p.requires_grad for p in head.parameters())):
             raise UnsupportedError("weights are frozen")
         self._reads, self._mean, self._head = parts.reading, MLPTangents(mean), head
-        self._of_mean = [cast("nn.Parameter", p) for layer in mean.layers for p in (layer.weight, layer.bias)]
+        self._of_mean = mean.parameters
         self._parameters = list(parameters)
 
     def __call__(self, steps: TensorDictBase, damping: float) -> Callable[[Tensor], Tensor]:
@@ -59,7 +58,7 @@ class WrittenOutFisher:
         own = list(self._head.parameters())
         with torch.enable_grad():
             scale = self._head(like)[1]
-            slopes = torch.autograd.grad(scale.log().sum(), own)
+            slopes = torch.autograd.grad(scale.log().sum(), own) if own else ()
         scale = scale.detach()
         weight = scale.square().reciprocal() / len(inputs)
 

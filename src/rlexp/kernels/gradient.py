@@ -17,9 +17,11 @@ from rlexp.kernels.distributions import Gaussian, Parts, SquashedGaussian, gauss
 from rlexp.kernels.losses import FastClipPPO, FastSPO
 from rlexp.kernels.mlp import MLPGradient, MLPLayers, body_and_head
 from rlexp.kernels.reading import Reading
+from rlexp.kernels.terms import is_plain
 from rlexp.kernels.unsupported import UnsupportedError
 from rlexp.losses.module import MinibatchLoss
 from rlexp.policies import ActorCritic
+from rlexp.policies.heads import BoundedNormalScale
 from rlexp.policies.recurrent import RecurrentActor
 
 
@@ -57,9 +59,9 @@ class WrittenOutGradient:
         if isinstance(head, AddStateIndependentNormalScale):
             self._like = torch.zeros_like(head.state_independent_scale)
         self._exponential: nn.Parameter | None = None
-        if isinstance(head, AddStateIndependentNormalScale) and head.scale_mapping == "exp":
+        if type(head) is BoundedNormalScale and head.scale_mapping == "exp":
             self._exponential, self._lower_bound = head.state_independent_scale, float(head.scale_lb)
-            self._upper_bound = float(getattr(head, "scale_ub", inf))
+            self._upper_bound = float(head.scale_ub)
 
     @classmethod
     def of(cls, loss: MinibatchLoss, networks: ActorCritic) -> WrittenOutGradient:
@@ -80,11 +82,13 @@ class WrittenOutGradient:
             raise UnsupportedError(f"the policy {kind}")
         if not isinstance(parts.family, SquashedGaussian | Gaussian):
             raise UnsupportedError("the actor's distribution is not Gaussian")
+        if not is_plain(networks.critic):
+            raise UnsupportedError("the critic is more than its network")
         critic = Reading.of(networks.critic.in_keys, networks.critic.module)
         actor, value = MLPLayers.of(body[0]), MLPLayers.of(critic.network)
         if actor is None or value is None:
             raise UnsupportedError("actor or critic is not an MLP of linear layers with Tanh or ReLU")
-        if set(actor.layers) & set(value.layers):  # the gradient of a shared layer is a sum, and each overwrites it
+        if not {*map(id, actor.parameters)}.isdisjoint(map(id, value.parameters)):  # a sum, and each overwrites it
             raise UnsupportedError("actor and critic share layers")
         if not (actor.trained and value.trained and all(p.requires_grad for p in body[1].parameters())):
             raise UnsupportedError("weights are frozen")

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torchrl.objectives import A2CLoss, ClipPPOLoss, LossModule
 
+from rlexp.kernels.mlp import hooked
 from rlexp.kernels.terms import Terms, policy_terms, value_function
 from rlexp.kernels.unsupported import UnsupportedError
 from rlexp.losses.kl_penalty import KLPenaltyLoss
@@ -46,12 +47,21 @@ DISTANCES = {
 }
 
 
+_ENTRIES = {
+    **{"action": "action", "sample_log_prob": "action_log_prob", "advantage": "advantage"},
+    **{"value_target": "value_target", "value": "state_value"},
+}
+"""What torchrl's losses read, by their names for it."""
+
+
 def fast_loss(loss: Loss, networks: ActorCritic) -> FastLoss:
     """The stand-in for a loss; it reads the settings of the torchrl module, whose coefficients stay the live ones.
 
     Raises:
         UnsupportedError: the module is another, or has settings that are not supported here.
     """
+    if type(loss) is not Loss:
+        raise UnsupportedError(f"{type(loss).__name__} may compute more than its module")
     module = loss.module
     kinds: dict[type[LossModule], type[FastLoss]] = {
         ClipPPOLoss: FastClipPPO,
@@ -62,6 +72,12 @@ def fast_loss(loss: Loss, networks: ActorCritic) -> FastLoss:
     name = type(module).__name__
     if type(module) not in kinds:
         raise UnsupportedError(f"there is none for {name}")
+    if hooked(loss) or hooked(module):
+        raise UnsupportedError(f"{name} has hooks")
+    if module.actor_network is not networks.actor or module.critic_network is not networks.critic:
+        raise UnsupportedError(f"{name} is of other networks than the policy's")
+    if any(getattr(module.tensor_keys, key) != entry for key, entry in _ENTRIES.items()):
+        raise UnsupportedError(f"{name} reads entries of other names")
     expected: dict[str, Any] = {
         "functional": False,
         "reduction": "mean",

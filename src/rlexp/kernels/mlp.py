@@ -39,7 +39,8 @@ class MLPLayers:
         kinds = {type(module) for module in between}
         if not linear or len(leaves) % 2 == 0 or len(kinds) != 1 or not kinds <= _ACTIVATIONS.keys():
             return None
-        if any(map(_hooked, leaves)) or len(set(layers)) < len(layers):
+        weights = [id(p) for layer in layers for p in layer.parameters()]
+        if any(map(hooked, leaves)) or len(set(weights)) < 2 * len(layers):  # some are there twice
             return None
         return cls(layers, kinds.pop())  # type: ignore[arg-type]
 
@@ -48,18 +49,22 @@ class MLPLayers:
 
         One node of the graph instead of two a layer: at this size autograd's bookkeeping costs more than the products.
         """
-        parameters = [p for layer in self.layers for p in (layer.weight, layer.bias)]
-        out: Tensor = _Function.apply(x, self.activation, *parameters)  # type: ignore[no-untyped-call]
+        out: Tensor = _Function.apply(x, self.activation, *self.parameters)  # type: ignore[no-untyped-call]
         return out
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Weight and bias of each layer."""
+        return [cast("nn.Parameter", p) for layer in self.layers for p in (layer.weight, layer.bias)]
 
     @property
     def trained(self) -> bool:
         """Whether every weight is: none of them was frozen."""
-        return all(p.requires_grad for layer in self.layers for p in layer.parameters())
+        return all(p.requires_grad for p in self.parameters)
 
     def inference(self) -> Callable[[Tensor], Tensor]:
         """The same as a function without a graph; what an optimizer writes into the weights is seen at once."""
-        parameters = [p.detach() for layer in self.layers for p in (layer.weight, layer.bias)]
+        parameters = [p.detach() for p in self.parameters]
         return lambda x: _forward(x, self.activation, parameters)[0]
 
 
@@ -78,14 +83,16 @@ def _leaves(network: nn.Module) -> list[nn.Module]:
 
 def _is_sequence(network: nn.Module) -> TypeGuard[nn.Sequential]:
     """Whether it only calls its modules one after another: no forward of a subclass, and no hooks."""
-    return type(network) in (nn.Sequential, MLP) and not _hooked(network)
+    return type(network) in (nn.Sequential, MLP) and not hooked(network)
 
 
-def _hooked(module: nn.Module) -> bool:
+def hooked(module: nn.Module) -> bool:
     """Whether a call of it does more than its forward, as with ``torch.nn.utils.spectral_norm``."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    before = {hook for hook in module._forward_pre_hooks.values() if getattr(hook, "__name__", "") != _WARNS}
+    return bool(module._forward_hooks or before or module._backward_hooks or module._backward_pre_hooks)
+
+
+_WARNS = "_updater_check_forward_prehook"  # which torchrl's losses have, and which changes nothing
 
 
 class MLPGradient:
@@ -96,7 +103,7 @@ class MLPGradient:
     """
 
     def __init__(self, perceptron: MLPLayers) -> None:
-        parameters = [p for layer in perceptron.layers for p in (layer.weight, layer.bias)]
+        parameters = perceptron.parameters
         self._parameters = [p.detach() for p in parameters]
         self._grads = [cast("Tensor", p.grad) for p in parameters]
         self._activation = perceptron.activation
@@ -118,7 +125,7 @@ class MLPTangents:
     """
 
     def __init__(self, perceptron: MLPLayers) -> None:
-        self._parameters = [p.detach() for layer in perceptron.layers for p in (layer.weight, layer.bias)]
+        self._parameters = [p.detach() for p in perceptron.parameters]
         self._activation = perceptron.activation
 
     def hidden(self, x: Tensor) -> list[Tensor]:

@@ -13,14 +13,12 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.envs import (
     DoubleToFloat,
-    InitTracker,
     ObservationNorm,
     RewardClipping,
     RewardScaling,
     RewardSum,
     SignTransform,
     StepCounter,
-    TensorDictPrimer,
     Transform,
     TransformedEnv,
 )
@@ -34,7 +32,7 @@ from rlexp.envs.raw_observations import RAW, PutRaw, TakeRaw
 from rlexp.kernels.acting import Array, acting
 from rlexp.kernels.collector import BatchCollector
 from rlexp.kernels.unsupported import UnsupportedError
-from rlexp.policies.recurrent import carries_state
+from rlexp.policies.recurrent import carries, carries_state
 
 
 class RolloutCollector(BatchCollector):
@@ -226,9 +224,17 @@ class ArrayTransforms:
                 case DoubleToFloat() if type(transform) is DoubleToFloat:
                     self._chain.append(transform)
                     self._rewards.append(transform)
-                case StepCounter() if transform.max_steps is None and transform.step_count_key == "step_count":
+                case StepCounter() if (
+                    type(transform) is StepCounter
+                    and transform.max_steps is None
+                    and transform.step_count_key == "step_count"
+                ):
                     self.counts_steps = True
-                case RewardSum() if (transform.in_keys, transform.out_keys) == (["reward"], ["episode_reward"]):
+                case RewardSum() if (
+                    type(transform) is RewardSum
+                    and transform.in_keys == ["reward"]
+                    and transform.out_keys == ["episode_reward"]
+                ):
                     self.sums_rewards = True
                     self._rewards.append(transform)
                 case RewardClipping() | RewardScaling() | SignTransform() if type(transform) in (
@@ -241,7 +247,7 @@ class ArrayTransforms:
                     self.keeps_raw = True
                 case CheckedActionMask():
                     pass  # the simulators check their masks themselves
-                case InitTracker() | TensorDictPrimer() if carries_state(env):
+                case _ if carries(transform) and carries_state(env):
                     pass  # a recurrent actor writes their entries itself
                 case _:
                     raise UnsupportedError(f"the transform {type(transform).__name__}, with these settings, has none")

@@ -18,6 +18,8 @@ def fast_advantage(reference: AdvantageEstimator) -> FastAdvantage:
     Raises:
         UnsupportedError: torchrl's estimator is another.
     """
+    if type(reference) is not AdvantageEstimator:
+        raise UnsupportedError(f"{type(reference).__name__} may compute more than its estimator")
     kinds = {GAE: FastGAE, VTraceEstimator: FastVTrace}
     if (kind := type(reference.estimator)) not in kinds:
         raise UnsupportedError(f"there is none for {kind.__name__}")

@@ -17,7 +17,7 @@ from torchrl.modules import ProbabilisticActor, ValueOperator
 
 from rlexp.envs.actions import ACTION_MASK
 from rlexp.kernels.distributions import Parts
-from rlexp.kernels.mlp import MLPLayers, body_and_head
+from rlexp.kernels.mlp import MLPLayers, body_and_head, hooked
 from rlexp.kernels.reading import Reading
 from rlexp.policies.recurrent import CARRIED, RecurrentActor, RecurrentCritic
 
@@ -150,6 +150,11 @@ def parameters_of(reading: Reading) -> Callable[[dict[str, Tensor]], tuple[Tenso
     return parameters
 
 
+def is_plain(critic: ValueOperator) -> bool:
+    """Whether a critic's values are those of its network: no forward of a subclass, and no hooks."""
+    return type(critic) is ValueOperator and not hooked(critic)
+
+
 def value_function(critic: ValueOperator, *, alone: bool = False) -> Callable[[dict[str, Tensor]], Tensor]:
     """From the entries of steps ``[n, ...]`` to their values ``[n, 1]``.
 
@@ -163,7 +168,7 @@ def value_function(critic: ValueOperator, *, alone: bool = False) -> Callable[[d
         if alone:
             return lambda steps: network(*(steps[key] for key in critic.in_keys))
         return lambda steps: network(*sequences(steps, critic.in_keys, network.sequence_length)).flatten(0, 1)
-    if type(critic) is not ValueOperator:
+    if not is_plain(critic):
         return lambda steps: critic(TensorDict({key: steps[key] for key in critic.in_keys}))["state_value"]
     reading = Reading.of(critic.in_keys, network)
     forward = MLPLayers.of(reading.network) or reading.network

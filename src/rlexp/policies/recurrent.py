@@ -10,7 +10,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.data import Unbounded
-from torchrl.envs import InitTracker, TensorDictPrimer, TransformedEnv
+from torchrl.envs import InitTracker, TensorDictPrimer, Transform, TransformedEnv
 from torchrl.modules import ValueOperator
 
 STATE = "recurrent_state"
@@ -167,8 +167,14 @@ def carry_state(env: TransformedEnv, actor: TensorDictModuleBase) -> None:
 
 def carries_state(env: TransformedEnv) -> bool:
     """Whether `carry_state` gave ``env`` something to carry."""
-    primers = [transform for transform in env.transform if isinstance(transform, TensorDictPrimer)]
-    return any(set(primer.primers.keys()) == {STATE} for primer in primers)
+    return any(isinstance(transform, TensorDictPrimer) and carries(transform) for transform in env.transform)
+
+
+def carries(transform: Transform) -> bool:
+    """Whether a transform is one that `carry_state` appends."""
+    if type(transform) is TensorDictPrimer:
+        return set(transform.primers.keys()) == {STATE}
+    return type(transform) is InitTracker
 
 
 def state_values(critic: ValueOperator, batch: TensorDictBase) -> tuple[Tensor, Tensor]:

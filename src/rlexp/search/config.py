@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
@@ -51,8 +52,12 @@ class CandidatesConfig(Config):
 
     @property
     def extremes(self) -> list[Any]:
-        """The values to check before a search begins: the ends of a range, or every choice."""
-        return [self.low, self.high] if self.choices is None else [_plain(choice) for choice in self.choices]
+        """The values to check before a search begins: the ends of a range and, of numbers, one between; or choices."""
+        if self.choices is not None:
+            return [_plain(choice) for choice in self.choices]
+        if self.low is None or self.high is None or (isinstance(self.low, int) and isinstance(self.high, int)):
+            return [self.low, self.high]
+        return [self.low, self.high, self.low + (self.high - self.low) / math.e]  # as most draws, no whole number
 
     @property
     def stored(self) -> list[Any]:

@@ -99,7 +99,8 @@ class JobLauncher:
         fixed += [f"hydra.sweep.dir={quoted(folder)}", "hydra.sweep.subdir=${job}", "hydra.job.chdir=false"]
         _, config = load_hydra([*plan.hydra, *fixed], plan.sources)
         share = share_cores(config.hydra.launcher, jobs, usable_cpus())
-        self.share = replace(share, cores=min(share.cores, cores()))
+        # Where jobs run elsewhere, what this process may use says nothing of them.
+        self.share = share if share.at_once is None else replace(share, cores=min(share.cores, cores()))
         fixed.append(f"++hydra.job.env_set.OMP_NUM_THREADS='{self.share.cores}'")
         context, config = load_hydra([*plan.hydra, *fixed], plan.sources)
         # Hydra composes the config of each job again, and expects the launcher's group among the job's overrides.

@@ -59,7 +59,7 @@ class PPOLearner:
         self, config: ExperimentConfig, networks: ActorCritic, device: torch.device, group: Group = ALONE
     ) -> None:
         assert isinstance(config.loss, MinibatchLossConfig)
-        self.config, self.networks, self.group = config, networks, group
+        self.config, self.networks, self.group, self._device = config, networks, group, device
         kernels = Kernels(config.use_kernels)
         changes: dict[str, object] = {"critic_coeff": 0.0} if config.critic_apart else {}
         self._standardized: list[str] = []
@@ -81,12 +81,7 @@ class PPOLearner:
             self.reward_norm = RewardNorm(config.env.num_envs // group.size, config.loss.gamma, group=group).to(device)
         actor, critic = networks.split_parameters()
         self.weights = flatten([*actor, *critic])
-        self.gradient = kernels.gradient(
-            self.minibatch_loss,
-            networks,
-            # A learner's shares of minibatches are of many sizes, and each would be compiled.
-            lambda: group.size == 1 and use_compiler(config.compile, device, config.num_minibatches),
-        )
+        self.gradient = kernels.gradient(self.minibatch_loss, networks, self._compiles)
         self.critic: CriticFit | None = None
         self._trained = self.weights
         optim = config.optim
@@ -110,6 +105,18 @@ class PPOLearner:
         if config.loss.on_policy and config.num_epochs > 1:
             log.warning("num_epochs=%d: this loss has no importance ratio, so its gradient is right only for the "
                         "policy that acted. num_epochs=1 uses each step once.", config.num_epochs)  # fmt: skip
+
+    def _compiles(self) -> bool:
+        """Whether to compile the loss, of which a kernel has not written out the gradient."""
+        config = self.config
+        # The bounds of a falling epsilon are others for each batch, and each would be compiled.
+        if getattr(config.loss, "clip_schedule", "constant") != "constant":
+            if config.compile is True:
+                message = "must be auto or false where loss.clip_schedule changes what would be compiled."
+                raise ConfigError([Problem("compile", message, "true")])
+            return False
+        # A learner's shares of minibatches are of many sizes, and each would be compiled.
+        return self.group.size == 1 and use_compiler(config.compile, self._device, config.num_minibatches)
 
     def _check(self) -> None:
         """What goes by the KL of an update needs a second step: it is measured before each, and 0 before the first."""
