@@ -18,7 +18,7 @@ from rlexp import Trainer, load_config
 from rlexp.config import ConfigError
 from rlexp.runs import checkpoint
 from rlexp.training.learners import NaturalGradientLearner
-from rlexp.training.learners.natural_gradient import conjugate_gradients, fisher_product
+from rlexp.training.learners.natural_gradient import conjugate_gradients, fisher_product, flat_gradient
 
 SMALL = [
     *("env=gym", "env.id=Pendulum-v1", "env.num_envs=2", "env.init_random_steps=20", "env.num_workers=1"),
@@ -73,6 +73,13 @@ def exact_fisher(actor: Any, observation: Tensor) -> Tensor:
                 fisher[start + i, start + i] += 2
         start += parameter.numel()
     return fisher
+
+
+def test_a_parameter_that_nothing_depends_on_has_no_gradient() -> None:
+    used, unused = (torch.nn.Parameter(torch.tensor(values)) for values in ([1.0, 3.0], [5.0]))
+    first = flat_gradient(used.pow(3).sum(), [used, unused], create_graph=True)
+    assert first.tolist() == [3, 27, 0]
+    assert flat_gradient(first.sum(), [used, unused]).tolist() == [6, 18, 0]
 
 
 @pytest.mark.parametrize("policy", ["normal", "tanh_normal"])

@@ -194,9 +194,10 @@ class NaturalGradientLearner:
 def flat_gradient(
     value: Tensor, parameters: list[torch.nn.Parameter], *, retain_graph: bool = False, create_graph: bool = False
 ) -> Tensor:
-    """The gradient of a scalar by all parameters, as one vector."""
+    """The gradient of a scalar by all parameters, as one vector; 0 for those that it does not depend on."""
+    retain_graph |= create_graph
     gradients = torch.autograd.grad(
-        value, parameters, retain_graph=retain_graph or create_graph, create_graph=create_graph
+        value, parameters, retain_graph=retain_graph, create_graph=create_graph, materialize_grads=True
     )
     return parameters_to_vector(gradients)
 
