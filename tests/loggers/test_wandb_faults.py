@@ -13,6 +13,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+import wandb
 import yaml
 from commands import TINY, clean_environment, complete, rows_of, run_command
 from readers import wandb_rows
@@ -133,6 +135,16 @@ def test_black_hole(tmp_path: Path) -> None:
         complete(UNHEARD, tmp_path, **environment(hole.getsockname()[1], tmp_path))
     assert time.monotonic() - start < 60
     check_offline(tmp_path)
+
+
+def test_nothing_of_wandbs_own_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its telemetry retries for twenty seconds at the end of a process whose server does not answer."""
+    monkeypatch.delenv("WANDB_ERROR_REPORTING", raising=False)
+    asked: list[bool] = []
+    monkeypatch.setattr(wandb, "init", lambda **_: asked.append(wandb.env.error_reporting_enabled()))
+    config = load_config([*TINY, "logger=wandb", "logger.mode=offline"])
+    config.logger.open(tmp_path, config.to_dict(), "00000000", 0)
+    assert asked == [False]
 
 
 def test_server_dies_in_mid_run(tmp_path: Path) -> None:

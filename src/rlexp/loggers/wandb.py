@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +52,8 @@ def open_wandb(
         registry: collection to which the best of them is linked when the run is complete.
         alerts: whether a run that fails sends an alert.
     """
+    # W&B's reports about itself, which a server that does not answer lets every process wait for at its end.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     settings = wandb.Settings(
         init_timeout=init_timeout,
         finish_timeout=finish_timeout,
