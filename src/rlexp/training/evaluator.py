@@ -124,7 +124,7 @@ class Evaluator:
                 copy_buffers(training_env, env)
                 carry_state(env, self._actor)
                 evaluate(env, self._actor, evaluation_seeds(seed, 1), kernels=self._config.use_kernels)
-            path.stat()
+            path.stat()  # raises where none was written: the end of the episode has reset no simulator
         except Exception as error:  # whatever a renderer or an encoder raises, training continues
             log.warning("No video after %s frames: %s", f"{frames:,}", error)
             return None
