@@ -159,6 +159,30 @@ def test_no_gadget_is_reached(plain: dict[str, Any], target: str, evil: Path) ->
 
 
 @pytest.mark.parametrize(
+    ("overrides", "path"),
+    [
+        (["env=torchrl", "env.name=x", "env.make={_target_: torchrl.envs.GymEnv, env_name: Pendulum-v1}"], "env.make"),
+        (["env=mujoco", "env.task={_target_: rlexp.envs.mujoco.tasks.Ant}"], "env.task"),
+        (["optim=any", "optim.optimizer={_target_: torch.optim.RMSprop}"], "optim.optimizer"),
+        (["loss=any", "loss.loss_module={_target_: torchrl.objectives.ClipPPOLoss}"], "loss.loss_module"),
+        (["env=pendulum"], "optim.schedule"),
+        (["env=pendulum"], "policy.actor_network"),
+        (["env=pendulum"], "policy.critic_network"),
+        (["env=pendulum"], "policy.encoders.x"),
+        (["env=pendulum"], "env.transforms.x"),
+        (["env=pendulum"], "callbacks.x"),
+    ],
+)
+@pytest.mark.parametrize("trust", [[], None], ids=["strangers", "own"])
+def test_a_mapping_without_a_target_is_no_node(overrides: list[str], path: str, trust: list[str] | None) -> None:
+    # It has the names of a Node's own fields, so that its target would be called although none was checked.
+    values = load_config([*overrides, "logger=none"]).to_dict()
+    forged = {"target": "subprocess.Popen", "arguments": {"args": ["touch", MARKER]}}
+    with pytest.raises(ConfigError, match=rf"{path}(.|\n)*has no _target_|{path}(.|\n)*a node with a _target_"):
+        read_config(changed(values, path, forged), trust=trust)
+
+
+@pytest.mark.parametrize(
     ("path", "value", "package"),
     [
         ("env.id", "evil:Pendulum-v1", "evil"),

@@ -231,7 +231,7 @@ def _problems(schema: type[BaseModel], details: Iterable[ErrorDetails], prefix: 
         if len(found) == 1 or isinstance(found[0]["loc"][-1], int):
             yield from (_problem(schema, detail, prefix) for detail in found)
         else:
-            message = " or ".join(dict.fromkeys(_message(detail) for detail in found))
+            message = " or ".join(dict.fromkeys(_message(detail) for detail in found)).replace(" or must be ", " or ")
             yield Problem(prefix + name, f"{message}.{_as_number(found[0], prefix + name)}", _shown(found[0]["input"]))
 
 
@@ -261,7 +261,7 @@ def _as_number(detail: ErrorDetails, key: str) -> str:
 
 
 def _message(detail: ErrorDetails) -> str:
-    if detail["type"] in ("model_type", "model_attributes_type"):
+    if detail["type"] in ("model_type", "model_attributes_type", "is_instance_of"):
         return f"must be a node with a {TARGET}"
     message = detail["msg"].removeprefix("Value error, ")
     return f"must be {message.removeprefix('Input should be ')}" if message.startswith("Input should be ") else message

@@ -10,9 +10,11 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 from rlexp.config.problems import ConfigError, Problem, did_you_mean
 
@@ -79,13 +81,17 @@ class Config(BaseModel):
         return values
 
 
-class Node(BaseModel):
+@dataclass(frozen=True)
+class Node:
     """A call that a config describes: any importable callable and its keyword arguments."""
-
-    model_config = ConfigDict(frozen=True)
 
     target: str
     arguments: dict[str, Any]
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Accept nothing but a `Node`: pydantic would make one of a plain mapping, which no trust was asked for."""
+        return core_schema.is_instance_schema(cls)
 
     def problems(self) -> Iterator[Problem]:
         """Bind the arguments against the target's signature; imports the target."""

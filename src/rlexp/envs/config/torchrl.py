@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rlexp.config import Node, Problem, build_at
@@ -35,7 +36,7 @@ class TorchrlConfig(EnvConfig):
         """With ``device: auto`` resolved."""
         if self.make.arguments.get("device") != "auto":
             return self
-        make = self.make.model_copy(update={"arguments": self.make.arguments | {"device": str(device)}})
+        make = replace(self.make, arguments=self.make.arguments | {"device": str(device)})
         return self.model_copy(update={"make": make})
 
     @property
@@ -53,6 +54,6 @@ class TorchrlConfig(EnvConfig):
         rows = num_envs if "num_envs" in arguments else self.num_envs
         if "num_envs" in arguments:
             arguments = arguments | {"num_envs": num_envs}
-        make = self.make.model_copy(update={"arguments": arguments})
+        make = replace(self.make, arguments=arguments)
         skip = {} if self.frame_skip == 1 else {"frame_skip": int(self.frame_skip)}
         return batched(lambda: build_at("env.make", lambda: make.build(**skip)), num_envs, rows, flatten=self.flatten)
