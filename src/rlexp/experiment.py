@@ -319,6 +319,10 @@ def check_config(composed: Composed, trust: Collection[str] | None = None) -> Ex
         sweep_settings(composed)
     except ConfigError as error:
         problems += error.problems
+    if trust is not None:
+        granted = [str(package) for package in composed.values.get("trust") or [] if str(package) not in trust]
+        message = "is a trust that a plan may not give: if you trust it, say trust=[{}] yourself."
+        problems += [Problem("trust", message.format(package), package) for package in granted]
     values = {key: value for key, value in composed.values.items() if key not in COMMAND_SETTINGS}
     try:
         return read(ExperimentConfig, values, [*problems, *with_secrets(values, {})[1]], trust=trust)

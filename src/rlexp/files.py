@@ -37,7 +37,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file that is on disk before this returns."""
-    with open(path, "wb", opener=_own) as file:
+    with open(path, "wb", opener=open_own) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -76,11 +76,15 @@ def open_lock(path: Path) -> IO[str]:
     Raises:
         OSError: it cannot be opened, or is a link or no regular file: what is written would go elsewhere.
     """
-    return open(path, "r+", encoding="utf-8", opener=lambda name, flags: _own(name, flags | os.O_CREAT))
+    return open(path, "r+", encoding="utf-8", opener=lambda name, flags: open_own(name, flags | os.O_CREAT))
 
 
-def _own(path: str, flags: int) -> int:
-    """As ``os.open``, of a regular file that is in its folder."""
+def open_own(path: str, flags: int) -> int:
+    """As ``os.open``, of a regular file that is in its folder.
+
+    Raises:
+        OSError: it cannot be opened, or is a link or no regular file: what is written would go elsewhere.
+    """
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:

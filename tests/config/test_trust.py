@@ -366,6 +366,8 @@ def test_a_warm_start_builds_nothing_of_the_other_run(run_dir: Path, evil: Path)
 PLANS = [
     {"jobs": [["env=pendulum", "callbacks.x._target_=evil.f"]]},
     {"jobs": [["env=gym", "env.id=evil:X-v0"]]},
+    {"jobs": [["env=pendulum", "trust=[evil]"]]},  # which its run's checkpoint would then have
+    {"jobs": [["env=pendulum", "++trust=[evil]"]]},
     {"jobs": [["env=pendulum", "hydra.searchpath=[pkg://evil]"]]},
     {"hydra": ["hydra.launcher._target_=evil.f"]},
     {"hydra": ["+hydra.callbacks.x._target_=evil.f"]},
@@ -395,6 +397,8 @@ def test_a_sweeps_folder_starts_nothing_of_a_strangers(plan: dict[str, Any], evi
     [
         {"overrides": ["env=pendulum", "callbacks.x._target_=evil.f"]},
         {"overrides": ["env=pendulum", "hydra.searchpath=[pkg://evil]"]},
+        {"overrides": ["env=pendulum", "+trust=[evil]"]},
+        {"search": {"space": {"trust": {"choices": [["evil"]]}}}},
         {"config_dir": "."},
         {"search": {"tasks": {"a": {"overrides": ["env=pendulum", "callbacks.x._target_=evil.f"]}}}},
         {"search": {"tasks": {"a": {"overrides": ["env=pendulum", "hydra.searchpath=[pkg://evil]"]}}}},

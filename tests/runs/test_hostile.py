@@ -21,6 +21,8 @@ from commands import clean_environment
 from rlexp import files
 from rlexp.agent import Agent
 from rlexp.agent.video import EpisodeRecorder, VideoError
+from rlexp.cli.search import search
+from rlexp.cli.train import train
 from rlexp.config import ConfigError
 from rlexp.config.trust import most_weights
 from rlexp.plots import plot_training
@@ -239,6 +241,51 @@ def test_a_run_is_not_resumed_into_folders_that_lie_elsewhere(name: str, folder:
     (run / name).symlink_to(elsewhere)
     with pytest.raises(CheckpointError, match=f"{name} is a link"):
         resume_run(run, ["total_frames=2048"])
+
+
+def of_a_sweep(folder: Path, victim: Path) -> None:
+    sources = {"config_dir": None, "config_path": None, "config_name": None}
+    (folder / "sweep.json").write_text(json.dumps({"jobs": [["env=pendulum"]], "hydra": [], "sources": sources}))
+    (folder / "0").mkdir()
+    (folder / "0" / "train.log").symlink_to(victim)
+
+
+def of_a_sweep_elsewhere(folder: Path, victim: Path) -> None:
+    of_a_sweep(folder, victim)
+    (folder / "0").rename(victim.parent / "project")
+    (victim.parent / "project" / "train.log").unlink()
+    (folder / "0").symlink_to(victim.parent / "project")
+
+
+@pytest.mark.parametrize("prepare", [of_a_sweep, of_a_sweep_elsewhere])
+def test_no_job_of_a_sweep_that_has_not_started_is_written_elsewhere(
+    prepare: Callable[[Path, Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "sweep").mkdir()
+    prepare(tmp_path / "sweep", victim)
+    with pytest.raises(CheckpointError, match=r"sweep/0.* is (a link|no regular file)"):
+        train(["--multirun", "sweep.resume=sweep"])
+    assert victim.read_text() == "precious"
+    assert not list(tmp_path.glob("project/*"))
+
+
+def test_no_trial_of_a_search_is_written_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("optuna")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "found" / "trials" / "000" / "task").mkdir(parents=True)
+    (tmp_path / "found" / "search.yaml").write_text("{}")
+    (tmp_path / "found" / "trials" / "000" / "task" / "seed_100").symlink_to(tmp_path)
+    with pytest.raises(CheckpointError, match="seed_100 is a link"):
+        search(["resume=found"])
+
+
+def test_a_new_run_is_not_written_through_links(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/null")
+    with pytest.raises(CheckpointError, match="no regular file"):
+        train(["env=pendulum", "logger=none", f"hydra.run.dir={tmp_path}"])
 
 
 def test_a_run_does_not_say_where_wandb_logs_to(folder: Path) -> None:

@@ -17,6 +17,7 @@ from rlexp.config import ConfigError, Problem, Sources, load, new_run_path
 from rlexp.config.paths import unquoted
 from rlexp.config.redaction import redact
 from rlexp.experiment import check_config, trust_argument
+from rlexp.runs.links import refuse_linked_runs
 from rlexp.search import read_search
 from rlexp.search.folder import SearchDir, SearchPlan
 from rlexp.text import printable
@@ -141,6 +142,7 @@ def _plan_of(folder: SearchDir, overrides: Sequence[str], config_dir: str | None
     """
     if not folder.plan.exists():
         raise ConfigError([Problem("resume", "there is no search in this folder.", str(folder.path))])
+    refuse_linked_runs(folder.path, 4)  # trials/NNN/TASK/seed_K
     trusting = [text for text in overrides if text.startswith("trust=")]
     trust = [str(package) for package in load(trusting).values.get("trust") or []] if trusting else []
     if trust:

@@ -18,6 +18,7 @@ from rlexp.experiment import COMMAND_SETTINGS, ExperimentConfig, check_config, t
 from rlexp.runs import checkpoint, store
 from rlexp.runs.checkpoint import Checkpoint
 from rlexp.runs.errors import CheckpointError
+from rlexp.runs.links import refuse_links
 from rlexp.runs.rundir import MACHINE_SETTINGS, RunDir
 
 # What does not decide what is learned. All else would make another run of it.
@@ -34,18 +35,6 @@ _MAY_CHANGE = (
 )
 
 _WANDB = "wandb:"
-
-_FILES = (
-    ".lock",
-    "config.yaml",
-    "metadata.json",
-    "metrics.jsonl",
-    "metrics.csv",
-    "summary.json",
-    "train.log",
-    "git.diff",
-)
-_FOLDERS = ("checkpoints", "plots", "videos", "tensorboard", "wandb")
 
 
 @dataclass(frozen=True)
@@ -93,6 +82,7 @@ def open_run(
         RunBusyError: another process trains in the folder.
     """
     if resume is None or (resume == "auto" and not RunDir(folder).started):
+        refuse_links(RunDir(folder))
         return Start(check_config(composed), RunDir(folder), None)
     path = folder if resume == "auto" else Path(resume)
     if store.is_pointer(path):
@@ -185,26 +175,6 @@ def changed(saved: Mapping[str, Any], composed: Composed, overrides: Sequence[st
 
 def _hidden(value: object) -> bool:
     return isinstance(value, str) and REDACTED in value
-
-
-def refuse_links(run: RunDir) -> None:
-    """Refuse a run's folder with files that are links, pipes or folders: what is written to them would go elsewhere.
-
-    So would what W&B uploads, by a file of settings that it never leaves there itself.
-
-    Raises:
-        CheckpointError: with the first such file.
-    """
-    for path in run.path.iterdir():
-        own = path.name in _FILES or path.name.endswith(".tmp")
-        if own and (path.is_symlink() or not path.is_file()):
-            raise CheckpointError(f"{path} is no regular file, so the run cannot be resumed in its folder.")
-        if path.name in _FOLDERS and (path.is_symlink() or not path.is_dir()):
-            message = "is a link or no folder, so the run cannot be resumed: put a folder in its place"
-            raise CheckpointError(f"{path} {message}, and what it led to into that.")
-    settings = run.path / "wandb" / "settings"
-    if settings.is_symlink() or settings.exists():
-        raise CheckpointError(f"{settings} tells W&B which server to log to, and no run leaves such a file: remove it.")
 
 
 def _paths(overrides: Sequence[str]) -> Iterator[list[str]]:

@@ -19,6 +19,7 @@ from rlexp.errors import RlexpError
 from rlexp.experiment import check_config
 from rlexp.files import write_json
 from rlexp.machine import this_process
+from rlexp.runs.links import refuse_linked_runs, refuse_links
 from rlexp.runs.stops import STOPS, Stopped
 from rlexp.sweeps.folder import COMPLETED, RUNNING, UNFINISHED, Job, SweepDir, SweepPlan, read_summary
 from rlexp.sweeps.job import SweepContext, supervise
@@ -58,6 +59,7 @@ def run_jobs(
     Raises:
         ConfigError: the config of a job or of the launcher is wrong, or the folder holds another sweep; nothing has
             started.
+        CheckpointError: the folder of a job, or a file in it, is a link; nothing has started.
         RunBusyError: another process uses the folder, or still runs one of the jobs; nothing has started.
         LauncherError: the launcher failed.
         Stopped: a signal was received.
@@ -67,6 +69,9 @@ def run_jobs(
     plan = SweepPlan([list(overrides) for overrides in jobs], list(hydra), sources or Sources())
     if sweep.planned:
         _check_same(sweep.plan(), plan)
+        refuse_linked_runs(sweep.path, 1)
+        for number in range(len(jobs)):
+            refuse_links(sweep.run(number))
         done = {job.number for job in sweep.jobs() if job.status == COMPLETED}
     else:
         done = set()

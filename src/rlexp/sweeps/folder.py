@@ -13,7 +13,7 @@ from typing import Any
 
 from rlexp.config import Sources
 from rlexp.errors import RlexpError
-from rlexp.files import alone, read_shared, write_json, write_text
+from rlexp.files import alone, read_shared, write_bytes, write_json, write_text
 from rlexp.runs.rundir import RunDir
 from rlexp.text import csv_cell
 
@@ -119,7 +119,7 @@ class SweepDir:
 
     def stop(self) -> None:
         """Ask all jobs to stop, on any machine that shares this folder."""
-        self._stop.touch()
+        write_bytes(self._stop, b"")
 
     def clear_stop(self) -> None:
         """Undo `stop`."""

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from rlexp.config import Sources, load, quoted
 from rlexp.config.redaction import redact
-from rlexp.files import write_json
+from rlexp.files import open_own, write_json
 from rlexp.machine import process_state
 from rlexp.runs.rundir import RunBusyError, RunDir
 from rlexp.sweeps.folder import COMPLETED, FAILED, RUNNING, STOPPED, SweepDir, read_summary
@@ -114,7 +114,7 @@ def _train(context: SweepContext, folder: Path, overrides: Sequence[str], source
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     os.chdir(context.cwd)
     run = RunDir(folder)
-    log = os.open(run.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = open_own(str(run.log), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     threading.Thread(target=_stop_when_orphaned, daemon=True).start()
