@@ -140,7 +140,7 @@ def test_a_signal_to_one_learner_has_all_save_and_stop(tmp_path: Path) -> None:
         assert process.exitcode == 143
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "stopped"
     assert checkpoint.load(tmp_path / "run").state.frames == rows_of(tmp_path / "run")[-1]["frames"]
-    assert "torchrun --nproc-per-node=2 -m rlexp.cli.train resume=" in output(tmp_path, 0)
+    assert "torchrun --nproc-per-node=2 --no-python rlexp-train resume=" in output(tmp_path, 0)
 
 
 def test_a_learner_that_fails_ends_all_with_its_reason(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_torchrun_ends_all_when_one_is_killed(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     with (tmp_path / "output.txt").open("w") as file:
         torchrun = subprocess.Popen(
-            [*command, "-m", "rlexp.cli.train", *LONG],
+            [*command, "--no-python", str(Path(sys.executable).with_name("rlexp-train")), *LONG],
             cwd=tmp_path,
             env=clean_environment(tmp_path),
             stdout=file,

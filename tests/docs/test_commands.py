@@ -22,7 +22,7 @@ def trainings(page: Path) -> list[list[str]]:
     blocks = re.findall(r"^```sh\n(.*?)^```$", page.read_text(), re.DOTALL | re.M)
     lines = [line for block in blocks for line in block.splitlines() if line.startswith(("rlexp-train", "torchrun"))]
     commands = [shlex.split(line, comments=True) for line in lines if not NOT_HERE.search(line)]
-    return [command[command.index("rlexp.cli.train") + 1 if command[0] == "torchrun" else 1 :] for command in commands]
+    return [command[command.index("rlexp-train") + 1 if command[0] == "torchrun" else 1 :] for command in commands]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if trainings(page)], ids=lambda page: page.stem)

@@ -185,7 +185,3 @@ def _groups(sources: Sources) -> str:
     return "\n".join(
         f"  {group:16} {', '.join(options)}" for group, options in groups(sources).items() if group != "search"
     )
-
-
-if __name__ == "__main__":  # torchrun -m rlexp.cli.train
-    main()

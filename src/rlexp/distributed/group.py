@@ -135,7 +135,7 @@ def launched() -> int:
 
 def train_command(learners: int) -> str:
     """The command that trains with so many learners."""
-    return "rlexp-train" if learners == 1 else f"torchrun --nproc-per-node={learners} -m rlexp.cli.train"
+    return "rlexp-train" if learners == 1 else f"torchrun --nproc-per-node={learners} --no-python rlexp-train"
 
 
 def process_name() -> str:

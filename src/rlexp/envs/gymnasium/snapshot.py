@@ -104,8 +104,12 @@ def check_state(env: gymnasium.Env[Any, Any], state: State) -> None:
             if not _is_emulator(present.get(name)) or attributes["values"]["_game"] != present["_game"]:
                 raise StateUnavailableError(f"{type(layer).__qualname__}.{name} is no emulator of the same game here")
         for name, value in attributes.get("functions", {}).items():
-            if "method" not in value and _function(present.get(name)) != value:
+            bound = "method" in value and isinstance(present.get(name), types.MethodType) and _is_method(layers, value)
+            if not (bound or _function(present.get(name)) == value):
                 raise StateUnavailableError(f"{type(layer).__qualname__}.{name} is another function here")
+        for name in attributes["values"]:
+            if name in _BESIDES or callable(getattr(type(layer), name, None)):
+                raise StateUnavailableError(f"{type(layer).__qualname__}.{name} is no part of a simulator's state")
 
 
 def set_state(env: gymnasium.Env[Any, Any], state: State) -> None:
@@ -267,6 +271,12 @@ def _function(value: object) -> State | None:
     if not isinstance(value, types.FunctionType | types.MethodType | types.BuiltinFunctionType):
         return None
     return {"name": f"{value.__module__}.{value.__qualname__}"}
+
+
+def _is_method(layers: list[object], saved: State) -> bool:
+    """Whether a saved method is one that a layer's class defines."""
+    index, method = saved["method"]
+    return isinstance(getattr(type(layers[index]), method, None), types.FunctionType)
 
 
 def _hides_state(function: Any) -> bool:
