@@ -27,9 +27,17 @@ from rlexp.config.reader import BUILTIN, named_packages
 from rlexp.config.redaction import with_secrets
 from rlexp.envs import EnvConfig
 from rlexp.loggers import LoggerConfig
-from rlexp.losses import AnyLossConfig, DistillConfig, LossConfig, NPGConfig, PolicyLossConfig
+from rlexp.losses import (
+    AdvantageLossConfig,
+    AnyLossConfig,
+    DistillConfig,
+    LossConfig,
+    NPGConfig,
+    PolicyLossConfig,
+    REPPOConfig,
+)
 from rlexp.optim import OptimConfig
-from rlexp.policies import PolicyConfig, RecurrentConfig
+from rlexp.policies import ActionValueConfig, PolicyConfig, RecurrentConfig
 
 # What rlexp-train reads itself: how a run starts is no part of what it is.
 COMMAND_SETTINGS = ("resume", "trust", "sweep")
@@ -211,6 +219,7 @@ class ExperimentConfig(Config):
                     message = f"must let {of}, now {steps}, be a multiple of policy.sequence_length = {length}."
                     yield Problem(key, message, str(frames if key.startswith("collector") else steps))
         yield from self._normalization_problems()
+        yield from self._action_value_problems()
         if self.critic_apart:
             yield from self._critic_apart_problems()
         if self.target_kl is None and self.target_kl_check != "epoch":
@@ -237,7 +246,7 @@ class ExperimentConfig(Config):
             message = f"must be a multiple of {learners}, so that each of the learners simulates as many: {fits}."
             yield Problem("env.num_envs", message, str(self.env.num_envs))
         several = f"with several learners (torchrun started {learners} processes)"
-        if isinstance(self.loss, NPGConfig | DistillConfig):
+        if isinstance(self.loss, NPGConfig | DistillConfig | REPPOConfig):
             yield Problem("loss", f"must be another {several}, such as loss=clip_ppo.")
         if not isinstance(self.collector, SyncCollectorConfig):
             yield Problem("collector", f"must be sync {several}: each of them steps its share of the environments.")
@@ -267,6 +276,23 @@ class ExperimentConfig(Config):
         if self.cuda_graph:
             yield Problem("cuda_graph", f"must be false where {own}.", "true")
 
+    def _action_value_problems(self) -> Iterator[Problem]:
+        """A critic of actions is for the one loss that needs it."""
+        needs, has = isinstance(self.loss, REPPOConfig), isinstance(self.policy, ActionValueConfig)
+        if needs and not has:
+            yield Problem("policy", "must be action_value with loss=reppo, whose critic values actions.")
+        if has and not needs:
+            yield Problem("policy", "has a critic of actions, which loss=reppo alone trains.", "action_value")
+        if not needs:
+            return
+        for key, value, use in (
+            ("target_kl", self.target_kl, "use loss.max_kl"),
+            ("compile", self.compile is True or None, "give auto or false"),
+            ("cuda_graph", self.cuda_graph or None, "give false"),
+        ):
+            if value is not None:
+                yield Problem(key, f"has no meaning with loss=reppo: {use}.", str(value))
+
     def _normalization_problems(self) -> Iterator[Problem]:
         """A standard deviation needs two numbers."""
         own = self.loss.loss_module.arguments if isinstance(self.loss, AnyLossConfig) else {}
@@ -277,7 +303,8 @@ class ExperimentConfig(Config):
                 "least 2, or loss.normalize_advantage=false."
             )
             yield Problem("minibatch_size", message, "1")
-        if self.loss.average_gae and self.steps_per_batch == 1:
+        averaged = isinstance(self.loss, AdvantageLossConfig) and self.loss.average_gae
+        if averaged and self.steps_per_batch == 1:
             message = "is one agent step: its advantage cannot be normalised. Give more, or loss.average_gae=false."
             yield Problem("collector.frames_per_batch", message, str(self.collector.frames_per_batch))
 

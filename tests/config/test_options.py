@@ -33,6 +33,7 @@ NEEDED = {
     "env/mujoco": ["env.task._target_=rlexp.envs.mujoco.tasks.Swimmer"],
     "env/seen_target": ["policy.kernel_sizes=[4,2,1]"],
     "env/torchrl": ["env.make._target_=torchrl.envs.GymEnv", "env.make.env_name=Pendulum-v1"],
+    "policy/action_value": ["loss=reppo"],
     "policy/categorical": ["env=cartpole"],
     "policy/cnn": ["env=cartpole", "env.from_pixels=true", "env/transforms=none"],
     # A run of the default environment.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from agents import batch_of, composed, networks
+from agents import batch_of, minibatch_loss, networks
 from torchrl.objectives.value import GAE, TDLambdaEstimator
 
 from rlexp.kernels.scan import discounted_sums, fast_advantage
@@ -30,8 +30,8 @@ def test_scan_is_the_recursion(length: int) -> None:
 def test_kernel_is_the_estimator_also_with_newer_weights(estimator: str, policy: list[str]) -> None:
     built = networks(*policy)
     batch = batch_of(built, 4, 40)
-    config = composed(f"loss.estimator={estimator}", "loss.gamma=0.97", "loss.lmbda=0.9", "loss.average_gae=true")
-    reference = config.loss.build_advantage(built)
+    config = minibatch_loss(f"loss.estimator={estimator}", "loss.gamma=0.97", "loss.lmbda=0.9", "loss.average_gae=true")
+    reference = config.build_advantage(built)
     kernel = fast_advantage(reference)
     theirs, ours = batch.clone(), batch.clone()
     for _ in range(2):
@@ -53,7 +53,7 @@ def test_other_estimators_have_no_kernel() -> None:
     own = type("Shifted", (AdvantageEstimator,), {})
     with pytest.raises(UnsupportedError, match="Shifted may compute more"):
         fast_advantage(own(built.critic, GAE(gamma=0.9, lmbda=0.9, value_network=None)))
-    vtrace = composed("loss.estimator=vtrace").loss.build_advantage(built)
+    vtrace = minibatch_loss("loss.estimator=vtrace").build_advantage(built)
     vtrace.estimator.rho_thresh.fill_(2.0)
     with pytest.raises(UnsupportedError, match="truncation"):
         fast_advantage(vtrace)

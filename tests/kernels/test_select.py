@@ -35,6 +35,7 @@ POLICIES = {
     "tanh_normal": [HOPPER],
     "normal": [HOPPER, "policy=normal", "loss.entropy_coeff=0.01"],
     "beta": [HOPPER, "policy=beta", "loss.entropy_coeff=0.01"],
+    "action_value": [HOPPER, "loss=reppo", "policy=action_value", "policy.state_independent_scale=true"],
     "categorical": [CARTPOLE, "policy=categorical", "loss.entropy_coeff=0.01"],
     "gru": [HOPPER, *GRU],
     "lstm": [CARTPOLE, *LSTM, "policy.shared=true"],
@@ -51,6 +52,7 @@ LOSSES = {
     "distill": [*TAUGHT, "policy=tanh_normal"],
     "npg": [HOPPER, "loss=npg"],
     "trpo": [HOPPER, "loss=trpo"],
+    "reppo": [HOPPER, "loss=reppo"],
 }
 OTHERS = {
     "shared": [HOPPER, "policy.shared=true", "loss.clip_value=0.2"],
@@ -93,7 +95,7 @@ def test_kernels_change_nothing_that_is_learned_or_logged(name: str, tmp_path: P
     assert theirs[0]["train/episode_length"] <= 12
     assert isinstance(reference.collector, SyncCollector)
     assert isinstance(fast.collector, RolloutCollector)
-    if name in ("npg", "trpo"):
+    if name in ("npg", "trpo", "reppo", "action_value"):
         return
     assert isinstance(ppo_learner(reference).advantage, AdvantageEstimator)
     assert isinstance(ppo_learner(reference).gradient, AutogradGradient)

@@ -6,7 +6,7 @@ import numpy as np
 import papers
 import pytest
 import torch
-from agents import batch_of, composed, networks
+from agents import batch_of, minibatch_loss, networks
 from tensordict import TensorDict
 from torchrl.objectives.value import TD0Estimator, TD1Estimator, TDLambdaEstimator
 
@@ -24,8 +24,8 @@ def built() -> ActorCritic:
 
 
 def estimated(built: ActorCritic, batch: TensorDict, estimator: str, *, kernel: bool) -> TensorDict:
-    config = composed(f"loss.estimator={estimator}", "loss.gamma=0.97", "loss.lmbda=0.9")
-    reference = config.loss.build_advantage(built)
+    config = minibatch_loss(f"loss.estimator={estimator}", "loss.gamma=0.97", "loss.lmbda=0.9")
+    reference = config.build_advantage(built)
     found: TensorDict = (fast_advantage(reference) if kernel else reference)(batch.clone())
     return found
 
@@ -87,9 +87,9 @@ def test_without_a_change_of_the_policy_v_trace_is_td1(kernel: bool, built: Acto
 @pytest.mark.parametrize("estimator", ["gae", "vtrace"])
 def test_normalised_over_the_batch_the_advantage_has_mean_zero_and_deviation_one(estimator: str, kernel: bool) -> None:
     built = networks()
-    reference = composed(f"loss.estimator={estimator}", "loss.average_gae=true").loss.build_advantage(built)
+    reference = minibatch_loss(f"loss.estimator={estimator}", "loss.average_gae=true").build_advantage(built)
     batch = (fast_advantage(reference) if kernel else reference)(batch_of(built, 16, 64))
-    plain = composed(f"loss.estimator={estimator}").loss.build_advantage(built)(batch_of(built, 16, 64))
+    plain = minibatch_loss(f"loss.estimator={estimator}").build_advantage(built)(batch_of(built, 16, 64))
     centred = plain["advantage"] - plain["advantage"].mean()
     torch.testing.assert_close(batch["advantage"], centred / centred.std(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(batch["value_target"], plain["value_target"], rtol=1e-4, atol=1e-5)
@@ -99,7 +99,7 @@ def test_normalised_over_the_batch_the_advantage_has_mean_zero_and_deviation_one
 def test_state_value_stays_that_of_before_the_update(kernel: bool) -> None:
     built = networks()
     batch = batch_of(built, 2, 8)
-    reference = composed().loss.build_advantage(built)
+    reference = minibatch_loss().build_advantage(built)
     estimator = fast_advantage(reference) if kernel else reference
     estimator(batch)
     before = batch.clone()

@@ -107,6 +107,7 @@ KINDS = {
         *(*PRIVILEGED, "policy.recurrent_critic=false"),
     ],
     "npg": ["loss=npg", *PRIVILEGED],
+    "reppo": ["loss=reppo", *PRIVILEGED],
 }
 
 

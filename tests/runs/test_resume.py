@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ OPTIONS = {
         *("loss.entropy_coeff=0.01", "loss.entropy_schedule=linear", "loss.estimator=vtrace", "loss.clip_value=0.2"),
     ],
     "gymnasium": ["env.id=Ant-v5", "env.backend=gymnasium"],
+    "reppo": ["loss=reppo", "optim.critic_lr=1e-3", "optim.schedule=linear"],
     "clip": ["loss.clip_schedule=cosine", "recompute_advantage=false", "optim=rmsprop", "optim.schedule=cosine"],
 }
 
@@ -181,6 +183,9 @@ def test_the_second_half_is_the_same_with_masks_of_actions(kernels: str, tmp_pat
 def test_the_second_half_is_the_same_with_every_option_of_the_update(name: str, tmp_path: Path) -> None:
     halves = Halves("Pendulum-v1", tmp_path, *OPTIONS[name])
     assert halves.resumed_equals(lambda state: None)
+    if name == "reppo":
+        for part in ("optimizers", "multipliers", "schedulers", "reward_norm"):
+            assert not halves.resumed_equals(partial(_replaced, part, halves.fresh.learner[part]))
     if name == "penalty":
         middle, end = halves.middle.state.learner, halves.end.learner
         for of in (middle, end):
@@ -188,6 +193,10 @@ def test_the_second_half_is_the_same_with_every_option_of_the_update(name: str, 
             assert of["loss"]["beta"] != 1.0
         assert middle["optimizer"]["param_groups"][0]["lr"] != end["optimizer"]["param_groups"][0]["lr"]
         assert middle["loss"]["beta"] != end["loss"]["beta"]
+
+
+def _replaced(part: str, value: object, state: TrainState) -> None:
+    state.learner[part] = value
 
 
 # These say how well it can be resumed, and what differs between runs that are otherwise equal.

@@ -2,6 +2,7 @@
 
 from rlexp.losses.config import (
     A2CConfig,
+    AdvantageLossConfig,
     AnyLossConfig,
     ClipPPOConfig,
     DistillConfig,
@@ -11,6 +12,7 @@ from rlexp.losses.config import (
     NPGConfig,
     PolicyLossConfig,
     ReinforceConfig,
+    REPPOConfig,
     RPOConfig,
     SPOConfig,
     TRPOConfig,
@@ -18,6 +20,7 @@ from rlexp.losses.config import (
 
 __all__ = [
     "A2CConfig",
+    "AdvantageLossConfig",
     "AnyLossConfig",
     "ClipPPOConfig",
     "DistillConfig",
@@ -26,6 +29,7 @@ __all__ = [
     "MinibatchLossConfig",
     "NPGConfig",
     "PolicyLossConfig",
+    "REPPOConfig",
     "RPOConfig",
     "ReinforceConfig",
     "SPOConfig",

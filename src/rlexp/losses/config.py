@@ -51,24 +51,33 @@ class LossConfig(Config):
     """Base of all losses.
 
     Attributes:
-        estimator: of advantage and value target: ``gae`` and ``td_lambda`` (Schulman et al. 2016, eq. 16: the two are
-            the same), ``td1`` and ``td0`` (lambda 1 and 0), ``vtrace`` (Espeholt et al. 2018, eq. 1).
         gamma: discount per agent step.
-        lmbda: lambda of ``gae`` and ``td_lambda``; the other estimators do not use it.
-        average_gae: normalise the advantage over each batch.
+        lmbda: lambda of the returns that the critic learns.
         normalize_reward: divide rewards by the running standard deviation of the discounted return.
-        normalize_value: the critic learns value targets divided by their running standard deviation
-            (`rlexp.losses.value_norm`).
     """
 
     reads_raw: ClassVar[bool] = False
     """Whether batches must hold raw observations, as the simulators give them, too."""
 
-    estimator: Literal["gae", "td_lambda", "td1", "td0", "vtrace"]
     gamma: Fraction
     lmbda: Fraction
-    average_gae: bool
     normalize_reward: bool
+
+
+class AdvantageLossConfig(LossConfig):
+    """Base of the losses that read an advantage.
+
+    Attributes:
+        estimator: of advantage and value target: ``gae`` and ``td_lambda`` (Schulman et al. 2016, eq. 16: the two are
+            the same), ``td1`` and ``td0`` (lambda 1 and 0), ``vtrace`` (Espeholt et al. 2018, eq. 1), which do not use
+            ``lmbda``.
+        average_gae: normalise the advantage over each batch.
+        normalize_value: the critic learns value targets divided by their running standard deviation
+            (`rlexp.losses.value_norm`).
+    """
+
+    estimator: Literal["gae", "td_lambda", "td1", "td0", "vtrace"]
+    average_gae: bool
     normalize_value: bool
 
     def build_advantage(self, networks: ActorCritic, group: Group = ALONE) -> AdvantageEstimator:
@@ -92,7 +101,7 @@ class LossConfig(Config):
         return AdvantageEstimator(networks.critic, estimator, norm, group)
 
 
-class MinibatchLossConfig(LossConfig):
+class MinibatchLossConfig(AdvantageLossConfig):
     """Base of the losses that epochs of minibatches minimise (`rlexp.training.learners.ppo`)."""
 
     on_policy: ClassVar[bool] = False
@@ -383,7 +392,7 @@ class DistillConfig(MinibatchLossConfig):
         return loss
 
 
-class NPGConfig(LossConfig):
+class NPGConfig(AdvantageLossConfig):
     """Natural policy gradient (Kakade 2001): one step of a given KL per batch, then passes of the critic.
 
     The optimizer, ``num_epochs`` and ``minibatch_size`` are the critic's; the policy takes one step per batch.
@@ -419,3 +428,21 @@ class TRPOConfig(NPGConfig):
 
     backtrack_factor: Annotated[float, Field(gt=0, lt=1)]
     backtracks: Count
+
+
+class REPPOConfig(LossConfig):
+    """Relative entropy pathwise policy optimisation (Voelcker et al. 2025): `rlexp.training.learners.REPPOLearner`.
+
+    Attributes:
+        max_kl: KL from the policy that acted to the current one; steps whose KL is above it lead back.
+        target_entropy: entropy of each action, with the action bounds at -1 and 1, that ``alpha`` is led to.
+        alpha: weight of the entropy when training starts.
+        beta: weight of the KL where it is above ``max_kl``, when training starts.
+        embedding_coeff: weight of the critic's prediction of its own features of the next step.
+    """
+
+    max_kl: Positive
+    target_entropy: float
+    alpha: Positive
+    beta: Positive
+    embedding_coeff: NonNegative

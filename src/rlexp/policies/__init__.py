@@ -2,6 +2,7 @@
 
 from rlexp.policies.actor_critic import ActorCritic
 from rlexp.policies.config import (
+    ActionValueConfig,
     BetaConfig,
     CategoricalConfig,
     CNNConfig,
@@ -14,6 +15,7 @@ from rlexp.policies.config import (
 )
 
 __all__ = [
+    "ActionValueConfig",
     "ActorCritic",
     "BetaConfig",
     "CNNConfig",

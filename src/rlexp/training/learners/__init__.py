@@ -5,5 +5,6 @@ from rlexp.training.learners.build import build_learner
 from rlexp.training.learners.distill import DistillLearner
 from rlexp.training.learners.natural_gradient import NaturalGradientLearner
 from rlexp.training.learners.ppo import PPOLearner
+from rlexp.training.learners.reppo import REPPOLearner
 
-__all__ = ["DistillLearner", "Learner", "NaturalGradientLearner", "PPOLearner", "build_learner"]
+__all__ = ["DistillLearner", "Learner", "NaturalGradientLearner", "PPOLearner", "REPPOLearner", "build_learner"]

@@ -1,0 +1,67 @@
+"""Settings of the policy whose critic values actions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from rlexp.config import Count, Problem
+from rlexp.policies.actor_critic import ActorCritic
+from rlexp.policies.config.mlp import TanhNormalConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torchrl.envs import EnvBase
+
+
+class ActionValueConfig(TanhNormalConfig):
+    """A squashed Gaussian, with a critic that values actions: `rlexp.policies.action_values.ActionValue`.
+
+    Attributes:
+        v_min: smallest value that the critic can give, in units of the rewards as the loss scales them.
+        v_max: largest.
+        num_bins: bins between them.
+    """
+
+    v_min: float
+    v_max: float
+    num_bins: Annotated[Count, Field(ge=2)]
+
+    def problems(self) -> Iterator[Problem]:
+        """A range of values, and a critic that rlexp makes."""
+        yield from super().problems()
+        if self.v_min >= self.v_max:
+            yield Problem("v_max", f"must be above policy.v_min, {self.v_min:g}.", f"{self.v_max:g}")
+        for name, unset in (("shared", False), ("critic_network", None)):
+            if (value := getattr(self, name)) != unset:
+                yield Problem(name, "cannot be with a critic of actions, which has layers of its own.", str(value))
+
+    def build(self, env: EnvBase, device: torch.device) -> ActorCritic:
+        """The actor, and a critic of its actions."""
+        from torch import nn
+        from torchrl.modules import ValueOperator
+
+        from rlexp.policies.action_values import ActionValue, Bins
+        from rlexp.policies.building import orthogonal_
+
+        actor = super().build(env, device).actor
+        _, inputs = self.inputs(env, None)
+        space = env.action_spec_unbatched.to(device).space
+        widths = [int(width) for width in self.critic_num_cells or self.num_cells]
+        layers = {"activation_class": self.critic_activation_class or self.activation_class}
+        trunk = self.model_copy(update={**layers, "num_cells": widths})
+        layer = self.model_copy(update={**layers, "num_cells": widths[-1:]})
+        critic = ActionValue(
+            inputs.reading(nn.Identity()),
+            trunk.perceptron(inputs.shape.numel() + len(space.low)),
+            nn.Sequential(layer.perceptron(widths[-1]), nn.Linear(widths[-1], int(self.num_bins))),
+            nn.Sequential(layer.perceptron(widths[-1]), nn.Linear(widths[-1], widths[-1])),
+            Bins(self.v_min, self.v_max, int(self.num_bins)),
+            (space.low, space.high),
+        )
+        if self.orthogonal:
+            for network, gain in ((critic.trunk, 2**0.5), (critic.value_head, 1.0), (critic.predictor, 1.0)):
+                orthogonal_(network, gain)
+        return ActorCritic(actor, ValueOperator(critic.to(device), in_keys=[*inputs.keys, "action"]))
