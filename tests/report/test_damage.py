@@ -55,6 +55,8 @@ LAUGHS = "a0: &a0 {x: 1}\n" + "".join(
     f"a{i}: &a{i} {{{', '.join(f'k{j}: *a{i - 1}' for j in range(9))}}}\n" for i in range(1, 9)
 )
 
+LAUGHS_IN_LISTS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+
 UNREADABLE = {
     "seed is a list": setting("seed", [1, 2]),
     "seed is not a number": setting("seed", float("nan")),
@@ -72,6 +74,8 @@ UNREADABLE = {
     "config is deep in mappings": text("config.yaml", "{a: " * 900 + "1" + "}" * 900),
     "config contains itself": text("config.yaml", "a: &a\n  b: *a\n"),
     "config explodes": text("config.yaml", LAUGHS),
+    "config explodes in lists": text("config.yaml", LAUGHS_IN_LISTS),
+    "config explodes into nothing": text("config.yaml", LAUGHS.replace("{x: 1}", "{}")),
     "config builds an object": text("config.yaml", 'x: !!python/object/apply:os.system ["true"]\n'),
     "config is Latin-1": text("config.yaml", b"a: \xff\xfe"),
     "config is empty": text("config.yaml", ""),

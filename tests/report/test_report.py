@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import itertools
 import json
 import shutil
@@ -23,6 +24,7 @@ from synthetic import config, write_run, write_sweep
 
 from rlexp.cli.report import report
 from rlexp.config import ConfigError
+from rlexp.files import write_bytes
 from rlexp.report import Run, group_runs, load_runs, make_report, markdown, write_report
 from rlexp.report.results import compare
 from rlexp.report.runs import Floats, flatten
@@ -36,7 +38,7 @@ from rlexp.report.statistics import (
     permutation_test,
     probability_of_improvement,
 )
-from rlexp.report.tables import number, verdicts
+from rlexp.report.tables import number, results_csv, verdicts
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -193,7 +195,7 @@ def test_a_setting_that_was_added_since_does_not_split_a_group(tmp_path: Path) -
 
 
 def test_settings_that_cannot_change_results_do_not_split_a_group() -> None:
-    one, other = (dict(flatten(config(seed=seed))) for seed in (0, 1))
+    one, other = (flatten(config(seed=seed)) for seed in (0, 1))
     other |= {"logger._target_": "rlexp.loggers.WandbLogger", "logger.mode": "offline"}
     other |= {"threads": 2, "env.num_workers": 2}
     (group,) = group_runs([Run(Path("a"), "completed", settings=one), Run(Path("b"), "completed", settings=other)])
@@ -317,6 +319,77 @@ def test_of_equal_methods_one_seldom_scores_higher(tmp_path: Path) -> None:
         assert len(comparison.improvements) == 7
         said += any("scores higher" in verdict for verdict in verdicts([comparison]))
     assert said <= 4  # one or two are expected; by intervals that are not corrected, two thirds of them
+
+
+def test_classes_of_one_name_are_told_apart_by_their_modules(tmp_path: Path) -> None:
+    for seed, (place, path) in itertools.product(range(5), enumerate(("torchrl.ClipPPOLoss", "my_lab.ClipPPOLoss"))):
+        values = config(seed=seed) | {"loss": {"loss_module": {"_target_": path}}}
+        write_run(tmp_path / f"{path}_{seed}", values, [100.0 + 100 * place + seed])
+    made = make_report(load_runs([tmp_path]))
+    names = {group.name for group in made.groups}
+    assert names == {"loss.loss_module=my_lab.ClipPPOLoss", "loss.loss_module=torchrl.ClipPPOLoss"}
+    assert {round(result.mean.value) for result in made.results} == {102, 202}
+    assert len(made.comparisons[0].improvements) == 1
+    rows = list(csv.DictReader(results_csv(made.results, made.groups).splitlines()))
+    assert sorted(float(row["mean"]) for row in rows) == [102, 202]
+
+
+@given(st.floats(1e-8, 1e8), st.booleans())
+def test_numbers_have_at_least_three_significant_digits(size: float, negative: bool) -> None:
+    value = -size if negative else size
+    text = number(value).replace("\N{MINUS SIGN}", "-").replace(",", "")
+    assert abs(float(text) - value) <= 0.005000001 * size
+
+
+def test_numbers_are_read_at_a_glance() -> None:
+    shown = [number(value) for value in (0.0, 1e-17, 0.0004, 0.0123, 0.5, 9.99999, 3e-6, -0.00049)]
+    minus = "\N{MINUS SIGN}"
+    assert shown == ["0.000", "0.000", "0.000400", "0.0123", "0.500", "10.000", f"3.00e{minus}06", f"{minus}0.000490"]
+
+
+def test_a_report_that_cannot_be_written_leaves_the_earlier_one(
+    written: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(written[0].parent, tmp_path / "report")
+    before = {path: path.read_bytes() for path in (tmp_path / "report").rglob("*") if path.is_file()}
+    write_run(tmp_path / "runs" / "a", config(), [3.0])
+    whole = write_bytes
+
+    def full_disk(path: Path, content: bytes) -> None:
+        if path.name == ".runs.csv.tmp":
+            raise OSError(errno.ENOSPC, "no space left")
+        whole(path, content)
+
+    monkeypatch.setattr("rlexp.report.output.write_bytes", full_disk)
+    with pytest.raises(ConfigError, match="no space left"):
+        report([str(tmp_path / "runs"), f"out={tmp_path / 'report'}"])
+    assert {path: path.read_bytes() for path in before} == before
+    monkeypatch.undo()
+    report([str(tmp_path / "runs"), f"out={tmp_path / 'report'}"])
+    assert b"3.000" in (tmp_path / "report" / "table.md").read_bytes()
+    assert not list((tmp_path / "report").rglob("*.tmp"))
+
+
+def test_a_folder_whose_name_is_no_text_has_a_page(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "bad\udcff", config(), [3.0])
+    assert report([str(run), f"out={tmp_path / 'report'}"]) == 0
+    assert "bad" in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_runs_behind_links_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_run(tmp_path / "runs" / "real", config(), [1.0])
+    moved = write_run(tmp_path / "elsewhere", config(seed=1), [1.0])
+    (tmp_path / "runs" / "other").symlink_to(moved)
+    assert [run.path.name for run in load_runs([tmp_path / "runs"])] == ["real"]
+    assert "runs/other is a link" in caplog.text
+
+
+def test_a_reports_folder_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "runs" / "a", config(), [1.0])
+    for out in ("my report #2", "007"):
+        assert report(["runs", f"out={out}", f"ignore=[{','.join(['optim.lr'] * 40)}]"]) == 0
+        assert (tmp_path / out / "table.csv").exists()
 
 
 def test_environments_that_share_a_name_are_not_compared(tmp_path: Path) -> None:

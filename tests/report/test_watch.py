@@ -19,7 +19,7 @@ from commands import TINY, clean_environment, launch, run_command
 from synthetic import config, write_run
 
 from rlexp.report.runs import current, read_run
-from rlexp.report.watch import Seen, sparkline, table
+from rlexp.report.watch import Seen, _in_live_sweep, sparkline, table
 from rlexp.runs.rundir import RunDir
 
 WATCH = [str(Path(sys.executable).parent / "rlexp-report"), "--watch", "interval=0.1"]
@@ -92,7 +92,31 @@ def test_jobs_that_wait_are_waited_for(tmp_path: Path) -> None:
     sweep = RunDir(tmp_path)
     sweep.lock()
     assert [run.status for run in Seen([tmp_path]).runs()] == ["completed", "waiting"]
+    (tmp_path / "1" / "summary.json").write_text('{"status": "unfinished"}')  # as a resumed sweep writes it
+    (tmp_path / "1" / "metadata.json").write_text("{}")
+    assert [run.status for run in Seen([tmp_path]).runs()] == ["completed", "waiting"]
     sweep.unlock()
+
+
+def test_a_trial_of_a_search_is_waited_for(tmp_path: Path) -> None:
+    trial = RunDir(tmp_path / "trials" / "000")
+    trial.lock()
+    run = read_run(write_run(trial.path / "task" / "seed_100", config(), [1.0]))
+    assert _in_live_sweep(run)
+    trial.unlock()
+    assert not _in_live_sweep(run)
+
+
+def test_a_lock_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", config(), [1.0], status=None)
+    os.mkfifo(run / ".lock")
+    assert current(read_run(run)).status == "unfinished"
+
+
+def test_a_status_that_no_run_writes_is_no_end(tmp_path: Path) -> None:
+    for status in ("waiting", "unreadable", "anything"):
+        run = write_run(tmp_path / status, config(), [1.0], status=status)
+        assert current(read_run(run)).status == "unfinished"
 
 
 def test_ctrl_c_ends_the_view_with_130_and_leaves_the_table(tmp_path: Path) -> None:

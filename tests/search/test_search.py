@@ -340,6 +340,9 @@ def test_settings_that_do_not_go_together_fail_their_trial_alone(tmp_path: Path)
         (["search.space.optim.lr.low=high"], "search.space.optim.lr.low=high"),
         (["seed=3"], "search.seeds=N"),
         (["resume=nowhere"], "no search in this folder"),
+        (["resume=nowhere", "dir=elsewhere"], "has no meaning with resume"),
+        (["--config-name", "mine", "env=pendulum"], "--config-name"),
+        (["--cfg", "job"], "--cfg"),
     ],
 )
 def test_what_is_wrong_is_reported_before_anything_starts(

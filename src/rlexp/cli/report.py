@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -105,11 +106,12 @@ def report(arguments: list[str]) -> int:
             print(printable(f"rlexp-report: left out, repair or remove it: {run.problem}"), file=sys.stderr)
     for run in (run for group in made.groups for run in group.runs if run.damage):
         print(printable(f"rlexp-report: averaged, although damaged: {run.damage}"), file=sys.stderr)
-    files = _written(lambda out: write_report(made, out, page), settings.out)
-    if settings.wandb_workspace is not None:
-        files.append(_workspace(made, Path(settings.out), online=settings.wandb_workspace == "online"))
+    others, save = _workspace(made) if settings.wandb_workspace is not None else ({}, None)
+    files = _written(lambda out: write_report(made, out, page, others), settings.out)
     print(markdown(made))
     print("\n".join(printable(file) for file in files))
+    if save is not None and settings.wandb_workspace == "online":
+        print(f"Saved at {save()}")
     return Exit.DONE
 
 
@@ -129,30 +131,27 @@ def _written(write: Callable[[Path], T], out: str) -> T:
         raise ConfigError([Problem("out", f"cannot be written to: {error}.", out)]) from error
 
 
-def _workspace(made: Report, out: Path, *, online: bool) -> Path:
+def _workspace(made: Report) -> tuple[dict[str, str], Callable[[], str]]:
+    """The file of a dashboard for the runs, and what saves it in their project."""
     try:
         from rlexp.report import workspace
     except ModuleNotFoundError as error:
         message = "needs wandb-workspaces: pip install 'rlexp[wandb-workspaces]'."
         raise ConfigError([Problem("wandb_workspace", message)]) from error
     dashboard = workspace.workspace(made)
-    file = out / "wandb_workspace.json"
-    file.write_text(workspace.to_json(dashboard), encoding="utf-8")
-    if online:
-        print(f"Saved at {workspace.save(dashboard)}")
-    return file
+    return {"wandb_workspace.json": workspace.to_json(dashboard)}, lambda: workspace.save(dashboard)
 
 
 def _settings(arguments: list[str]) -> ReportConfig:
     arguments = [_setting(argument) if argument.startswith("--") else argument for argument in arguments]
     # A multirun's folders may be named after overrides, so the name of a folder may contain an equals sign.
-    dirs = [argument for argument in arguments if "=" not in argument or Path(argument).exists()]
+    dirs = [argument for argument in arguments if "=" not in argument or os.path.exists(argument)]  # noqa: PTH110 - of any length
     if not dirs:
         raise ConfigError([Problem("DIR", "is missing; name a run's folder, or one with runs below it.")])
     missing = [Problem(path, "is not a folder; name a run's folder, or one with runs below it.")
                for path in dirs if not Path(path).is_dir()]  # fmt: skip
     pairs = [argument for argument in arguments if argument not in dirs]
-    return read_settings(ReportConfig, pairs, missing, dirs=dirs)
+    return read_settings(ReportConfig, pairs, missing, paths=("out",), dirs=dirs)
 
 
 def _setting(flag: str) -> str:

@@ -65,6 +65,10 @@ def search(arguments: list[str]) -> int:
     if flags.help:
         print(_HELP)
         return Exit.DONE
+    others = ("config_path", "config_name", "cfg", "package", "info", "multirun", "resolve", "hydra_help")
+    if unused := [name for name in others if getattr(flags, name, None)]:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        raise ConfigError([Problem(names, "has no meaning here; options of your own are found by --config-dir.")])
     if find_spec("optuna") is None:
         raise ConfigError([Problem("rlexp-search", "needs Optuna: pip install 'rlexp[search]'.")])
     folder, plan = _begun(flags.overrides, flags.config_dir)
@@ -109,6 +113,9 @@ def _begun(arguments: Sequence[str], config_dir: str | None) -> tuple[SearchDir,
     pairs = [text.partition("=") for text in arguments]
     named = {key: unquoted(value) for key, _, value in pairs if key in ("resume", "dir")}
     overrides = [text for text in arguments if text.partition("=")[0] not in named]
+    if named.keys() == {"resume", "dir"}:
+        message = "has no meaning with resume, which goes on in that search's folder."
+        raise ConfigError([Problem("dir", message, named["dir"])])
     if "resume" in named:
         folder = SearchDir(Path(named["resume"]))
         return folder, _plan_of(folder, overrides, config_dir)

@@ -72,7 +72,8 @@ def verify(arguments: list[str]) -> int:
             run_dir, settings.iterations, settings.trust, secrets
         )
     except (UnreadableRunError, WorkerError, OSError) as error:
-        return report_error("rlexp-verify", RuntimeError(f"{run_dir} cannot be repeated: {error}"))
+        report_error("rlexp-verify", RuntimeError(f"{run_dir} cannot be repeated: {error}"))
+        return Exit.WRONG_CONFIG
     if not isinstance(result, Difference):
         kind = "resumes exactly" if settings.resume else "reproducible"
         print(printable(f"{kind}: {result} iterations of {run_dir}, every number the same"))

@@ -438,6 +438,7 @@ class REPPOConfig(LossConfig):
         target_entropy: entropy of each action, with the action bounds at -1 and 1, that ``alpha`` is led to.
         alpha: weight of the entropy when training starts.
         beta: weight of the KL where it is above ``max_kl``, when training starts.
+        multiplier_lr: learning rate of the logarithms of ``alpha`` and ``beta``.
         embedding_coeff: weight of the critic's prediction of its own features of the next step.
     """
 
@@ -445,4 +446,5 @@ class REPPOConfig(LossConfig):
     target_entropy: float
     alpha: Positive
     beta: Positive
+    multiplier_lr: Positive
     embedding_coeff: NonNegative

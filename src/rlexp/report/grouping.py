@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,8 +66,11 @@ def group_runs(runs: Iterable[Run], ignore: Sequence[str] = ()) -> list[Group]:
         identity = json.dumps(config, sort_keys=True)
         members[identity].append(run)
         configs[identity] = config
-        tasks[identity] = {k: _shown(k, config) for k, v in compared.items() if _is_task(k, v)}
+        tasks[identity] = {k: config[k] for k, v in compared.items() if _is_task(k, v)}
 
+    clashing = _clashing(configs.values())
+    for identity, config in configs.items():
+        tasks[identity] = {key: _shown(key, config, clashing) for key in tasks[identity]}
     for identity, name in _environment_names(configs, tasks).items():
         configs[identity][_ENVIRONMENT] = name
     differing = _differing(configs.values())
@@ -76,7 +79,7 @@ def group_runs(runs: Iterable[Run], ignore: Sequence[str] = ()) -> list[Group]:
     groups = []
     for identity, config in configs.items():
         environment = config[_ENVIRONMENT]
-        variant = ", ".join(f"{_short(key)}={_shown(key, config)}" for key in naming)
+        variant = ", ".join(f"{_short(key)}={_shown(key, config, clashing)}" for key in naming)
         parts = [f"{_ENVIRONMENT}={environment}"] if len(environments) > 1 or not variant else []
         runs_of, left_out = _once_per_seed(members[identity])
         groups.append(
@@ -84,8 +87,8 @@ def group_runs(runs: Iterable[Run], ignore: Sequence[str] = ()) -> list[Group]:
                 name=", ".join([*parts, variant] if variant else parts),
                 environment=environment,
                 variant=variant,
-                differing={_short(key): _shown(key, config) for key in differing},
-                settings={_short(key): _setting(key, members[identity][0]) for key in naming},
+                differing={_short(key): _shown(key, config, clashing) for key in differing},
+                settings={_short(key): _setting(key, members[identity][0], clashing) for key in naming},
                 runs=runs_of,
                 left_out=left_out,
             )
@@ -168,15 +171,28 @@ def _short(key: str) -> str:
     return key.removesuffix("._target_")
 
 
-def _shown(key: str, config: Mapping[str, str]) -> str:
+def _clashing(configs: Iterable[Mapping[str, str]]) -> set[str]:
+    """The settings that name classes of which two, of different modules, have the same name."""
+    named: dict[str, set[str]] = defaultdict(set)
+    for config in configs:
+        for key, value in config.items():
+            if key.endswith("._target_"):
+                named[key].add(value)
+    return {key for key, paths in named.items() if len({path.rpartition(".")[2] for path in paths}) < len(paths)}
+
+
+def _shown(key: str, config: Mapping[str, str], clashing: Collection[str]) -> str:
+    """A setting as text; a class without its module, if its name alone tells it apart."""
     value = config.get(key, _UNSET)
-    return value.rpartition(".")[2] if key.endswith("._target_") else value
+    return value.rpartition(".")[2] if key.endswith("._target_") and key not in clashing else value
 
 
-def _setting(key: str, run: Run) -> Any:
-    """A setting as a number or text; a class without its module."""
+def _setting(key: str, run: Run, clashing: Collection[str]) -> Any:
+    """A setting as a number or text; a class as `_shown`."""
     value = with_order(run.settings).get(key)
-    return value.rpartition(".")[2] if key.endswith("._target_") and isinstance(value, str) else value
+    if not isinstance(value, str) or not key.endswith("._target_") or key in clashing:
+        return value
+    return value.rpartition(".")[2]
 
 
 def _order(value: object) -> tuple[bool, float, str]:

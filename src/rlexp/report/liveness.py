@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from rlexp.files import read_regular
 from rlexp.machine import process_state
+
+_LONGEST = 4096  # bytes
 
 
 def owner_of(folder: Path) -> Literal["alive", "dead", "remote"] | None:
@@ -15,6 +18,6 @@ def owner_of(folder: Path) -> Literal["alive", "dead", "remote"] | None:
         ``remote`` for a process of another machine, which cannot be checked; None where no process is known.
     """
     try:
-        return process_state((folder / ".lock").read_text(encoding="utf-8", errors="replace"))
-    except OSError:
+        return process_state(read_regular(folder / ".lock", _LONGEST).decode(errors="replace"))
+    except (OSError, ValueError):  # whoever made the folder may have put a pipe there
         return None

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from rlexp.files import write_bytes, write_text
 from rlexp.report import tables
 from rlexp.report.report import Report
 
@@ -42,13 +43,16 @@ def latex(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write_report(report: Report, folder: Path, page: str | None = None) -> list[Path]:
+def write_report(
+    report: Report, folder: Path, page: str | None = None, others: Mapping[str, str] | None = None
+) -> list[Path]:
     """Write the page, the tables and the figures; files of an earlier report in the folder are replaced.
 
     Args:
         report: what to write.
         folder: made if it is not there.
         page: in place of the report's own; None writes that.
+        others: further files, by their names.
 
     Returns:
         The files, the page first.
@@ -71,6 +75,7 @@ def write_report(report: Report, folder: Path, page: str | None = None) -> list[
     if any(comparison.improvements for comparison in report.comparisons):
         files["improvement.csv"] = tables.comparisons_csv(report.comparisons)
     files |= {f"plots/{figure.file}.png": figure.png for figure in figures}
+    files |= others or {}
     return _replace(folder, files)
 
 
@@ -92,15 +97,24 @@ def _replace(folder: Path, files: Mapping[str, str | bytes]) -> list[Path]:
     earlier = set(files) if all((folder / name).is_file() for name in _ALWAYS) else set()  # before reports had a list
     if listing.is_file():
         names = listing.read_text(encoding="utf-8", errors="replace").splitlines()
-        earlier = {name for name in names if re.fullmatch(r"(plots/)?\w[^/\\]*\.(html|md|tex|csv|png)", name)}
+        earlier = {name for name in names if re.fullmatch(r"(plots/)?\w[^/\\]*\.(html|md|tex|csv|png|json)", name)}
     if taken := [name for name in files if name not in earlier and os.path.lexists(folder / name)]:
         raise FileExistsError(f"it has a file {taken[0]}, which is of no report: choose a folder of its own")
-    for name in (*earlier, _LIST):
-        (folder / name).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     if any(name.startswith("plots/") for name in files):
         plots.mkdir(exist_ok=True)
-    listing.write_text("".join(f"{name}\n" for name in files), encoding="utf-8")
+    # Whatever cannot be written, the earlier report is whole until all of the new one is there.
     for name, content in files.items():
-        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        whole = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+        write_bytes(_aside(folder / name), whole)
+    write_text(listing, "".join(f"{name}\n" for name in sorted({*files, *earlier})))
+    for name in files:
+        _aside(folder / name).replace(folder / name)
+    for name in earlier - files.keys():
+        (folder / name).unlink(missing_ok=True)
+    write_text(listing, "".join(f"{name}\n" for name in files))
     return [folder / name for name in files]
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")

@@ -131,7 +131,7 @@ def _origin(path: Path) -> Table:
     """Where the run comes from, or why its metadata cannot be read."""
     try:
         metadata = read_json(path) if path.exists() else {}
-        found = list(flatten({key: metadata[key] for key in _ORIGIN if key in metadata}))
+        found = list(flatten({key: metadata[key] for key in _ORIGIN if key in metadata}).items())
     except (UnreadableError, ValueError, RecursionError) as error:
         found = [("metadata.json", f"cannot be read: {error}")]
     return Table(("", ""), tuple((name, _text(value)) for name, value in found), names=2)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,10 @@ from rlexp.errors import RlexpError
 from rlexp.report.liveness import owner_of
 from rlexp.runs.rundir import RunDir
 
+log = logging.getLogger(__name__)
+
 COMPLETED = "completed"
+STOPPED, FAILED, REQUEUE = "stopped", "failed", "requeue"
 RUNNING, WAITING, KILLED = "running", "waiting", "killed"
 UNFINISHED, NOT_STARTED = "unfinished", "not started"
 UNREADABLE, NOT_EVALUATED = "unreadable", "not evaluated"
@@ -125,7 +128,9 @@ def load_runs(paths: Iterable[Path | str]) -> list[Run]:
     for path in map(Path, paths):
         if not path.is_dir():
             raise ReportError(f"{path} is not a folder; name a run's folder, or one with runs below it.")
-        below = set(run_folders(path.resolve()))
+        below = set(run_folders(path.resolve(), _cannot_be_read))
+        for link in _linked(path.resolve()):
+            log.warning("%s is a link and is left out: to count its runs, name the folder that it leads to.", link)
         if not below:
             raise ReportError(
                 f"{path}: no run found in or below it. A run's folder has config.yaml and metrics.jsonl; "
@@ -159,7 +164,7 @@ def _read(layout: RunDir, settings: Mapping[str, Any]) -> Run:
             damage.append(str(error))
     summary = read_json(layout.summary) if layout.summary.exists() else {"status": UNFINISHED if begun else NOT_STARTED}
     status, problem = str(summary.get("status", UNFINISHED)), str(summary.get("error", ""))
-    if status == RUNNING:
+    if status not in (COMPLETED, STOPPED, FAILED, REQUEUE, NOT_STARTED):  # a running one is told by its process
         status = UNFINISHED
     rows = read_rows(layout.metrics, torn=status != COMPLETED) if layout.metrics.exists() else []
     trained = int(rows[-1]["frames"]) if rows else 0
@@ -193,8 +198,10 @@ def current(run: Run) -> Run:
     own, sweep_alive = owner_of(run.path), owner_of(run.path.parent) == "alive"
     if run.status == NOT_STARTED and own is None:
         return replace(run, status=WAITING) if sweep_alive else run
-    if sweep_alive or own in ("alive", "remote"):
+    if own in ("alive", "remote"):
         return replace(run, status=RUNNING)
+    if sweep_alive:  # which will start its process, or start it again
+        return replace(run, status=WAITING)
     if _has_ended(run.path):  # after its files were read
         return read_run(run.path)
     return replace(run, status=KILLED) if own == "dead" else run
@@ -202,38 +209,76 @@ def current(run: Run) -> Run:
 
 def _has_ended(path: Path) -> bool:
     try:
-        return read_json(RunDir(path).summary).get("status") not in (None, RUNNING)
+        return read_json(RunDir(path).summary).get("status") not in (None, RUNNING, UNFINISHED)
     except UnreadableError:
         return False
 
 
-def flatten(node: Mapping[Any, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+def flatten(node: Mapping[Any, Any]) -> dict[str, Any]:
     """A nested mapping's leaves, each under its dotted path, as numbers, text, None and lists of them.
 
     Raises:
-        ValueError: it is nested too deeply.
+        ValueError: it is nested too deeply, or has more entries than any config: aliases of aliases make very many of a
+            few lines.
     """
-    if depth > _DEEPEST:
-        raise ValueError("is nested too deeply")
-    for key, value in node.items():
+    found: dict[str, Any] = {}
+    entries = 0
+
+    def entered(depth: int) -> None:
+        nonlocal entries
+        entries += 1
+        if entries > _MOST_SETTINGS:
+            raise ValueError(f"has more than {_MOST_SETTINGS:,} settings")
+        if depth > _DEEPEST:
+            raise ValueError("is nested too deeply")
+
+    def walk(node: Mapping[Any, Any], prefix: str, depth: int) -> None:
+        for key, value in node.items():
+            entered(depth)
+            if isinstance(value, Mapping):
+                walk(value, f"{prefix}{key}.", depth + 1)
+            else:
+                found[f"{prefix}{key}"] = plain(value, depth)
+
+    def plain(value: Any, depth: int) -> Any:
+        """A value of a YAML file, dates and other types as text."""
+        if isinstance(value, list | Mapping):
+            for _ in value:
+                entered(depth + 1)
+        if isinstance(value, list):
+            return [plain(item, depth + 1) for item in value]
         if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.", depth + 1)
-        else:
-            yield f"{prefix}{key}", _plain(value)
+            return {str(key): plain(item, depth + 1) for key, item in value.items()}
+        if value is None or isinstance(value, bool | float | str) or (isinstance(value, int) and abs(value) < _LARGEST):
+            return value
+        return str(sorted(map(str, value)) if isinstance(value, set) else value)
+
+    walk(node, "", 0)
+    return found
 
 
-def _plain(value: Any) -> Any:
-    """A value of a YAML file, dates and other types as text."""
-    if isinstance(value, list):
-        return json.loads(json.dumps(value, default=str))
-    if value is None or isinstance(value, bool | float | str) or (isinstance(value, int) and abs(value) < _LARGEST):
-        return value
-    return str(sorted(map(str, value)) if isinstance(value, set) else value)
+def _cannot_be_read(error: OSError) -> None:
+    raise ReportError(f"{error.filename} cannot be read ({error.strerror}), and may hold runs.")
 
 
-def run_folders(top: Path) -> Iterator[Path]:
-    """Every run's folder in or below a folder."""
+def _linked(top: Path) -> Iterator[Path]:
+    """The links to runs' folders, or to folders with runs right below, in or below a folder; they are not followed."""
     for folder, below, files in os.walk(top):
+        if "config.yaml" in files:
+            below.clear()
+        for path in (Path(folder, name) for name in below):
+            if path.is_symlink() and (path.joinpath("config.yaml").exists() or any(path.glob("*/config.yaml"))):
+                yield path
+
+
+def run_folders(top: Path, on_error: Callable[[OSError], object] | None = None) -> Iterator[Path]:
+    """Every run's folder in or below a folder; links are not followed.
+
+    Args:
+        top: the folder.
+        on_error: is told of folders that cannot be read; None leaves them out.
+    """
+    for folder, below, files in os.walk(top, onerror=on_error):
         # A sweep gives its jobs a config before they start; one that failed early has only its summary besides.
         begun = {"metrics.jsonl", "metadata.json", "summary.json"} & {*files, *below}
         if "config.yaml" in files and (begun or Path(folder, "../sweep.json").is_file()):
@@ -250,14 +295,11 @@ def read_settings(path: Path) -> dict[str, Any]:
     """
     try:
         values = _mapping(yaml.load(read_text(path), _Loader), str(path))
-        found = dict(islice(flatten(values), _MOST_SETTINGS + 1))
-        if len(found) <= _MOST_SETTINGS:
-            with suppress(Exception):  # what no version has saved is shown as it is
-                found = dict(flatten(current_config(values)))
+        found = flatten(values)
+        with suppress(Exception):  # what no version has saved is shown as it is
+            found = flatten(current_config(values))
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise UnreadableError(f"{path}: {error}") from error
-    if len(found) > _MOST_SETTINGS:
-        raise UnreadableError(f"{path}: has more than {_MOST_SETTINGS:,} settings")
     seed = found.get("seed")
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
         raise UnreadableError(f"{path}: seed is no whole number: {seed}")

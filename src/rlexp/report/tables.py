@@ -19,6 +19,7 @@ NONE = "\N{EN DASH}"
 AT_LEAST = "\N{GREATER-THAN OR EQUAL TO}"
 
 _SIGNIFICANT = 0.05
+_ROUNDING = 1e-9  # what is smaller is 0 but for rounding
 
 NOTE = (
     "IQM is the interquartile mean; brackets are 95% percentile intervals of a stratified bootstrap over seeds, of "
@@ -54,11 +55,15 @@ class Table:
 
 
 def number(value: float | None) -> str:
-    """Four or more significant digits: enough to compare by, few enough to read."""
+    """At least three significant digits: enough to compare by, few enough to read."""
     if value is None or not math.isfinite(value):
         return NONE
     size = abs(value)
+    if _ROUNDING < size < 1e-4:
+        return f"{value:.2e}".replace("-", "\N{MINUS SIGN}")
     digits = 0 if size >= 10_000 else 1 if size >= 100 else 2 if size >= 10 else 3
+    if _ROUNDING < size < 0.1:
+        digits = 2 - math.floor(math.log10(size))
     return f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}") if round(size, digits) else f"{0:.{digits}f}"
 
 

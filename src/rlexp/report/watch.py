@@ -128,7 +128,8 @@ def sparkline(values: Iterable[float], width: int = _CURVE) -> str:
 
 
 def _in_live_sweep(run: Run) -> bool:
-    return owner_of(run.path.parent) == "alive"
+    """Whether a sweep, or a trial of a search, that the run is part of is at work."""
+    return any(owner_of(folder) == "alive" for folder in run.path.parents[:3])
 
 
 def _brief(group: Group) -> str:

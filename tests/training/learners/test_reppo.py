@@ -149,7 +149,14 @@ def test_the_critics_step_follows_the_cross_entropy_and_its_prediction(tmp_path:
 def test_the_policys_step_climbs_the_critic_where_it_is_near_and_leads_back_elsewhere(
     tmp_path: Path, max_kl: float
 ) -> None:
-    settings = ["optim=sgd", "optim.lr=0.1", "max_grad_norm=1e9", f"loss.max_kl={max_kl}", "loss.beta=0.5"]
+    settings = [
+        "optim=sgd",
+        "optim.lr=0.1",
+        "max_grad_norm=1e9",
+        f"loss.max_kl={max_kl}",
+        "loss.beta=0.5",
+        "loss.multiplier_lr=0.2",
+    ]
     trainer, learner = trainer_of(tmp_path, *settings)
     minibatch = minibatch_of(trainer, learner)
     parameters = list(learner.networks.actor.parameters())
@@ -179,7 +186,7 @@ def test_the_policys_step_climbs_the_critic_where_it_is_near_and_leads_back_else
     assert record["within_kl"].item() == near.float().mean().item()
     entropy = -log_density.mean().item()
     slopes = alpha * (entropy + 0.5), -beta * (kl.mean().item() - max_kl)
-    expected = [math.log(alpha) - 0.1 * slopes[0], math.log(beta) - 0.1 * slopes[1]]
+    expected = [math.log(alpha) - 0.2 * slopes[0], math.log(beta) - 0.2 * slopes[1]]
     assert learner.multipliers.tolist() == pytest.approx(expected, rel=1e-4)
     trainer.close()
 

@@ -59,8 +59,7 @@ class REPPOLearner:
         self.multipliers = flatten([nn.Parameter(initial)])
         optim, batches = config.optim.model_copy(update={"critic_lr": None}), config.num_batches
         slower = optim.model_copy(update={"lr": config.optim.critic_lr or config.optim.lr})
-        # The multipliers keep their rate to the end, when the policy's falls.
-        constant = optim.model_copy(update={"schedule": "constant"})
+        constant = optim.model_copy(update={"lr": self.loss.multiplier_lr, "schedule": "constant"})
         self._built = {
             "actor": optim.build(self._actor, actor, [], batches),
             "critic": slower.build(self._critic, critic, [], batches),
