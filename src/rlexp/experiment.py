@@ -222,6 +222,10 @@ class ExperimentConfig(Config):
         yield from self._action_value_problems()
         if self.critic_apart:
             yield from self._critic_apart_problems()
+        once = self.num_epochs == 1 and self.minibatches_per_epoch > 1 and self.target_kl_check == "epoch"
+        if once and self.target_kl is not None:
+            message = "keeps further epochs from beginning, and there is one: increase num_epochs."
+            yield Problem("target_kl", message, f"{self.target_kl:g}")
         if self.target_kl is None and self.target_kl_check != "epoch":
             yield Problem("target_kl_check", "has nothing to check: give target_kl.", self.target_kl_check)
         if self.total_frames < frames:

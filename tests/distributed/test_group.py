@@ -73,6 +73,16 @@ def test_two_learners_are_one_in_two_processes(name: str, tmp_path: Path) -> Non
         assert other == pytest.approx(row, rel=1e-4, abs=1e-6)
 
 
+def test_what_simulators_draw_and_evaluations_do_parts_no_learners(tmp_path: Path) -> None:
+    """Minibatches are drawn alike by both, although environments seed and draw from torch's generator."""
+    own = ["env=gym", "env.id=drawing:Drawing-v0", "env/transforms=none", "loss.entropy_coeff=0.01"]
+    for name, interval in (("seldom", 512), ("often", 128)):
+        (tmp_path / name).mkdir()
+        train_ranks([*RUN, *own, "total_frames=512", f"evaluation.interval={interval}"], tmp_path / name)
+    seldom, often = (rows_of(tmp_path / name / "run") for name in ("seldom", "often"))
+    assert [row["train/parameters_hash"] for row in seldom] == [row["train/parameters_hash"] for row in often]
+
+
 def check_equal(one: Any, other: Any) -> None:
     """Equal bit for bit."""
     assert pack(one)[0] == pack(other)[0]

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from rlexp import Trainer, files, load_config
 from rlexp.cli.train import train
+from rlexp.config import ConfigError
 from rlexp.loggers import NoLoggerConfig, Sink
 from rlexp.loggers.local import MetricsFile
 from rlexp.runs import checkpoint, store
@@ -317,3 +318,15 @@ def test_secrets_of_a_multirun_are_refused_since_hydra_would_keep_them(tmp_path:
     assert "oc.env" in (tmp_path / "output.txt").read_text()
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert all(b"hunter2hunter2" not in path.read_bytes() for path in files)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "summary.json", "git.diff"])
+def test_a_run_replaces_no_file_that_no_run_has_left(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ConfigError, match=rf"has a {name} that no run has left"):
+        train([*TINY, "logger=none", "hydra.run.dir=."])
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "mine"

@@ -57,11 +57,14 @@ def test_it_says_what_failed_and_what_is_left(tmp_path: Path, capsys: pytest.Cap
 def test_running_jobs_are_named_with_their_speed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = sweep_of(tmp_path / "sweep", [["seed=0"], ["seed=1"]])
     job(sweep, 0, "hopper", 4, None)
-    sweep.run(0).summary.write_text('{"status": "running"}')
+    running = sweep.run(0)
+    running.summary.write_text('{"status": "running"}')
+    running.lock()
     sweep.lock()
     assert status(["status", str(sweep.path)]) == 0
     said = capsys.readouterr().out
     sweep.unlock()
+    running.unlock()
     assert "job 0 (seed=0): running, 4,000 of 10,000 frames, 2,000 frames/s" in said
     assert "to finish: unknown, since no job has completed" in said
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 from agents import composed
 from commands import rows_of
-from gymnasium.envs.classic_control import PendulumEnv
 from tensordict import TensorDict
 from torchrl.envs import ObservationTransform
 
@@ -80,22 +79,7 @@ def test_evaluation_seeds_are_none_of_the_trainings() -> None:
     assert not set(evaluation_seeds(3, 100)) & {share_seed(3, index) for index in range(100)}
 
 
-class Global(PendulumEnv):  # type: ignore[misc, unused-ignore]
-    """Draws from the generators that training draws from, as many an environment does."""
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        if seed is not None:
-            np.random.seed(seed)
-            torch.manual_seed(seed)
-        super().reset(seed=seed)
-        self.state = np.random.uniform(-1, 1, 2)
-        return self._get_obs(), {}
-
-
-gymnasium.register("Global-v0", Global, max_episode_steps=20)
-
-
-@pytest.mark.parametrize("env", [[], ["env=gym", "env.id=Global-v0"]], ids=["own generators", "global ones"])
+@pytest.mark.parametrize("env", [[], ["env=gym", "env.id=drawing:Drawing-v0"]], ids=["own generators", "global ones"])
 def test_evaluating_changes_nothing_of_the_training(env: list[str], tmp_path: Path) -> None:
     rows = {}
     for interval in (64, 10**6):
@@ -191,9 +175,10 @@ def test_that_evaluation_is_the_last_in_all_that_a_run_writes(tmp_path: Path, mo
 
 
 def test_the_number_of_episodes_may_change_for_environments_of_ones_own(tmp_path: Path) -> None:
-    Trainer(composed(*SMALL, "env=gym", "env.id=Global-v0", "total_frames=64"), tmp_path).fit()
+    Trainer(composed(*SMALL, "env=gym", "env.id=drawing:Drawing-v0", "total_frames=64"), tmp_path).fit()
     for episodes in (2, 5):
-        trainer = Trainer.resume(tmp_path, [f"evaluation.episodes={episodes}", f"total_frames={64 * episodes}"])
+        overrides = [f"evaluation.episodes={episodes}", f"total_frames={64 * episodes}", "trust=[drawing]"]
+        trainer = Trainer.resume(tmp_path, overrides)
         trainer.fit()
         assert trainer.evaluator.final is not None
         assert len(trainer.evaluator.final.returns) == episodes

@@ -21,13 +21,16 @@ _SETTING = re.compile(
 )
 _TOKEN = re.compile(r"(?:^|[._-])token$", re.IGNORECASE)  # of a service, or of a vocabulary: the value tells
 _VARIABLE = re.compile(r"(?:^|_)(?:KEY|TOKEN|PASSW(?:OR)?D|PASSPHRASE|SECRET|CREDENTIALS?)$", re.IGNORECASE)
-_IN_URL = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
+_IN_URL = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)")
 # Keys that say by their form whose they are: OpenAI, GitHub, GitLab, Slack, AWS, Hugging Face, Google; JSON web tokens.
 _KEY = re.compile(
     r"\b(?:sk-[\w-]{20,}|gh[opsur]_\w{30,}|github_pat_\w{30,}|glpat-[\w-]{20,}|xox[abprs]-[\w-]{10,}|AKIA[0-9A-Z]{16}"
     r"|hf_\w{30,}|AIza[\w-]{30,}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,})"
 )
 _ENTRY = re.compile(r"""([\w.-]+)\s*:\s*('[^']*'|"[^"]*"|[^,{}\[\]]+)""")  # of a mapping on the command line
+_IN_SOURCE = re.compile(  # key = "text", key: "text", key: str = "text", "key": "text", key: text
+    r"""([\w.-]+)["']?\s*(?::\s*[\w\[\], |]+=|[:=])\s*("[^"]*"|'[^']*'|[^\s"',#]+)"""
+)
 _WORD = re.compile(r"[A-Za-z_<>|\[\] ./-]*")
 _SHORTEST = 8  # characters; a shorter value would be found where it is not meant
 _NOT_BUILT = ("logger.", "evaluation.", "checkpoint.", "warm_start")
@@ -50,13 +53,13 @@ def remember_secrets(config: Mapping[str, Any]) -> None:
     _remembered.update(
         text
         for path, text in _texts(config)
-        if len(text) >= _SHORTEST and _is_secret(path.rpartition(".")[2], text) and REDACTED not in text
+        if len(text) >= _SHORTEST and _is_secret_at(path, text) and REDACTED not in text
     )
 
 
 def hidden_settings(config: Mapping[str, Any]) -> dict[str, str]:
     """The texts of a config that `redact` changes, by the paths of their settings."""
-    return {path: text for path, text in _texts(config) if redact({path: text}) != {path: text}}
+    return {p: text for p, text in _texts(config) if _is_secret_at(p, text) or redact({p: text}) != {p: text}}
 
 
 def hide(state: Any, hidden: Mapping[str, str]) -> Any:
@@ -133,7 +136,9 @@ def with_secrets(values: Mapping[str, Any], secrets: Mapping[str, Any]) -> tuple
 
 def _redact(value: Any, known: list[str]) -> Any:
     if isinstance(value, Mapping):
-        return {key: REDACTED if _is_secret(str(key), item) else _redact(item, known) for key, item in value.items()}
+        return {
+            key: _hidden(item) if _is_secret(str(key), item) else _redact(item, known) for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
         return [_redact(item, known) for item in value]
     if isinstance(value, str):
@@ -142,10 +147,35 @@ def _redact(value: Any, known: list[str]) -> Any:
             return f"{key}={REDACTED}"
         if separator and rest.startswith(("{", "[")):
             value = f"{key}={_ENTRY.sub(_redacted_entry, rest)}"
-        for secret in known:
-            value = value.replace(secret, REDACTED)
-        return _KEY.sub(REDACTED, _IN_URL.sub(REDACTED, value))
+        return _without_known(value, known)
     return value
+
+
+def _without_known(text: str, known: list[str]) -> str:
+    for secret in known:
+        text = text.replace(secret, REDACTED)
+    return _KEY.sub(REDACTED, _IN_URL.sub(REDACTED, text))
+
+
+def redact_source(line: str) -> str:
+    """A line of code or configuration without the texts that are assigned to names like a secret's."""
+
+    def replaced(found: re.Match[str]) -> str:
+        key, text = found.groups()
+        quote = text[0] if text[0] in "'\"" else ""
+        hidden = f"{quote}{REDACTED}{quote}"
+        return found[0].removesuffix(text) + hidden if _is_secret(key, text.strip("'\"")) else found[0]
+
+    return _without_known(_IN_SOURCE.sub(replaced, line), sorted(_known(), key=len, reverse=True))
+
+
+def _hidden(value: Any) -> Any:
+    """A secret, or all texts of a mapping or list that is one."""
+    if isinstance(value, Mapping):
+        return {key: _hidden(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_hidden(item) for item in value]
+    return REDACTED if isinstance(value, str) and _may_be_secret(value) else value
 
 
 def _redacted_entry(found: re.Match[str]) -> str:
@@ -154,11 +184,24 @@ def _redacted_entry(found: re.Match[str]) -> str:
 
 
 def _is_secret(key: str, value: object) -> bool:
-    if not isinstance(value, str) or value == "" or value.startswith("${") or _is_number(value):
-        return False  # an interpolation, such as ${oc.env:API_KEY}, is no secret yet
+    if isinstance(value, Mapping | list | tuple):
+        return _SETTING.search(key) is not None
+    if not isinstance(value, str) or not _may_be_secret(value):
+        return False
     if _SETTING.search(key):
         return True
     return _TOKEN.search(key) is not None and len(value) >= _SHORTEST and not _WORD.fullmatch(value)
+
+
+def _is_secret_at(path: str, text: str) -> bool:
+    """Whether the text at a full path is a secret, or part of one."""
+    *above, key = path.split(".")
+    return _is_secret(key, text) or (_may_be_secret(text) and any(map(_SETTING.search, above)))
+
+
+def _may_be_secret(text: str) -> bool:
+    """False of an interpolation, such as ${oc.env:API_KEY}, which is none yet, and of numbers."""
+    return text != "" and not text.startswith("${") and not _is_number(text)
 
 
 def _is_number(text: str) -> bool:

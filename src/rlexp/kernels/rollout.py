@@ -69,7 +69,9 @@ class RolloutCollector(BatchCollector):
         self._simulators: ArrayEnv = env.base_env
         (num_envs,) = env.batch_size
         self._act = acting(actor, num_envs, self._transforms.entries, group=group)
-        self._simulators.reset_arrays(range(num_envs))
+        self._own_draws = group.own_draws  # simulators of one's own may draw from torch's generator
+        with self._own_draws():
+            self._simulators.reset_arrays(range(num_envs))
         self._observation = self._transforms.observation()(self._simulators.arrays.observation)
         self._step_count = np.zeros(num_envs, np.int64)
         self._episode_reward = np.zeros(num_envs, self._transforms.reward_dtype)
@@ -104,7 +106,8 @@ class RolloutCollector(BatchCollector):
                 flag[key][t] = rows
             action[t] = act(current, arrays.action_mask)
             simulators.set_actions(action[t])
-            simulators.step_arrays()
+            with self._own_draws():
+                simulators.step_arrays()
             if seen:
                 raw[t] = arrays.observation
             raw_reward[t] = arrays.reward
@@ -114,7 +117,8 @@ class RolloutCollector(BatchCollector):
             after[t] = current = transform(arrays.observation)
             ended = np.flatnonzero(np.logical_or(terminated[t], truncated[t], out=done[t]))
             if len(ended):
-                simulators.reset_arrays(ended.tolist())
+                with self._own_draws():
+                    simulators.reset_arrays(ended.tolist())
                 current[ended] = transform(arrays.observation[ended])
                 act.restart(ended)
         self._observation = current

@@ -83,6 +83,7 @@ def open_run(
     """
     if resume is None or (resume == "auto" and not RunDir(folder).started):
         refuse_links(RunDir(folder))
+        _refuse_others(folder)
         return Start(check_config(composed), RunDir(folder), None)
     path = folder if resume == "auto" else Path(resume)
     if store.is_pointer(path):
@@ -175,6 +176,15 @@ def changed(saved: Mapping[str, Any], composed: Composed, overrides: Sequence[st
 
 def _hidden(value: object) -> bool:
     return isinstance(value, str) and REDACTED in value
+
+
+def _refuse_others(folder: Path) -> None:
+    """Refuse a folder with files that no run has left, and that a run would replace."""
+    known = (folder / ".lock").exists() or (folder.parent / "sweep.json").exists()
+    others = [name for name in ("config.yaml", "metadata.json", "summary.json", "git.diff") if (folder / name).exists()]
+    if others and not known:
+        message = f"has a {others[0]} that no run has left, and this one would replace it: choose another folder."
+        raise ConfigError([Problem("hydra.run.dir", message, str(folder))])
 
 
 def _paths(overrides: Sequence[str]) -> Iterator[list[str]]:

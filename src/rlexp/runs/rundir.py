@@ -21,7 +21,7 @@ from typing import IO, Any
 from omegaconf import OmegaConf
 
 from rlexp.config import flat
-from rlexp.config.redaction import redact
+from rlexp.config.redaction import redact, redact_source
 from rlexp.errors import RlexpError
 from rlexp.files import lock, locks_are_local, open_lock, write_json, write_text
 from rlexp.machine import resource_use, this_process, usable_cpus
@@ -148,10 +148,8 @@ class RunDir:
         git = _git()
         (self.path / "git.diff").unlink(missing_ok=True)  # that of an earlier session
         if git is not None and (diff := git.pop("diff")):
-            # Without the sign in front, a line is a setting that may be named like a secret.
-            lines = diff.split("\n")
-            hidden = redact([line[1:] for line in lines])
-            kept = (line[:1] + rest for line, rest in zip(lines, hidden, strict=True))
+            # Without the sign in front, a line is one of a file.
+            kept = (line[:1] + redact_source(line[1:]) for line in diff.split("\n"))
             write_text(self.path / "git.diff", "\n".join(kept))
         values = {
             "command": sessions[0]["command"],

@@ -98,7 +98,7 @@ class Evaluator:
         self.final = None
         kernels = self._config.use_kernels
         # Environments of the user's own may seed or draw from the generators that training draws from.
-        with unmoved_generators(), self._group.own_draws():
+        with self._group.own_draws(), unmoved_generators():
             found = self._group.from_main(lambda: evaluate(self.env, self._actor, self._seeds, kernels=kernels))
         self.final, self.final_frames = found, frames
         log.info(

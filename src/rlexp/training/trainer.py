@@ -234,8 +234,10 @@ class Trainer:
             callback.after_update(self, metrics)
             check_additions(f"callbacks.{name}", own, metrics, self.frames)
         self.evaluator.follow()
-        digest = parameters_hash(self.learner.weights)
+        digest = fingerprint(self.learner.weights)
         self.group.check_equal(f"At {self.frames:,} frames the weights", digest)
+        # Each learner takes its share of minibatches that all draw alike.
+        self.group.check_equal(f"At {self.frames:,} frames torch's generators", fingerprint(torch.get_rng_state()))
         return metrics | {"train/parameters_hash": digest}
 
     def evaluate(self) -> dict[str, float]:
@@ -365,9 +367,9 @@ class Trainer:
         self.seconds[kind] += time.perf_counter() - start
 
 
-def parameters_hash(weights: Tensor) -> int:
-    """The first 48 bits of the weights' SHA-256: a number that a metrics row holds exactly."""
-    digest = hashlib.sha256(weights.detach().cpu().numpy().tobytes())
+def fingerprint(values: Tensor) -> int:
+    """The first 48 bits of the values' SHA-256: a number that a metrics row holds exactly."""
+    digest = hashlib.sha256(values.detach().cpu().numpy().tobytes())
     return int.from_bytes(digest.digest()[:6])
 
 
