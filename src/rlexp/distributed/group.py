@@ -106,6 +106,10 @@ class Group:
         """A part of a checkpoint, from the part of each rank; complete on rank 0 alone."""
         return value
 
+    def union(self, texts: Sequence[str]) -> list[str]:
+        """The texts of all ranks, each once; complete on rank 0 alone."""
+        return list(texts)
+
     def own(self, joined: Any) -> Any:
         """This rank's part of what `joined` returned."""
         return joined

@@ -180,6 +180,11 @@ class ProcessGroup(Group):
             dist.gather_object(value, parts, dst=0)
         return {LEARNERS: parts}
 
+    def union(self, texts: Sequence[str]) -> list[str]:
+        """See `Group`."""
+        parts = self.joined(list(texts))[LEARNERS] or [texts]
+        return list(dict.fromkeys(text for part in parts for text in part))
+
     def own(self, joined: Any) -> Any:
         """See `Group`."""
         return joined[LEARNERS][self.rank]

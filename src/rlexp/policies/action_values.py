@@ -46,13 +46,11 @@ class Judged(NamedTuple):
         logits: of the value's distribution ``[..., bins]``.
         value: its mean ``[...]``.
         features: of state and action ``[..., features]``.
-        predicted: the features of the step after, as predicted from these ``[..., features]``.
     """
 
     logits: Tensor
     value: Tensor
     features: Tensor
-    predicted: Tensor
 
 
 class ActionValue(nn.Module):
@@ -100,4 +98,4 @@ class ActionValue(nn.Module):
         """What the critic makes of entries of observations, and actions with their bounds at -1 and 1."""
         features = self.trunk(torch.cat([self.reading(*entries), squashed], -1))
         logits = self.value_head(features)
-        return Judged(logits, self.bins.mean(logits), features, self.predictor(features))
+        return Judged(logits, self.bins.mean(logits), features)

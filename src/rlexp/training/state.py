@@ -79,7 +79,7 @@ def state_of(trainer: Restorable) -> TrainState:
         callbacks={name: callback.state() for name, callback in trainer.callbacks.items()},
         rng=group.joined(rng_state() | group.stream()),
         unverified=trainer.config.env.has_own_code,
-        inexact=[*inexact, *trainer.evaluator.inexact],
+        inexact=group.union([*inexact, *trainer.evaluator.inexact]),
         session={"seconds": dict(trainer.seconds), "run_id": trainer.run_id},
     )
     return _mapped(state, partial(hide, hidden=hidden_settings(trainer.config.to_dict())))
@@ -155,16 +155,19 @@ def warm_start(trainer: Restorable, source: Checkpoint) -> None:
 
 def _load_episodes(trainer: Restorable, state: TrainState) -> None:
     simulators = trainer.group.own(state.simulators)
-    if simulators is not None:
+    afresh = simulators is None
+    if not afresh:
         try:
             _load_episodes_state(trainer, simulators)
         except StateUnavailableError as error:
             log.warning("Resuming, but not bit for bit: %s.", error)
+            afresh = True
         else:
             trainer.collector.load_state_dict(trainer.group.own(state.collector))
-            return
-    log.warning("Every episode begins afresh.")
-    trainer.learner.begin_episodes()
+    if trainer.group.largest(int(afresh)):  # of any learner, of which rank 0 speaks
+        log.warning("Every episode begins afresh.")
+    if afresh:
+        trainer.learner.begin_episodes()
 
 
 def _episodes_state(trainer: Restorable) -> State:

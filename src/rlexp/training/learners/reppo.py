@@ -141,7 +141,7 @@ class REPPOLearner:
         judged = self.critic.judge([minibatch[key] for key in self._entries], squashed)
         wanted = self.critic.bins.probabilities(minibatch["value_target"][:, 0])
         loss = cross_entropy(judged.logits, wanted)
-        embedding = mse_loss(judged.predicted, minibatch["next_features"])
+        embedding = mse_loss(self.critic.predictor(judged.features), minibatch["next_features"])
         self._zero(self._critic)
         (loss + self.loss.embedding_coeff * embedding).backward()
         clip_grad_norm(self._critic, self.config.max_grad_norm)
