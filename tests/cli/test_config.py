@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from commands import TINY, clean_environment, only_run, rows_of, run_command
 
+from rlexp.cli.config import config
 from rlexp.config import conf_dir, option_text
 
 
@@ -60,6 +62,22 @@ def test_copy_is_an_option_to_edit(tmp_path: Path) -> None:
     assert (below_a_file.returncode, below_a_file.stderr.count("\n")) == (1, 1), below_a_file.stderr
     typo = run_command("rlexp-config", "copy", "loss/clip_pppo", cwd=tmp_path)
     assert (typo.returncode, "Did you mean loss/clip_ppo?" in typo.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["loss=trpo", "num_epochs=5"], "one step of the policy and 20 of the critic each"),
+        (["critic_num_epochs=20"], "40 gradient steps of the policy and 80 of the critic each"),
+        (["critic_minibatch_size=128"], "40 gradient steps of the policy and 80 of the critic each"),
+        (["loss=reppo", "num_epochs=8"], "32 gradient steps each"),
+    ],
+)
+def test_check_counts_the_steps_of_policy_and_critic(
+    overrides: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert config(["check", "logger=none", *overrides]) == 0
+    assert said in capsys.readouterr().out
 
 
 def test_check_says_what_would_run_or_what_is_wrong(tmp_path: Path) -> None:

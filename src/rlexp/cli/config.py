@@ -20,6 +20,7 @@ from rlexp.config import (
 )
 from rlexp.config.redaction import redact
 from rlexp.experiment import check_config
+from rlexp.losses import NPGConfig
 from rlexp.text import printable
 
 
@@ -170,11 +171,16 @@ def _copy(option: str, destination: str | None, sources: Sources) -> Path:
 def _check(overrides: list[str], sources: Sources) -> None:
     experiment = check_config(load(overrides, sources))
     check_targets(experiment)
-    minibatches = experiment.num_epochs * (experiment.steps_per_batch // experiment.minibatch_size)
-    print(
-        f"OK: {experiment.num_batches:,} batches of {experiment.collector.frames_per_batch:,} frames, "
-        f"{minibatches:,} gradient steps each."
-    )
+    steps = experiment.num_epochs * experiment.minibatches_per_epoch
+    each = f"{steps:,} gradient steps each"
+    if isinstance(experiment.loss, NPGConfig):
+        each = f"one step of the policy and {steps:,} of the critic each"
+    elif experiment.critic_apart:
+        epochs = experiment.critic_num_epochs or experiment.num_epochs
+        size = experiment.critic_minibatch_size or experiment.minibatch_size
+        critic = epochs * (experiment.steps_per_batch // size)
+        each = f"{steps:,} gradient steps of the policy and {critic:,} of the critic each"
+    print(f"OK: {experiment.num_batches:,} batches of {experiment.collector.frames_per_batch:,} frames, {each}.")
     if unused := experiment.steps_per_batch % experiment.minibatch_size:
         print(f"{unused} of a batch's {experiment.steps_per_batch:,} steps are left out of each epoch, at random.")
 
