@@ -108,7 +108,7 @@ def check_state(env: gymnasium.Env[Any, Any], state: State) -> None:
             if not (bound or _function(present.get(name)) == value):
                 raise StateUnavailableError(f"{type(layer).__qualname__}.{name} is another function here")
         for name in attributes["values"]:
-            if name in _BESIDES or callable(getattr(type(layer), name, None)):
+            if callable(getattr(type(layer), name, None)):
                 raise StateUnavailableError(f"{type(layer).__qualname__}.{name} is no part of a simulator's state")
 
 
@@ -121,6 +121,8 @@ def set_state(env: gymnasium.Env[Any, Any], state: State) -> None:
         by_owner += [(classes[name], values) for name, values in attributes.get("class_values", {}).items()]
         for owner, values in by_owner:
             for name, value in values.items():
+                if name in _BESIDES:  # an earlier version saved it
+                    continue
                 _restore(owner, name, _decoded(value, getattr(owner, name, None)))
         for name, value in attributes.get("environments", {}).items():
             set_state(_attributes(layer)[name], value)
