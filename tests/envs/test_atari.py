@@ -180,7 +180,9 @@ def test_a_batch_is_torchrls_from_the_same_noise(backend: str) -> None:
     torch.manual_seed(1)
     expected = next(iter(theirs))
     for key in expected.keys(True, True):
-        assert torch.equal(ours[key], expected[key].to(ours[key].dtype)) or key == "action_log_prob", key
+        # One network call for the whole batch rounds otherwise than one a step, on some processors.
+        digits = {"rtol": 1e-4, "atol": 1e-6} if key in ("logits", "action_log_prob") else {"rtol": 0, "atol": 0}
+        torch.testing.assert_close(ours[key], expected[key].to(ours[key].dtype), msg=str(key), **digits)
     assert ours["observation"].dtype == torch.uint8
     assert ours["next", END_OF_LIFE].any()
     theirs.shutdown()
