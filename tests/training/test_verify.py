@@ -81,12 +81,12 @@ def test_a_second_folder_is_refused(tiny_run: Path) -> None:
         verify([str(tiny_run), str(tiny_run)])
 
 
-def test_a_run_without_a_row_is_not_reproducible(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_run_without_a_row_cannot_be_repeated(tiny_run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(tiny_run, copy, ignore=shutil.ignore_patterns("wandb", "plots"))
     (copy / "metrics.jsonl").write_text("")
     done = run_command("rlexp-verify", str(copy), cwd=tmp_path)
-    assert (done.returncode, "has no row to compare" in done.stderr) == (1, True)
+    assert (done.returncode, "has no row to compare" in done.stderr) == (2, True)
 
 
 def test_a_run_that_resumes_exactly(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

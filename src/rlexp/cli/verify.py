@@ -24,7 +24,7 @@ usage: rlexp-verify RUN_DIR [iterations=3] [resume=true] [trust=[PACKAGE,...]]
                may lie where the command runs (docs/security.md)
   env.kwargs.KEY  the value of a secret, which was not saved
 
-Exit code 0: reproducible. 1: not reproducible; the first difference is printed.
+Exit code 0: reproducible. 1: not reproducible; the first difference is printed. 2: it cannot be repeated here.
 """
 
 
