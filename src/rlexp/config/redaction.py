@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rlexp.config.problems import Problem
@@ -45,7 +45,7 @@ def redact(value: Any) -> Any:
     service's keys; the value of an environment variable that is named like a secret, or of a setting that was
     remembered, wherever it stands; and the user and password in a URL.
     """
-    return _redact(value, sorted(_known(), key=len, reverse=True))
+    return _redact(value, _known())
 
 
 def remember_secrets(config: Mapping[str, Any]) -> None:
@@ -157,8 +157,9 @@ def _without_known(text: str, known: list[str]) -> str:
     return _KEY.sub(REDACTED, _IN_URL.sub(REDACTED, text))
 
 
-def redact_source(line: str) -> str:
-    """A line of code or configuration without the texts that are assigned to names like a secret's."""
+def redact_source(lines: Sequence[str]) -> list[str]:
+    """Lines of code or configuration without the texts that are assigned to names like a secret's."""
+    known = _known()
 
     def replaced(found: re.Match[str]) -> str:
         key, text = found.groups()
@@ -166,7 +167,7 @@ def redact_source(line: str) -> str:
         hidden = f"{quote}{REDACTED}{quote}"
         return found[0].removesuffix(text) + hidden if _is_secret(key, text.strip("'\"")) else found[0]
 
-    return _without_known(_IN_SOURCE.sub(replaced, line), sorted(_known(), key=len, reverse=True))
+    return [_without_known(_IN_SOURCE.sub(replaced, line), known) for line in lines]
 
 
 def _hidden(value: Any) -> Any:
@@ -212,7 +213,12 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _known() -> Iterator[str]:
+def _known() -> list[str]:
+    """Every secret that this process knows of, the longest first: a shorter one may be part of it."""
+    return sorted(_found(), key=len, reverse=True)
+
+
+def _found() -> Iterator[str]:
     yield from _remembered
     for name, value in os.environ.items():
         # A variable such as SORT_KEY=name holds a word, which stands in many places.
@@ -230,4 +236,4 @@ class RedactingFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line as it may be seen, and with nothing that a terminal obeys."""
-        return printable(_redact(super().format(record), sorted(_known(), key=len, reverse=True)), keep="\n\t")
+        return printable(_redact(super().format(record), _known()), keep="\n\t")

@@ -128,9 +128,7 @@ def load_runs(paths: Iterable[Path | str]) -> list[Run]:
     for path in map(Path, paths):
         if not path.is_dir():
             raise ReportError(f"{path} is not a folder; name a run's folder, or one with runs below it.")
-        below = set(run_folders(path.resolve(), _cannot_be_read))
-        for link in _linked(path.resolve()):
-            log.warning("%s is a link and is left out: to count its runs, name the folder that it leads to.", link)
+        below = set(run_folders(path.resolve(), _cannot_be_read, _say_linked))
         if not below:
             raise ReportError(
                 f"{path}: no run found in or below it. A run's folder has config.yaml and metrics.jsonl; "
@@ -261,22 +259,21 @@ def _cannot_be_read(error: OSError) -> None:
     raise ReportError(f"{error.filename} cannot be read ({error.strerror}), and may hold runs.")
 
 
-def _linked(top: Path) -> Iterator[Path]:
-    """The links to runs' folders, or to folders with runs right below, in or below a folder; they are not followed."""
-    for folder, below, files in os.walk(top):
-        if "config.yaml" in files:
-            below.clear()
-        for path in (Path(folder, name) for name in below):
-            if path.is_symlink() and (path.joinpath("config.yaml").exists() or any(path.glob("*/config.yaml"))):
-                yield path
+def _say_linked(link: Path) -> None:
+    log.warning("%s is a link and is left out: to count its runs, name the folder that it leads to.", link)
 
 
-def run_folders(top: Path, on_error: Callable[[OSError], object] | None = None) -> Iterator[Path]:
+def run_folders(
+    top: Path,
+    on_error: Callable[[OSError], object] | None = None,
+    on_link: Callable[[Path], object] | None = None,
+) -> Iterator[Path]:
     """Every run's folder in or below a folder; links are not followed.
 
     Args:
         top: the folder.
         on_error: is told of folders that cannot be read; None leaves them out.
+        on_link: is told of links to runs' folders, or to folders with runs right below.
     """
     for folder, below, files in os.walk(top, onerror=on_error):
         # A sweep gives its jobs a config before they start; one that failed early has only its summary besides.
@@ -285,6 +282,10 @@ def run_folders(top: Path, on_error: Callable[[OSError], object] | None = None) 
             yield Path(folder)
             # A run's own folders hold checkpoints and copies of its config, no other runs.
             below.clear()
+        if on_link is not None:
+            for link in (Path(folder, name) for name in below if Path(folder, name).is_symlink()):
+                if (link / "config.yaml").exists() or any(link.glob("*/config.yaml")):
+                    on_link(link)
 
 
 def read_settings(path: Path) -> dict[str, Any]:

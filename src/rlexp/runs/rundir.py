@@ -149,7 +149,9 @@ class RunDir:
         (self.path / "git.diff").unlink(missing_ok=True)  # that of an earlier session
         if git is not None and (diff := git.pop("diff")):
             # Without the sign in front, a line is one of a file.
-            kept = (line[:1] + redact_source(line[1:]) for line in diff.split("\n"))
+            lines = diff.split("\n")
+            hidden = redact_source([line[1:] for line in lines])
+            kept = (line[:1] + rest for line, rest in zip(lines, hidden, strict=True))
             write_text(self.path / "git.diff", "\n".join(kept))
         values = {
             "command": sessions[0]["command"],

@@ -168,8 +168,8 @@ class REPPOLearner:
         self.multipliers.grad[0] = alpha * (entropy - self.loss.target_entropy * loc.shape[-1])
         self.multipliers.grad[1] = -beta * (mean_kl - self.loss.max_kl)
         self._built["multipliers"][0].step()
-        record = {"objective": objective, "entropy": entropy, "kl": mean_kl, "grad_norm": norm}
-        return record | {"within_kl": within.float().mean(), "objective": objective.detach()}
+        record = {"objective": objective.detach(), "entropy": entropy, "kl": mean_kl, "grad_norm": norm}
+        return record | {"within_kl": within.float().mean()}
 
     def parameters(self, entries: Mapping[str, Tensor] | TensorDictBase) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the Gaussian before squashing, at observations with these entries."""
