@@ -196,6 +196,18 @@ def test_recorder_leaves_nothing_of_an_unfinished_episode(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_video_of_an_earlier_evaluation_does_not_count_as_written(tmp_path: Path) -> None:
+    (tmp_path / "first.mp4").write_bytes(b"of an earlier evaluation")
+    env = EpisodeRecorder(Colours(), tmp_path / "first.mp4")
+    env.reset()
+    env.step(None)
+    with pytest.raises(VideoError, match=r"first.mp4 was not written"):
+        env.check()
+    while not env.step(None)[2]:
+        pass
+    env.check()
+
+
 def test_a_recording_needs_images(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="no render mode rgb_array"):
         EpisodeRecorder(gymnasium.make("InvertedDoublePendulum-v5"), tmp_path / "first.mp4")

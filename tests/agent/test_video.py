@@ -12,7 +12,7 @@ from commands import TINY, only_run, rows_of, run_command
 from readers import checkpoint_hashes, video_frames, wandb_rows
 
 from rlexp import Trainer, load_config
-from rlexp.agent.video import VideoError
+from rlexp.agent.video import EpisodeRecorder, VideoError
 from rlexp.cli.train import train
 from rlexp.config import ConfigError
 
@@ -80,6 +80,18 @@ def test_a_video_that_fails_is_announced_and_training_continues(
     monkeypatch.setattr("rlexp.training.evaluator.recorded", broken)
     assert trainer.fit()["status"] == "completed"
     assert "No video after 512 frames: the encoder died" in (tmp_path / "train.log").read_text()
+
+
+@pytest.mark.usefixtures("egl")
+def test_a_video_of_the_same_name_is_not_taken_for_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    earlier = tmp_path / "videos" / "000000000256_seed7.mp4"
+    earlier.parent.mkdir()
+    earlier.write_bytes(b"of an earlier run")
+    trainer = Trainer(load_config([*BRIEF, "seed=7"]), tmp_path)
+    monkeypatch.setattr(EpisodeRecorder, "_finish", lambda self: None)  # as where no simulator is reset
+    assert trainer.fit()["status"] == "completed"
+    assert f"No video after 256 frames: {earlier} was not written" in (tmp_path / "train.log").read_text()
 
 
 def test_what_cannot_be_rendered_is_reported_before_training(tmp_path: Path) -> None:

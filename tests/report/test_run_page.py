@@ -16,6 +16,7 @@ from commands import rows_of, run_command
 from synthetic import config, curve, write_run
 
 from rlexp.cli.report import report
+from rlexp.config import ConfigError
 from rlexp.report import load_runs, make_report, write_report
 from rlexp.report.charts import Chart, Line, drawn
 from rlexp.report.run_page import run_page
@@ -68,6 +69,10 @@ def test_a_run_that_was_killed_has_a_page_and_no_tables(tmp_path: Path) -> None:
     killed = write_run(tmp_path / "it's killed", config(), [1.0, 2.0], status=None)
     with (killed / "metrics.jsonl").open("a") as file:
         file.write('{"frames": 30')
+    for unused in ("threshold=5", "threshold=null", "reference.test=[0,1]", "ignore=[optim.lr]"):
+        with pytest.raises(ConfigError, match="no meaning for a single run that has not completed"):
+            report([str(killed), out, unused])
+    assert (tmp_path / "report" / "table.tex").exists()  # of the report before: nothing is written
     assert report([str(killed), out]) == 0
     left = {path.name for path in (tmp_path / "report").rglob("*") if path.is_file()}
     assert left == {"index.html", ".rlexp-report"}

@@ -33,6 +33,9 @@ class EpisodeRecorder(gymnasium.Wrapper[Any, Any, Any, Any]):
         env: made with ``render_mode="rgb_array"``.
         path: the file; appears when the episode has ended, and replaces an existing one.
 
+    Attributes:
+        done: whether the file has been written.
+
     Raises:
         VideoError: rendering or the encoder is missing.
     """
@@ -49,21 +52,21 @@ class EpisodeRecorder(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._path = path
         self._aside: TemporaryDirectory[str] | None = None
         self._writer: Any = None
-        self._stepped = self._done = False
+        self._stepped = self.done = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset; the first one starts the recording, and one after a step ends it: a transform's time limit was up."""
-        if self._stepped and not self._done:
+        if self._stepped and not self.done:
             self._finish()
         observation, info = self.env.reset(seed=seed, options=options)
-        if not self._done:
+        if not self.done:
             self._record()
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Step; the end of the first episode ends the recording."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        if not self._done:
+        if not self.done:
             self._record()
             self._stepped = True
             if terminated or truncated:
@@ -97,11 +100,22 @@ class EpisodeRecorder(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._writer.close()
         Path(self._aside.name, self._path.name).replace(self._path)
         self._aside.cleanup()
-        self._done = True
+        self.done = True
+
+    def check(self) -> None:
+        """Refuse to go on without the file.
+
+        Raises:
+            VideoError: it has not been written: the environment did not reset its simulator after the episode.
+        """
+        if not self.done:
+            raise VideoError(
+                f"{self._path} was not written: the environment did not reset its simulator after the episode."
+            )
 
     def close(self) -> None:
         """Close the environment; the video of an unfinished episode is removed."""
-        if self._writer is not None and not self._done:
+        if self._writer is not None and not self.done:
             self._writer.close()
         if self._aside is not None:
             self._aside.cleanup()
@@ -121,15 +135,14 @@ def rendering(spec: EnvConfig) -> EnvConfig:
 
 
 @contextmanager
-def recorded(spec: EnvConfig, path: Path) -> Iterator[TransformedEnv]:
+def recorded(spec: EnvConfig, path: Path) -> Iterator[tuple[TransformedEnv, EpisodeRecorder]]:
     """One simulator whose first episode is recorded as an MP4; the global random generators are restored afterwards.
 
     Raises:
         VideoError: the environment cannot render, or the encoder is missing.
     """
     with unmoved_generators(), closing(rendering(spec).build(1)) as env:
-        env.base_env.wrap(partial(EpisodeRecorder, path=path))
-        yield env
+        yield env, env.base_env.wrap(partial(EpisodeRecorder, path=path))
 
 
 def check_recording(spec: EnvConfig, setting: str) -> None:
@@ -143,7 +156,7 @@ def check_recording(spec: EnvConfig, setting: str) -> None:
         ConfigError: no video can be recorded here; the message names the remedy.
     """
     try:
-        with TemporaryDirectory() as folder, recorded(spec, Path(folder, "first.mp4")) as env:
+        with TemporaryDirectory() as folder, recorded(spec, Path(folder, "first.mp4")) as (env, _):
             env.base_env.reset()
     except (VideoError, SimulatorError, ConfigError) as error:
         reason = error.problems[0].message if isinstance(error, ConfigError) else error

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from rlexp.config import Config, ConfigError, Problem, read
+from rlexp.config import Config, ConfigError, Problem, load, read
 from rlexp.config.paths import unquoted
 from rlexp.config.redaction import redact
 from rlexp.distributed import launched, process_name
@@ -97,6 +97,13 @@ def split_secrets(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         else:
             own.append(argument)
     return own, secrets
+
+
+def split_trust(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The packages that ``trust=[...]`` names, and the other overrides."""
+    trusting = [text for text in overrides if text.lstrip("+").startswith("trust=")]
+    packages = load(trusting).values.get("trust") or [] if trusting else []
+    return [str(package) for package in packages], [text for text in overrides if text not in trusting]
 
 
 def read_settings(

@@ -78,19 +78,19 @@ def evaluate(arguments: list[str]) -> int:
     import torch
 
     from rlexp.agent import Agent, evaluation
-    from rlexp.agent.video import EpisodeRecorder, VideoError
+    from rlexp.agent.video import EpisodeRecorder
 
     device = pick_device(settings.device or experiment.device)
     seed = experiment.seed if settings.seed is None else settings.seed
     seeds = evaluation.evaluation_seeds(seed, settings.episodes or experiment.evaluation.episodes)
-    video: Path | None = None
+    video, recorder = None, None
     agent = Agent(saved, device, settings.trust, secrets=secrets, render=settings.video)
     weights = sum(p.numel() for p in agent.networks.parameters())
     set_threads(experiment.threads, weights, experiment.minibatch_size, busy=0)
     if settings.video:
         sampled = "" if settings.deterministic else "_sampled"
         video = agent.folder / "videos" / f"{agent.frames:012d}_seed{seed}{sampled}.mp4"
-        agent.env.base_env.wrap(partial(EpisodeRecorder, path=video))
+        recorder = agent.env.base_env.wrap(partial(EpisodeRecorder, path=video))
     torch.manual_seed(seed)
     try:
         result = evaluation.evaluate(
@@ -102,8 +102,8 @@ def evaluate(arguments: list[str]) -> int:
         )
     finally:
         agent.env.close()
-    if video is not None and not video.exists():
-        raise VideoError(f"{video} was not written: the environment did not reset its simulator after the episode.")
+    if recorder is not None:
+        recorder.check()
 
     statistics = result.statistics()
     kind = "deterministic" if settings.deterministic else "sampled"

@@ -93,6 +93,7 @@ def report(arguments: list[str]) -> int:
     if len(runs) == 1 and runs[0].path == Path(settings.dirs[0]).resolve():
         page = run_page(runs[0])
         if not runs[0].counted and settings.wandb_workspace is None:
+            _refuse_unused(settings)
             print(printable(_written(lambda out: write_page(page, out), settings.out)))
             return Exit.DONE
     reference = {name: (zero, one) for name, (zero, one) in settings.reference.items()}
@@ -113,6 +114,14 @@ def report(arguments: list[str]) -> int:
     if save is not None and settings.wandb_workspace == "online":
         print(f"Saved at {save()}")
     return Exit.DONE
+
+
+def _refuse_unused(settings: ReportConfig) -> None:
+    """Refuse what has no meaning on the page of a run that has not completed."""
+    unused = sorted({"threshold", "reference", "ignore"} & settings.model_fields_set)
+    if unused:
+        message = "has no meaning for a single run that has not completed: its page has no table."
+        raise ConfigError([Problem(name, message) for name in unused])
 
 
 def _check_ignored(ignored: Sequence[str], known: Collection[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from hydra._internal.utils import get_args_parser
 
-from rlexp.cli.common import Exit, import_from_here, refuse_learners, run_command
+from rlexp.cli.common import Exit, import_from_here, refuse_learners, run_command, split_trust
 from rlexp.config import ConfigError, Problem, Sources, load, new_run_path
 from rlexp.config.paths import unquoted
 from rlexp.config.redaction import redact
@@ -150,11 +150,9 @@ def _plan_of(folder: SearchDir, overrides: Sequence[str], config_dir: str | None
     if not folder.plan.exists():
         raise ConfigError([Problem("resume", "there is no search in this folder.", str(folder.path))])
     refuse_linked_runs(folder.path, 4)  # trials/NNN/TASK/seed_K
-    trusting = [text for text in overrides if text.startswith("trust=")]
-    trust = [str(package) for package in load(trusting).values.get("trust") or []] if trusting else []
+    trust, overrides = split_trust(overrides)
     if trust:
         import_from_here()
-    overrides = [text for text in overrides if text not in trusting]
     others = [text for text in overrides if not text.startswith(("search.trials=", "search.workers="))]
     if others:
         message = "cannot change when a search is resumed: its trials would not be comparable. Start a new search."

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rlexp.cli.common import Exit, import_from_here, run_command
+from rlexp.cli.common import Exit, import_from_here, run_command, split_trust
 from rlexp.config import ConfigError, Problem, Sources, expand_sweeps, groups, load, load_hydra
 from rlexp.config.redaction import redact
 from rlexp.experiment import SweepConfig, check_config, sweep_settings, trust_argument
@@ -81,7 +81,7 @@ def sweep(overrides: Sequence[str], sources: Sources) -> int:
     task = [text for text in overrides if text not in (*own, *hydra)]
     trust: list[str] = []
     if any(text.lstrip("+").startswith("sweep.resume=") for text in own):
-        trust, task = _trust(task)
+        trust, task = split_trust(task)
     settings = _settings(own, task, sources)
     if settings.resume is None:
         import_from_here()
@@ -168,13 +168,6 @@ def _check_jobs(plan: SweepPlan, trust: Sequence[str]) -> None:
     """Refuse a plan whose jobs would build what is neither listed nor trusted; nothing has started."""
     for overrides in plan.jobs:
         check_config(load(overrides, plan.sources), trust)
-
-
-def _trust(task: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The packages that ``trust=`` names, and the other overrides."""
-    trusting = [text for text in task if text.lstrip("+").startswith("trust=")]
-    packages = load(trusting).values.get("trust") or [] if trusting else []
-    return [str(package) for package in packages], [text for text in task if text not in trusting]
 
 
 def _conclude(jobs: Sequence[Job], folder: Path, sources: Sources) -> int:

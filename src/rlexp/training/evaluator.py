@@ -119,12 +119,12 @@ class Evaluator:
         seed = self._config.seed
         path = folder / f"{frames:012d}_seed{seed}.mp4"
         try:
-            with recorded(self._config.env, path) as env:
+            with recorded(self._config.env, path) as (env, recorder):
                 copy_normalization(training_env, env)
                 copy_buffers(training_env, env)
                 carry_state(env, self._actor)
                 evaluate(env, self._actor, evaluation_seeds(seed, 1), kernels=self._config.use_kernels)
-            path.stat()  # raises where none was written: the end of the episode has reset no simulator
+            recorder.check()
         except Exception as error:  # whatever a renderer or an encoder raises, training continues
             log.warning("No video after %s frames: %s", f"{frames:,}", error)
             return None

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium
 import numpy as np
@@ -27,6 +27,8 @@ from rlexp.envs.gymnasium.simulators import (
 )
 from rlexp.envs.gymnasium.snapshot import StateUnavailableError, get_state
 from rlexp.workers import Worker, Workers
+
+W = TypeVar("W", bound=gymnasium.Env[Any, Any])
 
 
 class BatchedGymEnv(ArrayEnv):
@@ -121,9 +123,10 @@ class BatchedGymEnv(ArrayEnv):
         """Seed simulator ``i`` with ``seeds[i]`` at its next reset."""
         self._seeds[: len(seeds)] = seeds
 
-    def wrap(self, wrapper: Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]) -> None:
-        """Put a Gymnasium wrapper around the first simulator: to watch it, say."""
-        self._simulators.envs[0] = wrapper(self._simulators.envs[0])
+    def wrap(self, wrapper: Callable[[gymnasium.Env[Any, Any]], W]) -> W:
+        """Put a Gymnasium wrapper around the first simulator, to watch it, say, and return it."""
+        wrapped = self._simulators.envs[0] = wrapper(self._simulators.envs[0])
+        return wrapped
 
     def seconds_per_step(self) -> float:
         """What a step of this process's simulators takes: measured for a moment, from a reset on, by random actions."""
