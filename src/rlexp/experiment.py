@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from rlexp.collectors import CollectorConfig, SyncCollectorConfig
+from rlexp.collectors import CollectorConfig, MultiAsyncCollectorConfig, SyncCollectorConfig
 from rlexp.config import (
     Composed,
     Config,
@@ -296,6 +296,11 @@ class ExperimentConfig(Config):
         ):
             if value is not None:
                 yield Problem(key, f"has no meaning with loss=reppo: {use}.", str(value))
+        if isinstance(self.collector, MultiAsyncCollectorConfig):
+            message = (
+                "must be another with loss=reppo, which learns from actions of the newest policy: sync or multi_sync."
+            )
+            yield Problem("collector", message, "multi_async")
 
     def _normalization_problems(self) -> Iterator[Problem]:
         """A standard deviation needs two numbers."""

@@ -33,6 +33,20 @@ def test_all_is_well_here(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("outputs"))
 
 
+def test_options_of_ones_own_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine" / "optim").mkdir(parents=True)
+    (tmp_path / "mine" / "optim" / "quick.yaml").write_text("defaults: [adam]\nlr: 2e-3\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(doctor, "_rendering", lambda experiment: iter(()))
+    assert doctor.doctor(["optim=quick", "--config-dir", "mine"]) == Exit.DONE
+    with pytest.raises(ConfigError, match="quick"):
+        doctor.doctor(["optim=quick"])
+    with pytest.raises(ConfigError, match="--no-such-flag"):
+        doctor.doctor(["--no-such-flag"])
+
+
 def test_extras_are_those_of_the_package() -> None:
     extras = PROJECT["optional-dependencies"].keys()
     assert doctor.EXTRAS.keys() == extras - {"bench", "dev", "docs"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import shutil
@@ -18,7 +19,7 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from rlexp.cli.common import Exit, import_from_here, run_command
-from rlexp.config import ConfigError, Problem, check_targets, load
+from rlexp.config import ConfigError, Problem, Sources, check_targets, load
 from rlexp.envs.errors import SimulatorError
 from rlexp.envs.gymnasium.making import HEADLESS, default_to_egl
 from rlexp.experiment import ExperimentConfig, check_config
@@ -29,9 +30,10 @@ from rlexp.text import printable
 _HELP = """\
 rlexp-doctor: what this machine offers to an experiment, and what is missing.
 
-usage: rlexp-doctor [group=option ...] [key=value ...]
+usage: rlexp-doctor [group=option ...] [key=value ...] [--config-dir DIR]
 
-Takes the arguments of rlexp-train; without any, it examines the default experiment. Shows versions, the device, whether
+Takes settings as rlexp-train does; without any, it examines the default experiment. DIR is a folder of your own
+options. Shows versions, the device, whether
 MuJoCo can render, whether W&B is logged in, the free disk space, what the experiment lacks (its environment is built
 and closed again), and what each extra adds. Trains nothing, and needs no internet connection.
 
@@ -82,7 +84,7 @@ def doctor(arguments: list[str]) -> int:
     """Examine this machine for an experiment, and print what was found.
 
     Args:
-        arguments: as for ``rlexp-train``.
+        arguments: settings as for ``rlexp-train``, and ``--config-dir``.
 
     Returns:
         The exit code.
@@ -91,7 +93,10 @@ def doctor(arguments: list[str]) -> int:
         ConfigError: the arguments are wrong.
     """
     import_from_here()
-    composed = load(arguments)
+    parser = argparse.ArgumentParser(prog="rlexp-doctor")
+    parser.add_argument("--config-dir", "-cd")
+    flags, overrides = parser.parse_known_args(arguments)
+    composed = load(overrides, Sources(config_dir=flags.config_dir))
     if composed.values.get("resume") is not None:
         message = "is not examined: leave it out, and give the settings of that run."
         raise ConfigError([Problem("resume", message, str(composed.values["resume"]))])

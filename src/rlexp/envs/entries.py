@@ -17,8 +17,9 @@ OBSERVATION = "observation"
 RESERVED = frozenset({
     "_position",
     *("action", "action_log_prob", "action_mask", "advantage", "alpha", "beta", "collector", "done", "end_of_life"),
-    *("episode_reward", "is_init", "latent", "latent_log_prob", "loc", "logits", "next", "raw_observation"),
-    *("recurrent_state", "reward", "scale", "state_value", "step_count", "terminated", "truncated", "value_target"),
+    *("episode_reward", "is_init", "latent", "latent_log_prob", "loc", "logits", "next", "next_features"),
+    *("raw_observation", "recurrent_state", "reward", "scale", "state_action_value", "state_value", "step_count"),
+    *("terminated", "truncated", "value_target"),
     *("device", "dtype", "shape", "space"),
 })  # fmt: skip
 """What else a batch and its spec hold: no entry of an observation has one of these names."""

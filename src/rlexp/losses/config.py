@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from math import cos, pi
+from math import cos, log, pi
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -435,7 +435,8 @@ class REPPOConfig(LossConfig):
 
     Attributes:
         max_kl: KL from the policy that acted to the current one; steps whose KL is above it lead back.
-        target_entropy: entropy of each action, with the action bounds at -1 and 1, that ``alpha`` is led to.
+        target_entropy: entropy of each action, with the action bounds at -1 and 1, that ``alpha`` is led to; below
+            that of the uniform distribution, log 2.
         alpha: weight of the entropy when training starts.
         beta: weight of the KL where it is above ``max_kl``, when training starts.
         multiplier_lr: learning rate of the logarithms of ``alpha`` and ``beta``.
@@ -443,7 +444,7 @@ class REPPOConfig(LossConfig):
     """
 
     max_kl: Positive
-    target_entropy: float
+    target_entropy: Annotated[float, Field(lt=log(2))]
     alpha: Positive
     beta: Positive
     multiplier_lr: Positive

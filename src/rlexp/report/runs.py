@@ -56,8 +56,8 @@ class Run:
 
     Attributes:
         path: the folder.
-        status: ``completed``; else why its numbers are in no average: ``stopped`` and ``failed`` as the run's summary
-            says, ``running``, ``killed`` (its process is gone), ``unfinished`` (no process is known), ``not started``
+        status: ``completed``; else why its numbers are in no average: ``stopped``, ``failed`` and ``requeue`` as the
+            run's summary says, ``running``, ``killed`` (its process is gone), ``unfinished`` (no process is known), ``not started``
             and ``waiting`` (a sweep's job), ``unreadable``, ``not evaluated``, ``superseded`` (a later run has the same
             settings and seed).
         problem: details of the status.

@@ -1,4 +1,4 @@
-"""REPPO against the paper's formulas, computed one by one in float64."""
+"""REPPO against the paper's formulas, each computed on its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tensordict import TensorDict, TensorDictBase
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Independent, Normal, TransformedDistribution, kl_divergence
 from torch.distributions.transforms import TanhTransform
 
@@ -139,7 +139,9 @@ def test_the_critics_step_follows_the_cross_entropy_and_its_prediction(tmp_path:
     loss = -(wanted * log_probability).sum(-1).mean()
     loss = loss + 0.7 * ((critic.predictor(features) - minibatch["next_features"]) ** 2).mean()
     gradients = torch.autograd.grad(loss, list(learner.networks.critic.parameters()))
+    actor = [p.detach().clone() for p in learner.networks.actor.parameters()]
     learner.critic_step(minibatch)
+    torch.testing.assert_close(list(learner.networks.actor.parameters()), actor, rtol=0, atol=0)
     for parameter, start, gradient in zip(learner.networks.critic.parameters(), before, gradients, strict=True):
         torch.testing.assert_close(parameter, start - gradient, rtol=1e-4, atol=1e-6)
     trainer.close()
@@ -155,7 +157,6 @@ def test_the_policys_step_climbs_the_critic_where_it_is_near_and_leads_back_else
         "max_grad_norm=1e9",
         f"loss.max_kl={max_kl}",
         "loss.beta=0.5",
-        "loss.multiplier_lr=0.2",
     ]
     trainer, learner = trainer_of(tmp_path, *settings)
     minibatch = minibatch_of(trainer, learner)
@@ -163,7 +164,7 @@ def test_the_policys_step_climbs_the_critic_where_it_is_near_and_leads_back_else
     with torch.no_grad():
         for parameter in parameters:  # away from the policy that acted
             parameter.add_(0.05 * torch.randn_like(parameter))
-    before, critic = [p.detach().clone() for p in parameters], learner.weights[-1].item()
+    before, critic = ([p.detach().clone() for p in ps] for ps in (parameters, learner.networks.critic.parameters()))
     alpha, beta = learner.multipliers.detach().exp().tolist()
     torch.manual_seed(5)
     noise = torch.randn(64, 1)
@@ -182,12 +183,76 @@ def test_the_policys_step_climbs_the_critic_where_it_is_near_and_leads_back_else
     record = learner.actor_step(minibatch)
     for parameter, start, gradient in zip(parameters, before, gradients, strict=True):
         torch.testing.assert_close(parameter, start - 0.1 * gradient, rtol=1e-3, atol=1e-5)
-    assert learner.weights[-1].item() == critic  # the critic only shows the way
+    torch.testing.assert_close(list(learner.networks.critic.parameters()), critic, rtol=0, atol=0)
     assert record["within_kl"].item() == near.float().mean().item()
     entropy = -log_density.mean().item()
-    slopes = alpha * (entropy + 0.5), -beta * (kl.mean().item() - max_kl)
-    expected = [math.log(alpha) - 0.2 * slopes[0], math.log(beta) - 0.2 * slopes[1]]
-    assert learner.multipliers.tolist() == pytest.approx(expected, rel=1e-4)
+    slopes = [alpha * (entropy + 0.5), -beta * (kl.mean().item() - max_kl)]
+    assert learner.multipliers.grad is not None
+    assert learner.multipliers.grad.tolist() == pytest.approx(slopes, rel=1e-4)
+    trainer.close()
+
+
+@pytest.mark.parametrize("optim", ["adam", "sgd", "adamw"])
+def test_the_multipliers_have_an_adam_of_their_own(optim: str, tmp_path: Path) -> None:
+    trainer, learner = trainer_of(tmp_path, f"optim={optim}", "loss.multiplier_lr=0.2", "loss.alpha=0.3")
+    own = nn.Parameter(learner.multipliers.detach().clone())
+    adam = torch.optim.Adam([own], 0.2, eps=1e-5)
+    minibatch = minibatch_of(trainer, learner)
+    for _ in range(3):
+        learner.actor_step(minibatch)
+        assert learner.multipliers.grad is not None
+        own.grad = learner.multipliers.grad.clone()
+        adam.step()
+        torch.testing.assert_close(learner.multipliers, own)
+    trainer.close()
+
+
+def test_an_update_is_epochs_of_the_two_steps_over_one_batch(tmp_path: Path) -> None:
+    settings = ["loss.normalize_reward=true", "optim.schedule=linear", "optim.lr=1e-3"]
+    trainer, learner = trainer_of(tmp_path / "one", *settings)
+    batch = trainer.collect()
+    other, apart = trainer_of(tmp_path / "other", *settings)
+    same = other.collect()
+    torch.testing.assert_close(batch["action"], same["action"], rtol=0, atol=0)
+    torch.manual_seed(8)
+    metrics = learner.update(batch, 0.0)
+    torch.manual_seed(8)
+    assert apart.reward_norm is not None
+    same["next", "reward"] = apart.reward_norm(same["next", "reward"], same["next", "done"])
+    apart.targets(same)
+    keys = ["observation", "action", "loc", "scale", "value_target", "next_features"]
+    entries = {key: same[key].flatten(0, 1) for key in keys}
+    epochs: list[list[dict[str, Tensor]]] = []
+    for _ in range(2):
+        epochs.append([])
+        for rows in torch.randperm(64).split(16):
+            minibatch = {key: entry[rows] for key, entry in entries.items()}
+            epochs[-1].append(apart.critic_step(minibatch) | apart.actor_step(minibatch))
+    torch.testing.assert_close(learner.weights, apart.weights)
+    torch.testing.assert_close(learner.multipliers, apart.multipliers)
+    for name, records in (("kl", epochs[1]), ("entropy", epochs[1]), ("critic", epochs[0] + epochs[1])):
+        assert metrics[f"loss/{name}"] == pytest.approx(np.mean([record[name].item() for record in records]), rel=1e-4)
+    assert metrics["train/lr"] == 1e-3
+    assert learner.update(trainer.collect(), 0.25)["train/lr"] == pytest.approx(0.75e-3)
+    for made in (trainer, other):
+        made.close()
+
+
+def test_a_warm_start_needs_a_critic_of_the_same_range(tmp_path: Path) -> None:
+    trainer, learner = trainer_of(tmp_path / "source")
+    trainer.close()
+    _, other = trainer_of(tmp_path / "other", "policy.v_max=200")
+    learner.warm_start(learner.state_dict())
+    with pytest.raises(RuntimeError, match=r"policy.v_min=-20 and policy.v_max=20"):
+        other.warm_start(learner.state_dict())
+
+
+def test_the_critics_encoders_start_as_the_actors(tmp_path: Path) -> None:
+    encoder = "policy.encoders.observation={_target_: rlexp.policies.encoders.MLP, num_cells: [6]}"
+    trainer, learner = trainer_of(tmp_path, encoder, "policy.orthogonal=true")
+    for network in (learner.networks.actor, learner.critic.reading):
+        (weight,) = [p for name, p in network.named_parameters() if p.shape == (6, 3)]
+        torch.testing.assert_close(weight.T @ weight, 2 * torch.eye(3))
     trainer.close()
 
 
@@ -203,6 +268,8 @@ def test_the_policys_step_climbs_the_critic_where_it_is_near_and_leads_back_else
         (["loss=reppo", "policy.shared=true"], "policy.shared", "layers of its own"),
         (["loss=reppo", "policy.v_min=3", "policy.v_max=2"], "policy.v_max", "must be above"),
         (["loss=reppo", "loss.average_gae=true"], "loss.average_gae", "no such setting"),
+        (["loss=reppo", "loss.target_entropy=0.7"], "loss.target_entropy", "less than 0.69"),
+        (["loss=reppo", "collector=multi_async"], "collector", "newest policy"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused(overrides: list[str], key: str, said: str) -> None:
@@ -214,7 +281,10 @@ def test_what_does_not_go_with_it_is_refused(overrides: list[str], key: str, sai
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["env=cartpole", "loss=reppo", "policy=action_value"], "no distribution over this environment's actions"),
+        (
+            ["env=cartpole", "loss=reppo", "policy=action_value"],
+            "needs continuous, bounded actions, and this environment's are discrete",
+        ),
         ([*SMALL, "optim.schedule=kl_adaptive"], "keeps its KL by itself"),
     ],
 )

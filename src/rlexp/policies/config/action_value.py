@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from rlexp.config import Count, Problem
+from rlexp.config import ConfigError, Count, Problem
 from rlexp.policies.actor_critic import ActorCritic
 from rlexp.policies.config.mlp import TanhNormalConfig
+from rlexp.policies.spaces import described, distributions_for
 
 if TYPE_CHECKING:
     import torch
@@ -39,16 +40,26 @@ class ActionValueConfig(TanhNormalConfig):
                 yield Problem(name, "cannot be with a critic of actions, which has layers of its own.", str(value))
 
     def build(self, env: EnvBase, device: torch.device) -> ActorCritic:
-        """The actor, and a critic of its actions."""
+        """The actor, and a critic of its actions.
+
+        Raises:
+            ConfigError: the actions are not continuous and bounded, or as of `NetworkConfig`.
+        """
         from torch import nn
         from torchrl.modules import ValueOperator
 
         from rlexp.policies.action_values import ActionValue, Bins
         from rlexp.policies.building import orthogonal_
 
+        spec = env.action_spec_unbatched
+        if self.distribution not in distributions_for(spec):
+            message = (
+                f"needs continuous, bounded actions, and this environment's are {described(spec)}: use another loss."
+            )
+            raise ConfigError([Problem("loss", message, "reppo")])
         actor = super().build(env, device).actor
         _, inputs = self.inputs(env, None)
-        space = env.action_spec_unbatched.to(device).space
+        space = spec.to(device).space
         widths = [int(width) for width in self.critic_num_cells or self.num_cells]
         layers = {"activation_class": self.critic_activation_class or self.activation_class}
         trunk = self.model_copy(update={**layers, "num_cells": widths})
@@ -62,6 +73,7 @@ class ActionValueConfig(TanhNormalConfig):
             (space.low, space.high),
         )
         if self.orthogonal:
+            orthogonal_(critic.reading, 2**0.5, self.own_parts(inputs, critic, "critic"))
             for network, gain in ((critic.trunk, 2**0.5), (critic.value_head, 1.0), (critic.predictor, 1.0)):
                 orthogonal_(network, gain)
         return ActorCritic(actor, ValueOperator(critic.to(device), in_keys=[*inputs.keys, "action"]))

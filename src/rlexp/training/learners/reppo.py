@@ -59,12 +59,12 @@ class REPPOLearner:
         self.multipliers = flatten([nn.Parameter(initial)])
         optim, batches = config.optim.model_copy(update={"critic_lr": None}), config.num_batches
         slower = optim.model_copy(update={"lr": config.optim.critic_lr or config.optim.lr})
-        constant = optim.model_copy(update={"lr": self.loss.multiplier_lr, "schedule": "constant"})
         self._built = {
             "actor": optim.build(self._actor, actor, [], batches),
             "critic": slower.build(self._critic, critic, [], batches),
-            "multipliers": constant.build(self.multipliers, [self.multipliers], [], batches),
         }
+        # Adam whatever trains the networks: weight decay, say, would draw alpha and beta to 1.
+        self._multiplier_optimizer = torch.optim.Adam([self.multipliers], self.loss.multiplier_lr, eps=1e-5, fused=True)
         if isinstance(self._built["actor"][1], KLAdaptive):
             message = "has no meaning with loss=reppo, which keeps its KL by itself: linear, cosine or constant."
             raise ConfigError([Problem("optim.schedule", message, "kl_adaptive")])
@@ -78,7 +78,7 @@ class REPPOLearner:
         Rewards are normalised in place, and the critic's targets are written into the batch.
 
         Returns:
-            Metrics: means over the minibatches, those of the policy over the last epoch's.
+            Metrics: means over the minibatches; ``loss/kl`` and ``loss/entropy`` over those of the last epoch.
         """
         lr = float(self._built["actor"][1].get_last_lr()[0])
         if self.reward_norm is not None:
@@ -167,7 +167,7 @@ class REPPOLearner:
         # Descent on alpha (entropy - target) - beta (kl - max_kl), by the logarithms of alpha and beta.
         self.multipliers.grad[0] = alpha * (entropy - self.loss.target_entropy * loc.shape[-1])
         self.multipliers.grad[1] = -beta * (mean_kl - self.loss.max_kl)
-        self._built["multipliers"][0].step()
+        self._multiplier_optimizer.step()
         record = {"objective": objective.detach(), "entropy": entropy, "kl": mean_kl, "grad_norm": norm}
         return record | {"within_kl": within.float().mean()}
 
@@ -182,11 +182,14 @@ class REPPOLearner:
         weights.grad.zero_()
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimizers, schedules, multipliers and running statistics; the networks are not included."""
+        """Optimizers, schedules, multipliers, the critic's range and statistics; the networks are not included."""
+        optimizers = {name: optimizer for name, (optimizer, _) in self._built.items()}
+        optimizers["multipliers"] = self._multiplier_optimizer
         return {
-            "optimizers": {name: optimizer.state_dict() for name, (optimizer, _) in self._built.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
             "schedulers": {name: scheduler.state_dict() for name, (_, scheduler) in self._built.items()},
             "multipliers": self.multipliers.detach().clone(),
+            "range": [self.critic.bins.low, self.critic.bins.high],
             "reward_norm": {} if self.reward_norm is None else self.reward_norm.state_dict(),
         }
 
@@ -195,13 +198,21 @@ class REPPOLearner:
         for name, (optimizer, scheduler) in self._built.items():
             optimizer.load_state_dict(state["optimizers"][name])
             load_schedule(scheduler, state["schedulers"][name])
+        self._multiplier_optimizer.load_state_dict(state["optimizers"]["multipliers"])
         with torch.no_grad():
             self.multipliers.copy_(state["multipliers"])
         if self.reward_norm is not None:
             self.reward_norm.load_state_dict(state["reward_norm"])
 
     def warm_start(self, state: Mapping[str, Any]) -> None:
-        """Take the running statistics of another run's `state_dict`."""
+        """Take the running statistics of another run's `state_dict`.
+
+        Raises:
+            RuntimeError: its critic's values mean something else, by their range or the scale of the rewards.
+        """
+        own, other = [self.critic.bins.low, self.critic.bins.high], state.get("range")
+        if other is not None and list(other) != own:
+            raise RuntimeError("its critic has policy.v_min={:g} and policy.v_max={:g}".format(*other))
         take_norms(self.reward_norm, None, state)
 
     def begin_episodes(self) -> None:
