@@ -110,9 +110,9 @@ class ExperimentConfig(Config):
             it is; None is ``num_epochs``, and where ``critic_minibatch_size`` is None as well, one loss trains both.
         critic_minibatch_size: agent steps of one gradient step in those passes; None is ``minibatch_size``.
         target_kl: KL from the policy that acted, in nats, beyond which no further pass begins; None makes all of them.
-        target_kl_check: whether that is asked after each pass alone, or after each minibatch as well, which then ends
+        target_kl_check: whether the KL is checked only after each pass, or also after each minibatch, which then ends
             the pass.
-        recompute_advantage: with each pass, instead of once a batch.
+        recompute_advantage: before each pass, instead of once per batch.
         minibatch_size: agent steps of one gradient step.
         max_grad_norm: bound on the norm of each gradient.
         seed: everything random follows from it.
@@ -224,7 +224,7 @@ class ExperimentConfig(Config):
             yield from self._critic_apart_problems()
         once = self.num_epochs == 1 and self.minibatches_per_epoch > 1 and self.target_kl_check == "epoch"
         if once and self.target_kl is not None:
-            message = "keeps further epochs from beginning, and there is one: increase num_epochs."
+            message = "prevents further epochs, and there is only one: increase num_epochs."
             yield Problem("target_kl", message, f"{self.target_kl:g}")
         if self.target_kl is None and self.target_kl_check != "epoch":
             yield Problem("target_kl_check", "has nothing to check: give target_kl.", self.target_kl_check)

@@ -41,7 +41,7 @@ def load_rng_state(state: dict[str, Any]) -> None:
 
 @contextmanager
 def unmoved_generators() -> Iterator[None]:
-    """Let what is done inside draw what it likes: all generators are as before afterwards."""
+    """Restore all generators afterwards, whatever is drawn inside."""
     state = rng_state()
     try:
         yield

@@ -109,7 +109,7 @@ def test_tasks_take_gymnasiums_arguments_with_its_defaults(name: str) -> None:
 def test_a_state_of_another_model_is_refused() -> None:
     with closing(batch("Hopper-v5", {})) as hopper, closing(batch("Walker2d-v5", {})) as walker:
         hopper.reset_arrays(range(NUM_ENVS))
-        with pytest.raises(StateUnavailableError, match="the MuJoCo model is another"):
+        with pytest.raises(StateUnavailableError, match="the MuJoCo model differs"):
             walker.load_simulator_state(hopper.simulator_state())
 
 
@@ -152,6 +152,6 @@ def test_auto_takes_it_where_it_knows_the_task_and_there_are_several_simulators(
             spec.with_workers(1024, 2)
     assert [record.getMessage() for record in caplog.records if "backend" in record.getMessage()] == [
         "env.backend=auto: mujoco",
-        "env.backend=auto: gymnasium, since it steps a single simulator sooner",
+        "env.backend=auto: gymnasium, since it steps a single simulator faster",
         "env.backend=auto: gymnasium, since mujoco.batch does not know env.kwargs.render_mode",
     ]

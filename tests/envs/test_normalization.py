@@ -196,7 +196,7 @@ def test_the_array_rollout_normalises_float32_as_torchrl_does(numbers: None) -> 
 def test_numbers_that_stand_for_no_reading_are_named(dtype: str, numbers: None) -> None:
     table = np.ones((10, 2), dtype)
     table[::5, 0] = np.finfo(np.float32).max
-    with pytest.raises(ConfigError, match=r"env\.transforms\n(.|\n)*stand for no reading(.|\n)*env/transforms=none"):
+    with pytest.raises(ConfigError, match=r"env\.transforms\n(.|\n)*a missing reading(.|\n)*env/transforms=none"):
         of(table)
 
 

@@ -198,8 +198,8 @@ BINARY = "env.transforms.binary={_target_: torchrl.envs.BinarizeReward}"
         (["env=cartpole"], "BatchedGymEnv steps its simulators one by one"),
         (["env=torchrl", PENDULUM], "SerialEnv steps its simulators one by one"),
         (["env=torchrl", STATELESS], "keeps its state in the tensordict"),
-        (["env=torch_cartpole", BINARY], "it has no BinarizeReward with these settings"),
-        (["env=torchrl", SLIDES, "env/transforms=frozen", RESCALED], "it has no ObservationNorm with these settings"),
+        (["env=torch_cartpole", BINARY], "BinarizeReward with these settings has no kernel"),
+        (["env=torchrl", SLIDES, "env/transforms=frozen", RESCALED], "ObservationNorm with these settings has no"),
     ],
 )
 def test_what_it_cannot_collect_is_refused_with_the_remedy(overrides: list[str], reported: str) -> None:

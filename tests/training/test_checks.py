@@ -90,8 +90,8 @@ def test_preset_takes_every_path_of_a_run(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "code", "reported"),
     [
-        (["env.id=mine:Unseeded-v0"], 2, "is another for the same seed and the same actions"),
-        (["env.id=mine:Shared-v0"], 2, "is another for the same seed and the same actions"),
+        (["env.id=mine:Unseeded-v0"], 2, "differs for the same seed and the same actions"),
+        (["env.id=mine:Shared-v0"], 2, "differs for the same seed and the same actions"),
         (
             ["env.id=mine:Reach-v0", "policy.actor_network._target_=mine.Forgetful", "kernels=false"],
             1,

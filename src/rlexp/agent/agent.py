@@ -123,13 +123,13 @@ class Agent:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Whatever a config and a state that do not belong together lead to, by the checkpoint's name."""
+        """Raise whatever a config and a state that do not match lead to as an error that names the checkpoint."""
         try:
             yield
         except (CheckpointError, ConfigError, VideoError):
             raise
         except (Exception, MemoryError, RecursionError) as error:
-            raise CheckpointError(f"{self.path} cannot be brought back here: {error!r:.300}") from error
+            raise CheckpointError(f"{self.path} cannot be restored here: {error!r:.300}") from error
 
     def _refuse(self, differences: list[str]) -> None:
         if differences:

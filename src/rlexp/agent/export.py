@@ -38,7 +38,7 @@ def export_policy(agent: Agent, kind: Literal["onnx", "torch"], path: Path) -> P
     masks of actions also ``action_mask`` ``[batch, values]`` bool. The graph of a recurrent policy also takes
     ``recurrent_state`` ``[batch, state_size]``, zeros where an episode begins, and returns ``next_recurrent_state``
     after ``action``. Before ``path`` appears, the file is loaded and compared with the agent's actions on 1,000
-    observations of its environment, in whole episodes.
+    observations of its environment, from consecutive steps.
 
     Args:
         agent: a trained agent, on the CPU.
@@ -85,7 +85,7 @@ def export_policy(agent: Agent, kind: Literal["onnx", "torch"], path: Path) -> P
 
 
 def _act(graph: Graph, inputs: Inputs, ends: Tensor) -> Tensor:
-    """The actions ``[steps * num_envs, *action]`` of whole episodes, a recurrent state carried through each."""
+    """The actions ``[steps * num_envs, *action]`` of consecutive steps, a recurrent state carried through episodes."""
     actions = []
     state = inputs[STATE][0] if STATE in inputs else None
     for t, end in enumerate(ends):
@@ -114,7 +114,7 @@ def _module(policy: Policy) -> nn.Module:
 
 
 def _arguments(policy: Policy, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a call of `_module`, in its order."""
+    """The arguments of a call of `_module`, in its order."""
     observation, *mask = policy.arguments(inputs).items()
     state = [(STATE, inputs[STATE])] if policy.recurrent else []
     return dict([observation, *state, *mask])

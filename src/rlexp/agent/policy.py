@@ -109,7 +109,7 @@ class Policy(nn.Module):
             self._recurrent_state = self._recurrent_state.masked_fill(mask, 0)
 
     def arguments(self, seen: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of a call, by the names of entries, as `Agent.rollout` has them."""
+        """The arguments of a call, from entries by their names as `Agent.rollout` gives them."""
         observation = {key: seen[key] for key in self.shapes} if self.has_entries else seen[OBSERVATION]
         return {OBSERVATION: observation, **({ACTION_MASK: seen[ACTION_MASK]} if self.masked else {})}
 
@@ -117,13 +117,13 @@ class Policy(nn.Module):
         """Act.
 
         Args:
-            observation: as the simulator returns it, ``[..., *observation]``; a tensor or a NumPy array. Of several
-                entries a dictionary, of which those that the actor reads are needed. Without its entry ``action_mask``.
+            observation: as the simulator returns it, ``[..., *observation]``; a tensor or a NumPy array. With several
+                entries, a dictionary of at least those that the actor reads, without ``action_mask``.
             action_mask: what actions are allowed ``[..., values]``, flags or 0 and 1; for a policy that reads masks.
 
         Returns:
-            Actions ``[..., *action]`` in the environment's own action space: an array for an array, where it has no
-            dimensions a NumPy number, which every environment takes, and for a tensor a tensor on the policy's device.
+            Actions ``[..., *action]`` in the environment's own action space: an array for an array (a NumPy scalar if
+            it has no dimensions, which every environment takes), a tensor on the policy's device for a tensor.
 
         Raises:
             ValueError: the observation does not have the environment's entries and shapes, or, for a recurrent policy,

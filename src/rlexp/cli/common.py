@@ -27,7 +27,7 @@ _OF_A_RUN = ("env.", "policy.", "collector.", "loss.", "optim.", "callbacks.")
 
 
 class Exit(IntEnum):
-    """Exit codes; a run that a signal stopped exits with 128 plus the signal's number."""
+    """Exit codes; a run that a signal stopped exits with 128 plus its number, with 0 for SIGUSR1."""
 
     DONE = 0
     FAILED = 1
@@ -74,7 +74,7 @@ def refuse_learners(command: str) -> None:
         ConfigError: it has.
     """
     if launched() > 1:
-        message = "trains many runs, and torchrun has started the learners of one: give one of the two up."
+        message = "trains many runs, and torchrun has started the learners of one: use one or the other."
         raise ConfigError([Problem(command, message)])
 
 

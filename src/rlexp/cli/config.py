@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     copy.add_argument(
         "destination", nargs="?", metavar="DEST", help="a file or folder; default: conf/GROUP/OPTION.yaml"
     )
-    diff = commands.add_parser("diff", help="what two runs differ in; exit code 0: in nothing, 1: they differ")
+    diff = commands.add_parser("diff", help="how two runs differ; exit code 0: they do not, 1: they do")
     diff.add_argument("run_a", metavar="RUN_A", help="a run's folder")
     diff.add_argument("run_b", metavar="RUN_B", help="another's")
     return parser

@@ -30,7 +30,7 @@ usage: rlexp-eval checkpoint=RUN_DIR|CHECKPOINT [key=value ...]
   deterministic   true (default), or false to sample actions as in training, from the same seed
   video           true to record the first episode in RUN_DIR/videos as MP4; default: false
   device          auto, cpu, cuda, cuda:1; default: the run's own
-  trust           packages that the checkpoint may import beside what rlexp itself builds, e.g. trust=[my_lab]; with it,
+  trust           packages that the checkpoint may import besides what rlexp builds, e.g. trust=[my_lab]; with it,
                   modules may lie where the command runs (docs/security.md)
   env.kwargs.KEY  the value of a secret, which was not saved
 

@@ -23,7 +23,7 @@ usage: rlexp-export checkpoint=RUN_DIR|CHECKPOINT [format=onnx] [out=PATH]
   checkpoint   a run's folder (its latest checkpoint), RUN_DIR/checkpoints/best, or one checkpoint's folder
   format       onnx (default), or torch: a program for torch.export.load
   out          the file; default: policy.onnx or policy.pt2 in the checkpoint's run
-  trust        packages that the checkpoint may import beside what rlexp itself builds, e.g. trust=[my_lab]; with it,
+  trust        packages that the checkpoint may import besides what rlexp builds, e.g. trust=[my_lab]; with it,
                modules may lie where the command runs (docs/security.md)
   env.kwargs.KEY  the value of a secret, which was not saved
 

@@ -45,7 +45,7 @@ Prints the table as Markdown, and the paths of the files.
 
 T = TypeVar("T")
 
-# Values of flags that are given without one, where that is not true.
+# Values of flags given without a value, where the value is not ``true``.
 _ALONE = {"wandb_workspace": "offline"}
 
 

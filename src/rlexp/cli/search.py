@@ -32,7 +32,7 @@ usage: rlexp-search [search=ppo] [search.key=value ...] [group=option ...] [key=
   search.trials   number of trials; search.seeds: seeds per trial; search.space...: the range of a setting
   search.confirm  number of the best trials that are trained again on search.confirm_seeds fresh seeds
   search.tasks    several tasks, each with its scale (docs/search.md)
-  search.workers  runs at once
+  search.workers  runs in parallel
   key=value       settings of all trainings, as after rlexp-train
   dir             folder of the search; default: a new one under outputs/search
   resume          resume a search; more trials extend it. Several processes may work on one search in parallel.
@@ -68,7 +68,7 @@ def search(arguments: list[str]) -> int:
     others = ("config_path", "config_name", "cfg", "package", "info", "multirun", "resolve", "hydra_help")
     if unused := [name for name in others if getattr(flags, name, None)]:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
-        raise ConfigError([Problem(names, "has no meaning here; options of your own are found by --config-dir.")])
+        raise ConfigError([Problem(names, "has no meaning here; --config-dir names a folder of your own options.")])
     if find_spec("optuna") is None:
         raise ConfigError([Problem("rlexp-search", "needs Optuna: pip install 'rlexp[search]'.")])
     folder, plan = _begun(flags.overrides, flags.config_dir)
@@ -166,7 +166,7 @@ def _plan_of(folder: SearchDir, overrides: Sequence[str], config_dir: str | None
     except (Exception, RecursionError) as error:  # whatever a damaged or hostile file leads to
         raise ConfigError([Problem("resume", f"search.yaml is damaged: {error!r:.200}", str(folder.path))]) from error
     if options is not None and options != (config_dir and str(Path(config_dir).resolve())):
-        message = "is the search's folder of options, which its plan may not choose: if it is yours, say it again."
+        message = "is the search's folder of options, which its plan may not choose: if it is yours, give it again."
         raise ConfigError([Problem(f"--config-dir {options}", message)])
     for text in overrides:
         key, _, value = text.partition("=")

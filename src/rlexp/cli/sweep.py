@@ -49,7 +49,7 @@ def status(arguments: list[str]) -> int:
 
     if len(arguments) != 2 or arguments[0] != "status":
         raise ConfigError(
-            [Problem(" ".join(arguments) or "status", "is not how it is called: rlexp-sweep status DIR.")]
+            [Problem(" ".join(arguments) or "status", "is not a valid command: use rlexp-sweep status DIR.")]
         )
     folder = SweepDir(arguments[1])
     _plan("DIR", folder)
@@ -146,14 +146,14 @@ def check_plan(plan: SweepPlan, hydra: Sequence[str], given: Sources, trust: Seq
     for flag, saved, again in (("--config-dir", plan.sources.config_dir, now.config_dir),
                                ("--config-path", plan.sources.config_path, now.config_path)):  # fmt: skip
         if saved is not None and saved != again:
-            message = "is the sweep's folder of options, which its plan may not choose: if it is yours, say it again."
+            message = "is the sweep's folder of options, which its plan may not choose: if it is yours, give it again."
             problems.append(Problem(f"{flag} {saved}", message))
     known = groups()["launcher"]
     for text in hydra:
         key, _, value = text.lstrip("+").partition("=")
         number = key.startswith("hydra.launcher.") and value.isdecimal()
         if not (number or (key == "launcher" and value in known) or key == "hydra.sweep.dir"):
-            message = "is a setting of Hydra, which a plan may not decide: if it is yours, say it again."
+            message = "is a setting of Hydra, which a plan may not decide: if it is yours, give it again."
             problems.append(Problem(text, message))
     problems += [
         Problem(text, "is a setting of Hydra, which a plan may not decide.")

@@ -60,7 +60,7 @@ signals (exit codes: SIGINT 130, SIGTERM 143, SIGUSR1 0 for a requeue): the batc
 a second signal ends the process at once.
 
 flags:
-  --multirun, -m   one run for each combination of comma-separated values, by the launcher of launcher=;
+  --multirun, -m   one run for each combination of comma-separated values, by the launcher chosen with launcher=;
                    sweep.fail_fast=true stops all at the first failure
   --config-dir D   also find options in D, e.g. D/env/mine.yaml for env=mine
   --config-path RUN_DIR --config-name config

@@ -16,8 +16,8 @@ rlexp-verify: repeat the first batches of a run from its own config, and compare
 
 usage: rlexp-verify RUN_DIR [iterations=3] [resume=true] [trust=[PACKAGE,...]]
 
-  iterations   batches to repeat; of each, its row of metrics.jsonl is compared, which includes the hash of the
-               parameters after it, and without evaluations and timings
+  iterations   batches to repeat; their rows of metrics.jsonl are compared, evaluations and timings aside; each row
+               holds a hash of the parameters after the batch
   resume       train the first 2 * iterations batches twice instead, once without a break and once resumed half-way, in
                processes of their own: does the checkpoint hold all state of environments and callbacks?
   trust        packages that the run may import besides what rlexp itself builds, e.g. trust=[my_lab]; with it, modules

@@ -192,7 +192,7 @@ class RayCollectorConfig(WorkersConfig):
 
     Attributes:
         address: of a running cluster; None starts Ray on this machine, for this run alone.
-        num_cpus: of the cluster, that Ray keeps for each worker.
+        num_cpus: CPUs of the cluster that Ray reserves for each worker.
         init: further keyword arguments of ``ray.init``.
     """
 

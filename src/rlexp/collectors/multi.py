@@ -26,7 +26,7 @@ class MultiCollector(BaseCollector):
     worker is fast.
 
     Args:
-        env: what the batches' rows are rows of; its running normalisations take in what the workers saw.
+        env: the environments whose rows the batches hold; its running statistics take in what the workers saw.
         actor: the policy.
         workers: the processes.
         device: where the batches go.

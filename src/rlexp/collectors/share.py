@@ -101,7 +101,7 @@ class ShareWorker:
         """Build and reset the environments; a stream of random numbers of its own for each share.
 
         Raises:
-            ConfigError: the environment, a transform or the policy needs another ``inner`` collector.
+            ConfigError: the share's collector does not support the environment, a transform or the policy.
         """
         share, cpu = self._share, torch.device("cpu")
         torch.set_num_threads(1)

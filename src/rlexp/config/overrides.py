@@ -18,7 +18,7 @@ from rlexp.config.paths import literal
 from rlexp.config.problems import ConfigError, Problem, did_you_mean
 from rlexp.config.sources import SHIPPED, Sources, hydra_session, names
 
-PRESETS = "experiment"  # the group of which no option may be chosen
+PRESETS = "experiment"  # the group from which no option need be chosen
 
 
 def tolerant(overrides: Sequence[str], sources: Sources = SHIPPED) -> list[str]:
@@ -74,7 +74,7 @@ def _wrong_options(override: Override, sources: Sources) -> Iterator[Problem]:
         choices = value if isinstance(value, list) else [value]
         if override.is_sweep_override():
             if not override.is_choice_sweep() or isinstance(value, Glob):
-                yield Problem(group, "stands for several options: say --multirun.", str(override.input_line))
+                yield Problem(group, "stands for several options: add --multirun.", str(override.input_line))
                 return
             choices = [str(choice) for choice in override.sweep_string_iterator()]
         for choice in choices:
@@ -85,7 +85,7 @@ def _wrong_options(override: Override, sources: Sources) -> Iterator[Problem]:
 
 
 def _is_no_preset(override: Override) -> bool:
-    """Whether it says what holds anyway, in a form that Hydra does not read."""
+    """Whether it is ``experiment=null``, which is the default, and which Hydra does not accept."""
     return override.key_or_group == PRESETS and not override.is_delete() and override.value() is None
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rlexp.errors import RlexpError
 
 NO_SETTING = "there is no such setting."
-"""How the message of a problem begins whose key the schema does not have."""
+"""How the message begins where the schema does not have the problem's key."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
 
 
 def did_you_mean(name: str, candidates: Iterable[str], prefix: str = "") -> str:
-    """A sentence that suggests candidates with the name as a part of theirs, or the nearest, or lists all of them."""
+    """A sentence that suggests the candidates with the name as a word, else the nearest, else lists all of them."""
     options = sorted(candidates)
     matches = [option for option in options if name in option.split("_")]
     if not matches and (match := nearest(name, options)) is not None:

@@ -49,7 +49,7 @@ def redact(value: Any) -> Any:
 
 
 def remember_secrets(config: Mapping[str, Any]) -> None:
-    """Take a config's secrets for secrets wherever this process writes them from now on."""
+    """Redact a config's secrets wherever this process writes them from now on."""
     _remembered.update(
         text
         for path, text in _texts(config)
@@ -79,7 +79,7 @@ def _placeholder(path: str) -> str:
 def _replaced(state: Any, names: Mapping[str, str]) -> Any:
     if not names:
         return state
-    # At once, the longest first: what is put in may hold another of the texts.
+    # In one pass, the longest first: a replacement may contain another of the texts.
     long = sorted((text for text in names if len(text) >= _SHORTEST), key=len, reverse=True)
     inside = re.compile("|".join(map(re.escape, long)) or r"(?!)")
 
@@ -201,7 +201,7 @@ def _is_secret_at(path: str, text: str) -> bool:
 
 
 def _may_be_secret(text: str) -> bool:
-    """False of an interpolation, such as ${oc.env:API_KEY}, which is none yet, and of numbers."""
+    """False for a number, and for an interpolation such as ${oc.env:API_KEY}, which is no secret yet."""
     return text != "" and not text.startswith("${") and not _is_number(text)
 
 

@@ -51,7 +51,7 @@ class Config(BaseModel):
     def missing_requirements(self) -> Iterator[Problem]:
         """What training with these settings needs and this machine lacks; keys are relative to the spec.
 
-        Whoever only evaluates what was trained with them elsewhere is not asked.
+        They are not checked where a policy that was trained elsewhere is only evaluated.
         """
         return iter(())
 
@@ -90,7 +90,7 @@ class Node:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Accept nothing but a `Node`: pydantic would make one of a plain mapping, which no trust was asked for."""
+        """Accept nothing but a `Node`: pydantic would build one from a plain mapping, whose trust was not checked."""
         return core_schema.is_instance_schema(cls)
 
     def problems(self) -> Iterator[Problem]:

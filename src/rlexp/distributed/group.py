@@ -17,7 +17,7 @@ Taken: TypeAlias = "tuple[int, Tensor, Tensor]"
 """Count, mean and variance of samples."""
 
 POSITION = "_position"
-"""The entry of a minibatch with the places that this learner's steps have in it; there is none with one learner."""
+"""The entry of a minibatch that holds the positions of this learner's steps in it; absent with one learner."""
 
 
 LEARNERS = "learners"
@@ -29,7 +29,7 @@ class GroupError(RlexpError):
 
 
 class Group:
-    """One learner, which has nobody to ask: every method returns what it is given. `ProcessGroup` has several.
+    """A single learner, for which every method returns what it is given. `ProcessGroup` is for several.
 
     Each learner has as many rows (environments) as the others, those of the lowest rank first. torch's generators stay
     in step on all ranks: what is drawn from them is drawn for all rows, or inside of `own_draws`.

@@ -200,7 +200,7 @@ class ProcessGroup(Group):
         """See `Group`."""
         found = self.gather(torch.tensor([number])).tolist()
         if unlike := [rank for rank in range(self.size) if found[rank] != found[0]]:
-            message = f"{what} of rank {unlike[0]} of {self.size} are others than those of rank 0."
+            message = f"{what} of rank {unlike[0]} of {self.size} differ from those of rank 0."
             raise GroupError(f"{message} All processes need the same versions, and processors that compute alike.")
 
     @contextmanager
@@ -221,7 +221,7 @@ class ProcessGroup(Group):
 
     @contextmanager
     def _together(self) -> Iterator[None]:
-        """Around what all ranks do together: an error there is one of another rank."""
+        """Wraps a collective operation: an error in one comes from another rank."""
         try:
             yield
         except (RuntimeError, EOFError) as error:
@@ -246,7 +246,7 @@ class ProcessGroup(Group):
             if silent:
                 names = ", ".join(f"rank {rank} of {self.size} ({self._names[rank].splitlines()[0]})"
                                   for rank in silent)  # fmt: skip
-                return f"{names} does not answer: {error}"
+                return f"no answer from {names}: {error}"
         except (RuntimeError, IndexError):  # the store is gone as well
             pass
         return f"The connection between the learners is lost: {error}"

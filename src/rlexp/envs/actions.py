@@ -86,7 +86,7 @@ class ActionMask(gymnasium.Wrapper[Any, Any, Any, Any]):  # type: ignore[misc, u
     """Gives the actions that are allowed after each step as ``info["action_mask"]``.
 
     The values of a Discrete action, or of each choice of a vector of choices one choice after the other, have a flag
-    each: bool ``[values]``. An episode's last mask allows what it likes.
+    each: bool ``[values]``. The mask after an episode's last step may allow nothing.
 
     Args:
         env: whose masks are flags, or 0 and 1; of several choices in one array or in one for each.

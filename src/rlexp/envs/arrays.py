@@ -41,7 +41,7 @@ class ArrayEnv(EnvBase):
         choices: values of each choice of an action; empty for real numbers.
         own_action_space: as above.
         masked: as above.
-        flags: names and rows of what ``arrays`` has beside observations, of masks and lives.
+        flags: names and rows of the masks and the lost lives in ``arrays``.
         arrays: rows of the newest transitions.
         timeout: seconds to wait for a process that steps simulators; None waits for ever.
         first_row: number of the first simulator, which decides the seeds, where these are some rows of a larger batch.
@@ -110,9 +110,9 @@ class ArrayEnv(EnvBase):
         return masks | ({END_OF_LIFE: self.arrays.end_of_life} if self._lives else {})
 
     def set_actions(self, action: npt.NDArray[Any]) -> None:
-        """What the next step does: actions ``[num_envs, *action]``, moved onto the bounds where they lie beyond them.
+        """Set the actions ``[num_envs, *action]`` of the next step, clipped to the bounds.
 
-        This is the one place where actions are clipped. A batch, and log-probabilities with it, keep them as they were.
+        This is the one place where actions are clipped. A batch, and its log-probabilities, keep the unclipped actions.
 
         Raises:
             SimulatorError: a mask does not allow one.

@@ -29,7 +29,7 @@ def games() -> list[str]:
 class GameStart(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Begins a game with a random number of frames without action, and with a frame of FIRE, as EnvPool does.
 
-    The agent sees what comes after them, and gets no reward of theirs.
+    The agent observes only what comes after them, and gets none of their rewards.
 
     Args:
         env: the bare game.

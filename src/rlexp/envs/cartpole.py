@@ -24,7 +24,7 @@ class CartPole(TensorEnv):
         device: where they are simulated.
 
     Shapes:
-        observation ``[num_envs, 4]``: position, velocity, angle, angular velocity, in m and rad; action
+        observation ``[num_envs, 4]``: position, velocity, angle, angular velocity, in m, rad and s; action
         ``[num_envs]``: 0 pushes to the left, 1 to the right. Every step is rewarded by 1.
     """
 

@@ -33,7 +33,7 @@ def row_type(space: spaces.Box | spaces.Dict) -> tuple[tuple[int, ...], np.dtype
 
 
 def is_vector(shape: Sequence[int], *, floating: bool) -> bool:
-    """Whether an entry is normalised, and read without an encoder: no image, and no plane of whole numbers."""
+    """Whether an entry is normalised, and read without an encoder: real numbers in fewer than three dimensions."""
     return floating and len(shape) < 3
 
 

@@ -181,7 +181,7 @@ class BatchedAtariEnvPool(BatchedEnvPool):
         self._lives_left[ids] = info["lives"]
 
 
-_FIRE = 1  # of every game that has it and lives
+_FIRE = 1  # its number in every game that has this action and several lives
 WITHOUT_FIRE = frozenset({
     *("asterix", "crazy_climber", "freeway", "frogger", "journey_escape", "koolaid", "kung_fu_master", "lost_luggage"),
     *("ms_pacman", "pacman", "skiing", "surround", "tutankham"),

@@ -74,10 +74,10 @@ class RunningObservationNorm(ObservationNorm):
         clip: the bound $c$ on normalised values.
 
     Attributes:
-        longest: steps of an episode, where a transform behind this one limits them.
+        longest: time limit of an episode in steps, where a later transform sets one.
 
     Shapes:
-        the statistics are of the shape of the one entry, or of several ``[n]``, their numbers one after another.
+        the statistics have the shape of a lone entry; of several they are ``[n]``, their numbers concatenated.
     """
 
     def __init__(self, in_keys: Sequence[str] | None = None, clip: float = 10.0) -> None:
@@ -93,8 +93,8 @@ class RunningObservationNorm(ObservationNorm):
     def choose(self, entries: Mapping[str, TensorSpec]) -> None:
         """Learn what there is to normalise, by the entries of one simulator's observations.
 
-        Without ``in_keys`` that is a lone entry of floating-point numbers, whatever its shape, or of several all but
-        images and planes of whole numbers.
+        Without ``in_keys`` that is a lone entry of floating-point numbers, whatever its shape, or, of several entries,
+        those of floating-point numbers with fewer than three dimensions.
         """
         if self._all:
             floating = {key: spec.dtype.is_floating_point for key, spec in entries.items()}
@@ -174,11 +174,11 @@ class RunningObservationNorm(ObservationNorm):
         return [batch_moments(samples.to(torch.float64))]
 
     def merge(self, n: int, mean: Tensor, var: Tensor) -> None:
-        """Put by for the next `commit` what the same transform in another process has taken (`take`)."""
+        """Keep for the next `commit` the moments that the same transform took in another process (`take`)."""
         self._merged.append((n, mean, var))
 
     def observe(self, observations: Tensor) -> None:
-        """Put raw observations, ``[..., *loc.shape]`` as `joined` gives them, by for the next `commit`."""
+        """Keep raw observations, ``[..., *loc.shape]`` as `joined` gives them, for the next `commit`."""
         if self.collecting:
             self._pending.append(observations)
 
@@ -204,7 +204,7 @@ class RunningObservationNorm(ObservationNorm):
         return normalized.clamp(-self.clip, self.clip).to(dtype)
 
     def transform_observation_spec(self, observation_spec: TensorSpec) -> TensorSpec:
-        """Bounds move where there is one entry; those of several are none that torchrl checks."""
+        """Transform the bounds of a lone entry; torchrl checks none of several entries."""
         return super().transform_observation_spec(observation_spec) if len(self.in_keys) == 1 else observation_spec
 
 
@@ -242,7 +242,7 @@ def beyond_statistics(norm: ObservationNorm) -> bool:
 
 
 def _silence_constants(norm: ObservationNorm) -> None:
-    """Let a dimension that did not vary give 0, where torchrl divides what it becomes later by 1e-6."""
+    """Map a dimension that did not vary to 0; torchrl would divide its later deviations by 1e-6."""
     if norm.standard_normal:
         norm.scale.masked_fill_(norm.scale <= norm.eps, torch.inf)
     else:
@@ -253,8 +253,8 @@ def _silence_constants(norm: ObservationNorm) -> None:
 
 def _beyond_statistics(what: str) -> ConfigError:
     message = (
-        f"normalise the observations, and those of random steps {what}. Replace numbers that stand for no reading "
-        "in the environment, by 0 and a flag, or give env/transforms=none."
+        f"normalise the observations, and those of random steps {what}. In the environment, replace placeholders for "
+        "a missing reading by 0 and a flag, or give env/transforms=none."
     )
     return ConfigError([Problem("env.transforms", message)])
 

@@ -25,7 +25,7 @@ class Positions(gymnasium.ObservationWrapper[Any, Any, Any]):
 
 
 class Entries(gymnasium.ObservationWrapper[Any, Any, Any]):
-    """Shows the same as two entries ``[2]``, ``positions`` and ``velocities``, so that a policy may read one alone."""
+    """Shows the state as two entries ``[2]``, ``positions`` and ``velocities``, so that a policy may read one alone."""
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         super().__init__(env)
@@ -47,8 +47,8 @@ _ENTRIES = ("positions", "velocities")
 class Priced(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Adds to the reward of each step a price, uniform from -10 to 10, that is drawn at reset and kept for the episode.
 
-    No action changes what the price adds, an exogenous reward (Dietterich et al. 2018), and yet most of what differs
-    between returns is price: a policy can do without it, a critic cannot. Entries: ``state``, the environment's own
+    No action changes what the price adds, an exogenous reward (Dietterich et al. 2018), and yet the price causes most
+    of the variance of returns: a policy need not observe it, a critic must. Entries: ``state``, the environment's own
     observation, and ``price`` ``[1]``.
     """
 

@@ -12,7 +12,7 @@ from torchrl.envs import Transform, TransformedEnv
 from rlexp.envs.torchrl import entries
 
 RAW = "raw_observation"
-"""What the entries of an observation are under in a batch, as the simulators gave them."""
+"""The key under which a batch holds the entries of an observation as the simulators gave them."""
 
 
 class TakeRaw(Transform):

@@ -248,7 +248,7 @@ class DeviceTransforms:
                 case _ if _in_place(transform) and not isinstance(transform, ObservationNorm):
                     self._chain.append((transform, dict.fromkeys(transform.in_keys, transform._apply_transform)))
                 case _:
-                    raise UnsupportedError(f"it has no {type(transform).__name__} with these settings")
+                    raise UnsupportedError(f"{type(transform).__name__} with these settings has no kernel")
         self._simulators = simulators = env.base_env
         self.observed: list[str] = list(simulators.observation_spec.keys(True, True))
         self.simulator_flags = list(simulators.full_done_spec.keys(True, True))

@@ -36,7 +36,7 @@ class Family(Protocol):
     """
 
     def noise(self, shape: tuple[int, ...]) -> Tensor:
-        """All that `act` needs of chance: in float32, each step's of the shape of its first parameter."""
+        """The random numbers that `act` needs for a step, in float32, of the shape of its first parameter."""
 
     def act(self, parameters: tuple[Array, ...], noise: Array | None) -> Array:
         """Actions ``[num_envs, *action]``; without noise, torchrl's deterministic sample."""

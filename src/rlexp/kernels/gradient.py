@@ -88,7 +88,7 @@ class WrittenOutGradient:
         actor, value = MLPLayers.of(body[0]), MLPLayers.of(critic.network)
         if actor is None or value is None:
             raise UnsupportedError("actor or critic is not an MLP of linear layers with Tanh or ReLU")
-        if not {*map(id, actor.parameters)}.isdisjoint(map(id, value.parameters)):  # a sum, and each overwrites it
+        if not {*map(id, actor.parameters)}.isdisjoint(map(id, value.parameters)):  # each would overwrite the other's
             raise UnsupportedError("actor and critic share layers")
         if not (actor.trained and value.trained and all(p.requires_grad for p in body[1].parameters())):
             raise UnsupportedError("weights are frozen")
@@ -155,7 +155,7 @@ class WrittenOutGradient:
         return by_loc
 
     def _entropy(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        r"""The Gaussian's; if it is squashed, estimated from one reparameterised sample a step. And its derivatives.
+        r"""The Gaussian's entropy, estimated from one reparameterised sample a step if squashed, and its derivatives.
 
         $H = \mathbb{E}[\log \mathrm{scale} + \epsilon^2 / 2 + \log|\mathrm{d}a / \mathrm{d}u|]$ at
         $u = \mathrm{loc} + \mathrm{scale}\,\epsilon$; the last term's derivative by $u$ is $-2 \tanh u$.

@@ -30,7 +30,7 @@ class Distance(NamedTuple):
 
     Attributes:
         of: each error's distance.
-        slope: its derivative by the error.
+        slope: its derivative with respect to the error.
     """
 
     of: Callable[[Tensor], Tensor]

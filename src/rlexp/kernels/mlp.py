@@ -69,7 +69,7 @@ class MLPLayers:
 
 
 def body_and_head(network: nn.Module) -> tuple[nn.Sequential, nn.Module] | None:
-    """What a sequence of modules does before the last of them, and that; None where it is something else."""
+    """A sequence of modules as all but the last of them, and the last; None where it is something else."""
     if not _is_sequence(network):
         return None
     *body, head = network  # not its children(), which are each there once

@@ -223,7 +223,7 @@ class ArrayTransforms:
                 ):
                     before = {key for earlier in self._chain for key in earlier.out_keys}
                     if isinstance(transform, RunningObservationNorm) and not before.isdisjoint(transform.in_keys):
-                        raise UnsupportedError("running statistics of what other transforms have changed have none")
+                        raise UnsupportedError("running statistics of what other transforms changed have no kernel")
                     self._chain.append(transform)
                 case DoubleToFloat() if type(transform) is DoubleToFloat:
                     self._chain.append(transform)
@@ -254,7 +254,7 @@ class ArrayTransforms:
                 case _ if carries(transform) and carries_state(env):
                     pass  # a recurrent actor writes their entries itself
                 case _:
-                    raise UnsupportedError(f"the transform {type(transform).__name__}, with these settings, has none")
+                    raise UnsupportedError(f"the transform {type(transform).__name__} so configured has no kernel")
         self.observes = any(isinstance(t, RunningObservationNorm) and t.in_keys for t in self._chain)
         self.action_dtype = _numpy_dtype(env.action_spec.dtype)
         self.reward_dtype = _numpy_dtype(env.reward_spec.dtype)

@@ -27,8 +27,8 @@ class Terms(NamedTuple):
 
     Attributes:
         log_prob: log-probability of the actions under the current policy ``[n]``.
-        old_log_prob: the same under the policy that acted ``[n]``. Both may lack the same term, which depends on the
-            action alone: their difference does not.
+        old_log_prob: the same under the policy that acted ``[n]``. Both may omit the same term, which depends
+            on the action alone and cancels in their difference.
         entropy: mean entropy of the current policy; None where it was not asked for.
         kl: mean KL from the policy that acted to the current one; None where it was not asked for.
     """
@@ -60,7 +60,7 @@ def policy_terms(actor: ProbabilisticActor, *, kl: bool = False) -> PolicyTerms:
 
 
 class DistributionTerms:
-    """Those of any actor: it is asked for its distribution.
+    """The terms of any actor, from its distribution.
 
     KL has torch's closed form where there is one; else it is estimated from one sample per step, as in torchrl.
     """
@@ -91,7 +91,7 @@ class DistributionTerms:
 
 
 class FamilyTerms:
-    """Those of an actor whose parts are known; what depends on the action alone is computed once for all epochs.
+    """The terms of an actor whose parts are known; what depends on the action alone is computed once for all epochs.
 
     Log-probabilities are of latent actions: a squashing's share, say, cancels in the ratio.
     """

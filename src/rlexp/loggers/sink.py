@@ -15,7 +15,7 @@ class Sink:
     def log(self, row: Row) -> None:
         """Take one row: ``frames`` and any of the metrics. It is in ``metrics.jsonl`` already.
 
-        A run that is ended where it stopped gives the metrics of its evaluation, with the frames of the row before.
+        A run that is completed where it stopped adds its final evaluation to its last row, with the same frames.
         """
         raise NotImplementedError
 

@@ -69,8 +69,8 @@ class AdvantageLossConfig(LossConfig):
 
     Attributes:
         estimator: of advantage and value target: ``gae`` and ``td_lambda`` (Schulman et al. 2016, eq. 16: the two are
-            the same), ``td1`` and ``td0`` (lambda 1 and 0), ``vtrace`` (Espeholt et al. 2018, eq. 1), which do not use
-            ``lmbda``.
+            the same), ``td1`` and ``td0`` (lambda 1 and 0), ``vtrace`` (Espeholt et al. 2018, eq. 1). The last three
+            do not use ``lmbda``.
         average_gae: normalise the advantage over each batch.
         normalize_value: the critic learns value targets divided by their running standard deviation
             (`rlexp.losses.value_norm`).
@@ -81,7 +81,7 @@ class AdvantageLossConfig(LossConfig):
     normalize_value: bool
 
     def build_advantage(self, networks: ActorCritic, group: Group = ALONE) -> AdvantageEstimator:
-        """The advantage estimator, over the critic's values: torchrl's ``GAE``, or its ``VTrace`` mended."""
+        """The advantage estimator, over the critic's values: torchrl's ``GAE``, or its corrected ``VTrace``."""
         from torchrl.objectives.value import GAE
 
         from rlexp.losses.advantages import AdvantageEstimator, VTraceEstimator
@@ -220,7 +220,7 @@ class RPOConfig(ClipPPOConfig):
 
         self._check_bounds()
         if "loc" not in networks.actor.dist_params_keys:
-            message = "disturbs the mean of a Gaussian: policy=normal or tanh_normal."
+            message = "perturbs the mean of a Gaussian: use policy=normal or tanh_normal."
             raise ConfigError([Problem("loss", message, "rpo")])
         module = RPOLoss(
             alpha=self.alpha,
@@ -419,11 +419,11 @@ class NPGConfig(AdvantageLossConfig):
 
 
 class TRPOConfig(NPGConfig):
-    """Trust region policy optimisation (Schulman et al. 2015): a natural gradient step, shortened until it holds.
+    """Trust region policy optimisation (Schulman et al. 2015): a natural gradient step with a line search.
 
     Attributes:
         backtrack_factor: factor of a step that exceeds ``max_kl`` or does not raise the surrogate.
-        backtracks: steps tried; where none holds, the policy stays as it is.
+        backtracks: steps tried; where none is accepted, the policy stays as it is.
     """
 
     backtrack_factor: Annotated[float, Field(gt=0, lt=1)]

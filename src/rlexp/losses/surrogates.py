@@ -49,7 +49,7 @@ class SPOLoss(PPOLoss):
 
 
 class RPOLoss(ClipPPOLoss):
-    r"""Robust policy optimisation (Rahman and Xue 2022): PPO's clipped surrogate of a Gaussian whose mean is disturbed.
+    r"""Robust policy optimisation (Rahman and Xue 2022): PPO's clipped surrogate with noise on a Gaussian's mean.
 
     In the update, and not where it acts, the policy's mean is $\mu + z$ with $z \sim \mathcal{U}(-\alpha, \alpha)$
     drawn anew for each step of a minibatch and each action. It keeps the standard deviation from falling.
@@ -57,7 +57,7 @@ class RPOLoss(ClipPPOLoss):
     Args:
         actor_network: a Gaussian actor, squashed or not.
         args, kwargs: as for torchrl's ``ClipPPOLoss``.
-        alpha: bound of the disturbance.
+        alpha: bound of that noise.
     """
 
     def __init__(self, actor_network: ProbabilisticActor, *args: Any, alpha: float, **kwargs: Any) -> None:

@@ -18,8 +18,8 @@ class ValueNorm(nn.Module):
 
     The critic learns $G / s$, and its output times $s$ is the value; rewards and advantages keep their units, as in
     Tianshou (Weng et al. 2022). Nothing is centred: a critic that knows nothing says 0. Each batch is counted once,
-    before it is scaled, by its targets before the update. Where $s$ moves, the critic's last layer moves against it, so
-    that its values stay what they were (van Hasselt et al. 2016, proposition 1).
+    before it is scaled, by its targets before the update. When $s$ changes, the critic's last layer is rescaled to
+    preserve its values (van Hasselt et al. 2016, proposition 1).
 
     Args:
         critic: the network whose output is in these units.

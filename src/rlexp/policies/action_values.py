@@ -1,4 +1,4 @@
-"""A critic of actions whose values are distributions over bins, and the targets that it learns."""
+"""A Q critic whose values are distributions over bins, and the targets that it learns."""
 
 from __future__ import annotations
 

@@ -15,8 +15,9 @@ class ActorCritic:
     """The two networks that a run trains; they may share a trunk.
 
     Attributes:
-        actor: reads ``observation`` ``[..., *observation]``, writes ``action`` and ``action_log_prob``.
-        critic: reads ``observation``, writes ``state_value`` ``[..., 1]``.
+        actor: reads entries of the observation ``[..., *entry]``, writes ``action`` and ``action_log_prob``.
+        critic: reads entries of the observation, writes ``state_value`` ``[..., 1]``; that of ``loss=reppo`` also reads
+            the action, and writes ``state_action_value``.
         sequence_length: consecutive steps of a training sequence; 1 for feed-forward networks.
     """
 

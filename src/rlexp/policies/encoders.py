@@ -62,9 +62,9 @@ class CNN(nn.Sequential):
 
     Args:
         shape: of the image, ``[channels, height, width]``.
-        channels: channels that each convolution gives.
-        kernel_sizes: width and height of each one's kernel.
-        strides: steps of each one's kernel.
+        channels: output channels of each convolution.
+        kernel_sizes: width and height of each kernel.
+        strides: stride of each convolution.
         activation_class: name of the nonlinearity after each convolution, one of torch.nn's.
 
     Raises:

@@ -53,7 +53,7 @@ class Scale:
 
 
 def head(kind: str, spec: TensorSpec, scale: Scale | None) -> Head:
-    """The head of one of `rlexp.policies.actor_critic.distributions_for`.
+    """The head of one of `rlexp.policies.spaces.distributions_for`.
 
     Args:
         kind: the distribution's name.
@@ -116,12 +116,12 @@ def within(scale: Tensor, low: float, high: float) -> Tensor:
 
 
 def _clamped(scale: Tensor, low: float, high: float) -> Tensor:
-    """Clamped, with the gradient as it comes."""
+    """Clamped, with a straight-through gradient."""
     return cast("Tensor", _Clamped.apply(scale, low, high)) if torch.is_grad_enabled() else scale.clamp(low, high)  # type: ignore[no-untyped-call]
 
 
 def _passing(x: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
-    """``x``, with a gradient that passes where the deviation that it stands for is, or is led, between the bounds."""
+    """``x``, with a gradient that passes where its deviation lies between the bounds, or a step leads it back there."""
     return cast("Tensor", _Passing.apply(x, scale, low, high)) if torch.is_grad_enabled() else x  # type: ignore[no-untyped-call]
 
 
@@ -254,7 +254,7 @@ class FactorizedCategorical(distributions.Independent):  # type: ignore[type-arg
 
     @property
     def deterministic_sample(self) -> Tensor:
-        """What is done where no noise is wanted: the likeliest value of each choice ``[..., choices]``."""
+        """The deterministic action: the most likely value of each choice ``[..., choices]``."""
         return self.mode
 
 

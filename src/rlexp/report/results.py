@@ -82,7 +82,7 @@ class Improvement:
     Attributes:
         x: the variant.
         y: the other.
-        probability: its value and interval, which no other comparison widens.
+        probability: its value and interval, not adjusted for multiple comparisons.
         p: of `statistics.permutation_test`, adjusted for all pairs of the comparison (`statistics.holm`), shown or
             not, since the results decide which are shown.
     """

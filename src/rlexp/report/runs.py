@@ -57,9 +57,9 @@ class Run:
     Attributes:
         path: the folder.
         status: ``completed``; else why its numbers are in no average: ``stopped``, ``failed`` and ``requeue`` as the
-            run's summary says, ``running``, ``killed`` (its process is gone), ``unfinished`` (no process is known), ``not started``
-            and ``waiting`` (a sweep's job), ``unreadable``, ``not evaluated``, ``superseded`` (a later run has the same
-            settings and seed).
+            run's summary says, ``running``, ``killed`` (its process is gone), ``unfinished`` (no process is known),
+            ``not started`` and ``waiting`` (a sweep's job), ``unreadable``, ``not evaluated``, ``superseded`` (a later
+            run has the same settings and seed).
         problem: details of the status.
         damage: what is missing from the files of a run that can be read nevertheless; empty where nothing is.
         settings: the resolved config as numbers, text, None and lists of them; nested keys are joined by dots, empty

@@ -179,7 +179,7 @@ def _exchanges(chosen: int, runs: int, stratum: int) -> NDArray[np.int64]:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """P-values of several tests, adjusted so that any false one is as rare as with a single test (Holm 1979)."""
+    """P-values of several tests, adjusted to control the family-wise error rate (Holm 1979)."""
     order = np.argsort(values)
     adjusted = np.empty(len(values))
     adjusted[order] = np.maximum.accumulate(np.minimum(1, np.array(values)[order] * np.arange(len(values), 0, -1)))

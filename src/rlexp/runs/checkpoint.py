@@ -178,7 +178,7 @@ class Checkpoint:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Whatever a damaged or hostile file leads to, by the checkpoint's name."""
+        """Raise whatever a damaged or hostile file leads to as an error that names the checkpoint."""
         try:
             yield
         except CheckpointError:

@@ -33,8 +33,8 @@ def refuse_links(run: RunDir) -> None:
         if own and (path.is_symlink() or not path.is_file()):
             raise CheckpointError(f"{path} is no regular file, so no run can be written to its folder.")
         if path.name in _FOLDERS and (path.is_symlink() or not path.is_dir()):
-            message = "is a link or no folder, so no run can be written there: put a folder in its place"
-            raise CheckpointError(f"{path} {message}, and what it led to into that.")
+            message = "is a link or no folder, so no run can be written there: replace it by a folder"
+            raise CheckpointError(f"{path} {message}, and move into that what it led to.")
     settings = run.path / "wandb" / "settings"
     if settings.is_symlink() or settings.exists():
         raise CheckpointError(f"{settings} tells W&B which server to log to, and no run leaves such a file: remove it.")

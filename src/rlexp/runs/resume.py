@@ -25,7 +25,7 @@ from rlexp.runs.rundir import MACHINE_SETTINGS, RunDir
 _MAY_CHANGE = (
     *MACHINE_SETTINGS,
     "total_frames",
-    "loss.teacher",  # its path: that it is the same teacher, its weights tell
+    "loss.teacher",  # its path may change; its weights show whether it is the same teacher
     "checks",
     "logger",
     "evaluation.interval",

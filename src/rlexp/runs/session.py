@@ -49,7 +49,7 @@ class Session:
     """Opens a run's sinks and closes them whatever happens; a context manager.
 
     SIGINT, SIGTERM and SIGUSR1 only set `stop`, so that the loop can finish its batch and save; a second one of any of
-    them ends the process at once, which no file of a run minds.
+    them ends the process at once, and still leaves the run's files whole.
 
     Args:
         run: the run's folder, locked.

@@ -28,7 +28,7 @@ from rlexp.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-# In the folder of a run whose training failed. A summary says "failed" after a full disk too, and is then gone on with.
+# In the folder of a run whose training failed. A summary says "failed" after a full disk too, and its run is resumed.
 _ERROR = "error.txt"
 
 

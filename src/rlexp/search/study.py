@@ -88,7 +88,7 @@ def open_study(folder: SearchDir, settings: SearchConfig) -> optuna.Study:
     if linked := next((path for path in (folder.journal, folder.database) if path.is_symlink()), None):
         raise ConfigError([Problem("resume", "is a link, and what is written would go elsewhere.", str(linked))])
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # Steps are frames, counted over all runs of a trial; the warm-up is within the first run's.
+    # Steps are frames, counted over all runs of a trial; `Pruning` applies the warm-up, within each run.
     pruner = optuna.pruners.MedianPruner(n_startup_trials=settings.startup) if settings.prune else None
     study = optuna.create_study(
         storage=_storage(folder),

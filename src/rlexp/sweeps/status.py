@@ -18,7 +18,7 @@ class Cost:
 
     Attributes:
         seconds: of all jobs that are left, one after the other; None where there is nothing to estimate it from.
-        longest: of the longest of them, which many machines could not do without.
+        longest: of the longest of them: a lower bound, however many machines there are.
         completed: jobs that it is estimated from.
     """
 

@@ -15,7 +15,7 @@ from rlexp.config import ConfigError, Problem
 class WeightAverage:
     r"""$\bar\theta_n = \sum_{k \le n} d^{n-k} \theta_k \,/ \sum_{k \le n} d^{n-k}$ of the weights after each batch.
 
-    An exponential average without the share of its start (Kingma and Ba 2015, section 3). The policies of a run lie on
+    An exponential moving average with bias correction (Kingma and Ba 2015, section 3). The policies of a run lie on
     a noisy path, and their average is near its middle (Polyak and Juditsky 1992).
 
     Args:

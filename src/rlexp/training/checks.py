@@ -87,7 +87,7 @@ def check_env(spec: EnvConfig) -> None:
         if not torch.equal(value, again[key]):
             name = key if isinstance(key, str) else ".".join(key)
             message = (
-                f"{name} is another for the same seed and the same actions, so that no run could be repeated: draw "
+                f"{name} differs for the same seed and the same actions, so that no run could be repeated: draw "
                 "from self.np_random, which super().reset(seed=seed) seeds, and keep nothing beyond an episode."
             )
             raise ConfigError([Problem("env", message, spec.name)])

@@ -91,7 +91,7 @@ class Evaluator:
             frames: simulator frames collected so far.
 
         Raises:
-            EvaluationError: a reward is not finite; there is no final evaluation then.
+            EvaluationError: a reward is not finite, or an episode does not end; there is no final evaluation then.
         """
         copy_normalization(training_env, self.env)
         copy_buffers(training_env, self.env)

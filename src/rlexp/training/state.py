@@ -146,7 +146,7 @@ def warm_start(trainer: Restorable, source: Checkpoint) -> None:
         load_transforms_state(trainer.env, source.state.transforms)
         trainer.learner.warm_start(source.state.learner)
     except RuntimeError as error:
-        message = f"its policy, environment or normalisation is another than this run's: {error}"
+        message = f"its policy, environment or normalisation differs from this run's: {error}"
         raise ConfigError([Problem("warm_start", message, str(trainer.config.warm_start))]) from error
     average = source.state.evaluator.get("average")
     own = "" if average is None else " The weights are those that were trained, not their average, which was evaluated."

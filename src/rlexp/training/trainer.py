@@ -334,7 +334,7 @@ class Trainer:
         return self.frames - self.config.collector.frames_per_batch
 
     def _give_up(self, message: str) -> None:
-        """Write down why the process is about to be ended, of which nothing else will."""
+        """Record why the process is about to be ended: nothing else will."""
         self.group.report(message)
         if self.group.main:
             write_json(self.run.summary, {"status": "failed", "error": message, "frames": self.frames})

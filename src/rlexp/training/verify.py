@@ -50,7 +50,7 @@ class Difference:
 
 
 class UnreadableRunError(RlexpError):
-    """A run's folder does not hold what a run's folder holds; the message says what is wrong."""
+    """A run's folder is incomplete or damaged; the message says what is wrong."""
 
 
 def train_again(

@@ -30,10 +30,10 @@ class AtariConfig(BatchedConfig):
             where it is installed.
         max_episode_steps: agent steps after which a game is truncated.
         pixels: what is seen.
-        noop_max: a game begins with up to so many frames without action.
+        noop_max: a game begins after at most this many no-op frames.
         fire_reset: whether FIRE begins a game and each life, where the game has that button.
         episodic_life: whether an episode ends with each life for what learns from it (`rlexp.envs.gymnasium.lives`).
-        repeat_action_probability: that a frame repeats the action of the frame before: sticky actions.
+        repeat_action_probability: probability that a frame repeats the action of the one before: sticky actions.
     """
 
     game: str

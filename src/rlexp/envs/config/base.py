@@ -34,7 +34,7 @@ class EnvConfig(Config):
         return any(node.target.split(".")[0] not in ("torchrl", "rlexp") for node in self.transforms.values())
 
     def with_workers(self, frames: int, cores: int) -> EnvConfig:
-        """The same, with the processes or threads that step so many frames soonest on so many cores."""
+        """The same, with as many processes or threads as step these frames fastest on these cores."""
         return self
 
     def on(self, device: object) -> EnvConfig:
@@ -69,7 +69,7 @@ class EnvConfig(Config):
                 message = f"must hold a torchrl.envs.{needed.__name__}: the metrics read what it counts."
                 raise ConfigError([Problem("env.transforms", message)])
         refused = {
-            FrameSkipTransform: "steps the simulators unseen, and drops the rewards between: use env.frame_skip.",
+            FrameSkipTransform: "steps the simulators unnoticed, and drops the rewards in between: use env.frame_skip.",
             VecNorm | VecNormV2: "has statistics that no evaluation could freeze: use env/transforms=running.",
         }
         for name, transform in zip(self.transforms, transforms, strict=True):
@@ -91,7 +91,7 @@ class EnvConfig(Config):
             raise
 
     def _check_normalization(self, base: EnvBase, transforms: Sequence[Transform]) -> None:
-        """Statistics are of numbers, and whole ones such as an image's are none to be normalised."""
+        """Refuse to normalise an entry that does not exist or holds integers, such as an image."""
         from torchrl.envs import ObservationNorm
 
         from rlexp.envs.normalization import RunningObservationNorm

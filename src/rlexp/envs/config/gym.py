@@ -54,7 +54,7 @@ class GymConfig(SimulatorConfig):
 
     def _slower_with_mujoco(self, num_envs: int) -> str | None:
         """Why ``mujoco.batch`` is not taken for so many simulators; None where it is."""
-        return "it steps a single simulator sooner" if num_envs == 1 else self._without_mujoco()
+        return "it steps a single simulator faster" if num_envs == 1 else self._without_mujoco()
 
     def _without_mujoco(self) -> str | None:
         """Why ``mujoco.batch`` cannot simulate this; None where it can."""

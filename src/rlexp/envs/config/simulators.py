@@ -30,11 +30,11 @@ class PixelsConfig(Config):
 
 
 class BatchedConfig(EnvConfig):
-    """Simulators with Gymnasium's interface, stepped together by processes, or by EnvPool's threads.
+    """Simulators with Gymnasium's interface, stepped together by processes, or by MuJoCo's or EnvPool's threads.
 
     Attributes:
-        num_workers: processes (the training's own is one) or EnvPool's threads that share the simulators out; ``auto``
-            is what `with_workers` finds, and one until then.
+        num_workers: processes (the training process included) or threads among which the simulators are divided;
+            ``auto`` is what `with_workers` finds, and one until then.
     """
 
     num_workers: Count | Literal["auto"]
@@ -145,7 +145,7 @@ class SimulatorConfig(BatchedConfig):
             for name, node in self.transforms.items():
                 seen = node.arguments.get("in_keys") or ()
                 if "Norm" in node.target.rpartition(".")[2] and "observation" in seen:
-                    message = "normalises by statistics, and pixels are not to be: give env/transforms=none."
+                    message = "normalises pixels by statistics, which is not supported: give env/transforms=none."
                     yield Problem(f"transforms.{name}", message, node.target)
 
     def rendering(self) -> SimulatorConfig:

@@ -47,7 +47,7 @@ class BatchedGymEnv(ArrayEnv):
         action_mask, flatten: as in `rlexp.envs.gymnasium.making.make`.
 
     Shapes:
-        observation ``[num_envs, *observation]`` and reward ``[num_envs, 1]`` in float64 or the simulator's own type;
+        observation ``[num_envs, *observation]``, typed as `making.make` gives it; reward ``[num_envs, 1]`` in float64;
         action ``[num_envs, actions]``, or in int64 ``[num_envs]`` for one choice and ``[num_envs, choices]`` for
         several; done, terminated, truncated ``[num_envs, 1]``; with masks, action_mask ``[num_envs, values]``.
 

@@ -21,7 +21,7 @@ class Lives(gymnasium.Wrapper[Any, Any, Any, Any]):
     Args:
         env: a game on the Arcade Learning Environment.
         fire: the action that begins a life, for one more step, whose reward counts; None is none.
-        episodic: whether it tells.
+        episodic: whether learning ends an episode with each life (`has_lives`).
     """
 
     def __init__(self, env: Env, fire: int | None, *, episodic: bool) -> None:
@@ -57,7 +57,7 @@ def has_lives(env: Env) -> bool:
 
 
 def end_lives(batch: TensorDictBase) -> None:
-    """Let the steps of a batch that lost a life be the last of an episode, in place, for what learns from them."""
+    """Mark the steps of a batch that lost a life as the last of an episode, in place, for the learner."""
     after = batch["next"]
     if (lost := after.get(END_OF_LIFE, None)) is not None:
         for key in ("done", "terminated"):

@@ -91,14 +91,14 @@ def make(
 
     The entries of a Dict stay apart, unless there is but one. They, and observations that are no Dict, are arrays: what
     is of another space than a Box (Tuple, Discrete, MultiBinary, MultiDiscrete, a Dict within) becomes one vector of
-    floats, in Gymnasium's own order: a Dict's entries by name, each number of a Discrete as one of so many flags.
+    floats, in Gymnasium's own order: a Dict's entries by name, discrete numbers as one-hot vectors.
 
     Args:
         env_id: Gymnasium's id.
         kwargs: passed to ``gymnasium.make`` as they are; nodes with a ``_target_`` are built, for each copy anew.
         pixels: width and number of the gray images that are observed in place of what the simulator gives, drawn by it
             unless it gives images in colour itself.
-        repeat: times each action is repeated before it is observed what came of it; rewards are summed.
+        repeat: times each action is repeated before the next observation; rewards are summed.
         action_mask: where masks come from (`rlexp.envs.actions.ActionMask`): ``info``; ``auto``, the entry
             ``action_mask`` of a Dict observation, if it has one; false, nowhere.
         flatten: make one vector of the entries of a Dict as well.
@@ -118,7 +118,7 @@ def make(
         rendered = {"render_mode": "rgb_array"}
     if ":" in env_id:
         importlib.import_module(env_id.partition(":")[0])
-        if "dm_control" in sys.modules:  # of the user's own, which needs what ours makes of it for MuJoCo 4
+        if "dm_control" in sys.modules:  # the user's environment imports it, and needs our patch for MuJoCo 4
             with suppress(ImportError):
                 import rlexp.envs.dm_control  # noqa: F401
     env: Env = gymnasium.make(env_id, **rendered | build_at("env.kwargs", lambda: build_nested(kwargs or {})))
@@ -140,7 +140,7 @@ def make(
 
 
 def own_action_space(env: Env) -> spaces.Space[Any]:
-    """The action space that an environment has apart from `make`."""
+    """The action space that an environment had before `make` changed it."""
     return env.env.action_space if isinstance(env, TransformAction) else env.action_space
 
 
@@ -189,7 +189,7 @@ class Entries(gymnasium.ObservationWrapper[Any, Any, Any]):
 
 
 def _part(space: spaces.Space[Any], name: str) -> spaces.Box:
-    """The array that becomes of a space."""
+    """The array that a space is turned into."""
     box = space if isinstance(space, spaces.Box) else _flat_box(space, name)
     dtype = _float_type(box)
     return box if dtype is None else spaces.Box(box.low.astype(dtype), box.high.astype(dtype), box.shape, dtype)
@@ -223,7 +223,7 @@ def _array(env: Env) -> Env:
 
 
 def _float_type(space: spaces.Space[Any]) -> type[np.floating[Any]] | None:
-    """The type in which networks read whole or short numbers; None for images, and what needs no other."""
+    """The type that integers and float16 are converted to; None for images, and what needs no conversion."""
     if not isinstance(space, spaces.Box) or (space.dtype == np.uint8 and len(space.shape) > 1):
         return None
     if space.dtype != np.float16 and np.issubdtype(space.dtype, np.floating):

@@ -116,7 +116,7 @@ class Simulators:
                 message = "cannot be rendered: its constructor takes no render_mode (docs/environments.md)."
             raise ConfigError([Problem("env.id", message, env_id)]) from error
         self._models = [models(env) for env in self.envs]
-        # Behind the camera where there is one: frames between two actions are neither drawn nor stacked.
+        # With pixels `make` repeats actions below the camera: frames between two actions are neither drawn nor stacked.
         self._repeat = frame_skip if pixels is None else 1
 
     def step(self) -> None:

@@ -94,7 +94,7 @@ def check_state(env: gymnasium.Env[Any, Any], state: State) -> None:
         for name, value in attributes["physics"].items():
             data = _data(present.get(name))
             if data is None or model_digest(data.model) != value["model"]:
-                raise StateUnavailableError(f"{env}: the MuJoCo model is another, or was changed as the simulator ran")
+                raise StateUnavailableError(f"{env}: the MuJoCo model differs, or was changed while the simulator ran")
         for name, value in attributes.get("environments", {}).items():
             inner = present.get(name)
             if not isinstance(inner, gymnasium.Env):
@@ -106,7 +106,7 @@ def check_state(env: gymnasium.Env[Any, Any], state: State) -> None:
         for name, value in attributes.get("functions", {}).items():
             bound = "method" in value and isinstance(present.get(name), types.MethodType) and _is_method(layers, value)
             if not (bound or _function(present.get(name)) == value):
-                raise StateUnavailableError(f"{type(layer).__qualname__}.{name} is another function here")
+                raise StateUnavailableError(f"{type(layer).__qualname__}.{name} is a different function here")
         for name in attributes["values"]:
             if callable(getattr(type(layer), name, None)):
                 raise StateUnavailableError(f"{type(layer).__qualname__}.{name} is no part of a simulator's state")

@@ -109,7 +109,7 @@ class BatchedMujoco(ArrayEnv):
             arrays.truncated[rows] = self._elapsed[rows] >= self._limit
 
     def _positions(self, compared: Array) -> Array:
-        """The task's, which may be a view of MuJoCo's memory, that the next step overwrites."""
+        """A copy of the task's positions, which may be a view of memory that the next step overwrites."""
         return np.array(self.task.position(compared))
 
     def reset_arrays(self, chosen: Sequence[int]) -> None:
@@ -165,9 +165,9 @@ class BatchedMujoco(ArrayEnv):
         if "simulators" in state:
             state = from_gymnasium(state, self.task.model, self.task.compared)
         if state["model"] != model_digest(self.task.model):
-            raise StateUnavailableError(f"{self._name}: the MuJoCo model is another")
+            raise StateUnavailableError(f"{self._name}: the MuJoCo model differs")
         if (self._random is None) != (state.get("factors") is None):
-            raise StateUnavailableError(f"{self._name}: the model varies in one of them alone")
+            raise StateUnavailableError(f"{self._name}: only one of state and environment has env.randomization")
         if len(state["rows"]) != self._batch.nsim:
             raise StateUnavailableError(f"{self._name}: the state is that of {len(state['rows'])} simulators")
         if self._random is not None:

@@ -25,11 +25,11 @@ class MujocoTask:
 
     Args:
         xml_file: the model: a path, or the name of one of Gymnasium's.
-        frame_skip: steps of the simulation per agent step.
+        frame_skip: steps of the simulation per step of the task.
 
     Attributes:
         model: the compiled model.
-        dt: seconds per agent step.
+        dt: seconds per step of the task.
         init_qpos, init_qvel: the model's default positions ``[nq]`` and velocities ``[nv]``.
     """
 

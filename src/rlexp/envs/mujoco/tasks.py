@@ -1,4 +1,4 @@
-"""Gymnasium's MuJoCo tasks of version 5, equal to it bit for bit (``gymnasium/envs/mujoco/*_v5.py``)."""
+"""Gymnasium's MuJoCo tasks of version 5, and one of version 4, bit for bit (``gymnasium/envs/mujoco/*_v5.py``)."""
 
 from __future__ import annotations
 
@@ -524,7 +524,7 @@ class Reacher(MujocoTask):
         return np.concatenate(parts, -1)
 
     def reward(self, action: Array, before: Array, after: Array) -> Array:
-        """Less the distance to the target and a cost of control."""
+        """The negative distance to the target, less a cost of control."""
         distance = -norms(self.xpos[:, self.fingertip] - self.xpos[:, self.target]) * self.reward_dist_weight
         return distance + -squares(action) * self.reward_control_weight
 

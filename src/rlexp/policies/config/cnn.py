@@ -25,9 +25,9 @@ class CNNConfig(GaussianConfig, NetworkConfig):
     Whole numbers are colours: they are divided by 255. Floating-point images are read as they are.
 
     Attributes:
-        channels: channels that each convolution gives.
-        kernel_sizes: width and height of each one's kernel.
-        strides: steps of each one's kernel.
+        channels: output channels of each convolution.
+        kernel_sizes: width and height of each kernel.
+        strides: stride of each convolution.
         distribution: over actions; ``auto`` takes categorical, tanh_normal or normal, whichever fits first.
     """
 

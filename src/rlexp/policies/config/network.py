@@ -47,11 +47,11 @@ class NetworkConfig(PolicyConfig):
     Attributes:
         num_cells: width of each fully connected hidden layer.
         activation_class: name of the nonlinearity after each hidden layer, one of torch.nn's.
-        layer_norm: normalise what each nonlinearity of the fully connected layers reads (Ba et al. 2016).
+        layer_norm: layer normalisation before each nonlinearity of the fully connected layers (Ba et al. 2016).
         shared: one trunk for actor and critic, instead of one each.
         orthogonal: orthogonal weights of gain sqrt(2) and zero biases, instead of torch's default; not in networks and
             encoders of one's own, which keep the weights that they are made with.
-        last_layer_gain: with ``orthogonal``, gain of the actor's last layer; small makes all first actions alike.
+        last_layer_gain: with ``orthogonal``, gain of the actor's last layer; a small one makes initial actions alike.
         actor_keys: entries of the observation that the actor reads; None is all.
         critic_keys: entries that the critic reads; None is all.
         encoders: networks from entries to features, by the names of the entries; called with ``shape``. A vector

@@ -1,4 +1,4 @@
-"""Learners: each is one rule that improves the policy on a batch. `Learner` is the seam, `build_learner` chooses."""
+"""Learners: each a rule that improves the policy on a batch. `Learner` is the interface, `build_learner` chooses."""
 
 from rlexp.training.learners.base import Learner
 from rlexp.training.learners.build import build_learner

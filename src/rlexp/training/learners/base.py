@@ -1,4 +1,4 @@
-"""The seam between the trainer and an update rule."""
+"""The interface between the trainer and an update rule."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def _shares(
     of_all = {key: group.gather(entries[key]) for key in standardize}
     for steps in whole:
         position = (steps // batch.numel() == group.rank).nonzero()[:, 0]
-        # Where none of the steps is its own, it computes some others of its own, which then weigh nothing.
+        # A learner without steps in a minibatch computes some of its other steps, which then get weight 0.
         taken = position if len(position) else torch.arange(least, device=steps.device)
         own = steps[taken] % batch.numel()
         share = {key: entry[own] for key, entry in entries.items()}

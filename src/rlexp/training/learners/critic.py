@@ -25,7 +25,7 @@ class CriticFit:
     """Fits a critic, which shares nothing with the actor, to the value targets of a batch.
 
     Args:
-        config: the checked config; ``critic_num_epochs`` and ``critic_minibatch_size`` come before those of all.
+        config: the checked config; ``critic_num_epochs`` and ``critic_minibatch_size`` take precedence.
         networks: actor and critic.
         weights: all that is trained, as one vector, the critic's parameters at its end.
         distance: ``l1``, ``l2`` or ``smooth_l1``, between value and target.

@@ -93,7 +93,7 @@ class NaturalGradientLearner:
         with torch.no_grad():
             before = self._policy(steps)
         objective = surrogate(policy)
-        # Bounds of a deviation let those gradients of what is minimised pass that lead back.
+        # A bounded deviation passes gradients by their sign in minimisation, so the negative is differentiated.
         gradient = -flat_gradient(-objective, self._actor, retain_graph=True)
         if self._fisher is None:
             fisher = fisher_product(before, policy, self._actor, self.loss.damping)
@@ -122,7 +122,7 @@ class NaturalGradientLearner:
         surrogate: Callable[[Distribution], Tensor],
         objective: Tensor,
     ) -> tuple[float, Tensor]:
-        """Take the step, or the largest fraction of it that holds; the fraction and the KL."""
+        """Take the step, or the largest fraction of it that the line search accepts; the fraction and the KL."""
         start = parameters_to_vector(self._actor)
         fraction = 1.0
         if not isinstance(self.loss, TRPOConfig):

@@ -119,7 +119,7 @@ class PPOLearner:
         return self.group.size == 1 and use_compiler(config.compile, self._device, config.num_minibatches)
 
     def _check(self) -> None:
-        """What goes by the KL of an update needs a second step: it is measured before each, and 0 before the first."""
+        """What uses the KL needs a second step: the KL is measured before each step, and is 0 before the first."""
         config = self.config
         if config.num_epochs * config.minibatches_per_epoch > 1 or isinstance(
             config.collector, MultiAsyncCollectorConfig

@@ -1,4 +1,4 @@
-"""Relative entropy pathwise policy optimisation: the policy climbs a critic of actions, within a KL."""
+"""Relative entropy pathwise policy optimisation: the policy ascends a Q critic within a KL bound."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rlexp.training.learners.reward_norm import RewardNorm, take_norms
 
 
 class REPPOLearner:
-    r"""REPPO (Voelcker et al. 2025): a critic of actions by lambda-returns, and a policy by its gradient.
+    r"""REPPO (Voelcker et al. 2025): a Q critic that learns lambda-returns, and a policy that follows its gradient.
 
     The critic $Q(s, a)$ learns, on the newest batch alone, the returns of the policy that acted with a bonus
     $-\alpha \log \pi(a \mid s)$ for its entropy. The policy takes the pathwise gradient of
@@ -113,7 +113,7 @@ class REPPOLearner:
 
         A target is the lambda-return $G_t = \tilde r_t + \gamma ((1 - \lambda) Q(s_{t+1}, a') + \lambda G_{t+1})$ of
         rewards with the entropy of the next action, $\tilde r_t = r_t - \gamma \alpha \log \pi(a' \mid s_{t+1})$, with
-        $a'$ drawn there. Where an episode or the batch is cut off, the return is the critic's; where it terminates, 0.
+        $a'$ drawn there. Where an episode is cut off or the batch ends, it is bootstrapped; where it terminates, 0.
 
         Returns:
             The share of the targets that lie outside of the critic's bins.
