@@ -9,7 +9,7 @@ A  torchrl's tutorial           B  one env x 2,048, minibatch 64        C  16 en
 D  Humanoid, as C               E  collection alone, 1 to 256 envs      F  the update alone
 G  time from the command to the first evaluation of at least 9,300      H  time to the first batch, and to --help
 I  peak memory, of C            J  two runs at once against two in a row
-K  collection alone of 512 simulators in tensors
+K  collection alone of 512 simulators written in PyTorch
 L  collection alone of MuJoCo's tasks, beside MuJoCo's own steps and Gymnasium's simulators
 
 rlexp-alone is rlexp in one process, env.num_workers=1; rlexp-sync collects with torchrl's Collector; rlexp-gymnasium is

@@ -1,4 +1,4 @@
-"""A simulator in tensors with continuous actions, two entries, and ends of both kinds; each entry as torchrl has it."""
+"""A PyTorch simulator with continuous actions, two entries, and ends of both kinds; each entry as torchrl has it."""
 
 from __future__ import annotations
 

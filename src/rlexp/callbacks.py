@@ -20,7 +20,7 @@ class Training(Protocol):
 
     Attributes:
         config: the checked config.
-        env: the training environment, behind its transforms.
+        env: the training environment, with its transforms.
         networks: actor and critic.
         collector: yields batches ``[num_envs, steps]``.
         learner: improves the networks on a batch (`rlexp.training.learners.Learner`).

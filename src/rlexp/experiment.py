@@ -281,12 +281,12 @@ class ExperimentConfig(Config):
             yield Problem("cuda_graph", f"must be false where {own}.", "true")
 
     def _action_value_problems(self) -> Iterator[Problem]:
-        """A critic of actions is for the one loss that needs it."""
+        """An action-value critic is for the one loss that needs it."""
         needs, has = isinstance(self.loss, REPPOConfig), isinstance(self.policy, ActionValueConfig)
         if needs and not has:
-            yield Problem("policy", "must be action_value with loss=reppo, whose critic values actions.")
+            yield Problem("policy", "must be action_value with loss=reppo, which needs an action-value critic.")
         if has and not needs:
-            yield Problem("policy", "has a critic of actions, which loss=reppo alone trains.", "action_value")
+            yield Problem("policy", "has an action-value critic, which only loss=reppo trains.", "action_value")
         if not needs:
             return
         for key, value, use in (

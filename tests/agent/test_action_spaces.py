@@ -140,7 +140,7 @@ def test_every_form_of_action_is_exported_in_its_own_space_and_by_its_masks(
             assert all(inner.action_space.contains(one) for one in actions)
             np.testing.assert_allclose(actions, expected, rtol=1e-5, atol=1e-5)
     if mask is None:
-        with pytest.raises(ValueError, match="was trained without masks of actions"):
+        with pytest.raises(ValueError, match="was trained without action masks"):
             loaded(*inputs, np.ones((len(expected), 4), bool))
 
 

@@ -1,4 +1,4 @@
-"""Action spaces in the form that policies act in, and masks of actions from every source."""
+"""Action spaces in the form that policies act in, and action masks from every source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Simulators in tensors: CartPole against Gymnasium's, their random streams, partial resets and saved states."""
+"""CartPole in PyTorch against Gymnasium's: random streams, partial resets and saved states of simulators in tensors."""
 
 from __future__ import annotations
 

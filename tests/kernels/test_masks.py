@@ -1,4 +1,4 @@
-"""Kernels with masks of actions and several choices, against torchrl's parts."""
+"""Kernels with action masks and several choices, against torchrl's parts."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class Agent:
         self.env: TransformedEnv = spec.on(device).build(self.experiment.evaluation.episodes)
         differences: list[str] = []
         transforms = list(self.env.transform)
-        first = len(transforms) - len(spec.transforms)  # one for masks of actions may come before them
+        first = len(transforms) - len(spec.transforms)  # one for action masks may come before them
         for index, (name, transform) in enumerate(zip(spec.transforms, transforms[first:], strict=True), first):
             prefix = f"transforms.{index}."
             state = {k.removeprefix(prefix): v for k, v in saved.state.transforms.items() if k.startswith(prefix)}
@@ -145,7 +145,7 @@ class Agent:
             seed: seed of their episodes.
 
         Returns:
-            The raw entries of the observations by their names, ``[steps, num_envs, *entry]``, with masks of actions the
+            The raw entries of the observations by their names, ``[steps, num_envs, *entry]``, with action masks the
             ``action_mask`` ``[steps, num_envs, values]``; the actions taken on them ``[steps, num_envs, *action]``; and
             whether an episode ended with them ``[steps, num_envs]``.
         """

@@ -35,7 +35,7 @@ def export_policy(agent: Agent, kind: Literal["onnx", "torch"], path: Path) -> P
     The graph takes ``observation`` ``[batch, *observation]`` in the simulator's own type, for any batch size of at
     least one, and returns ``action`` ``[batch, *action]``; it includes normalisation and action bounds. Where there are
     several entries, it takes those that the actor reads, by their names, or for ``torch`` a dictionary of them; with
-    masks of actions also ``action_mask`` ``[batch, values]`` bool. The graph of a recurrent policy also takes
+    action masks also ``action_mask`` ``[batch, values]`` bool. The graph of a recurrent policy also takes
     ``recurrent_state`` ``[batch, state_size]``, zeros where an episode begins, and returns ``next_recurrent_state``
     after ``action``. Before ``path`` appears, the file is loaded and compared with the agent's actions on 1,000
     observations of its environment, from consecutive steps.

@@ -41,7 +41,7 @@ class Policy(nn.Module):
 
     Includes the normalisation, with its saved statistics, and the other transforms of observations and actions. A
     recurrent policy carries its state from call to call until `reset`, or lets its caller carry it (`step`). A policy
-    that was trained with masks of actions takes them too. Transforms that need more than the current observation, such
+    that was trained with action masks takes them too. Transforms that need more than the current observation, such
     as frame stacking, are refused. The caller repeats each action for ``env.frame_skip`` frames.
 
     Args:
@@ -168,7 +168,7 @@ class Policy(nn.Module):
             action_mask: as in `forward`.
 
         Returns:
-            Entries behind the transforms ``[..., *entry]``, without a batch size.
+            Entries after the transforms ``[..., *entry]``, without a batch size.
 
         Raises:
             ValueError: as in `forward`.
@@ -216,9 +216,9 @@ class Policy(nn.Module):
         return action.to(self.action_dtype), state
 
     def _mask(self, mask: Any, batch: torch.Size) -> Tensor:
-        """A mask of actions as the actor reads it ``[..., values]``."""
+        """An action mask as the actor reads it ``[..., values]``."""
         if not self.masked:
-            raise ValueError("this policy was trained without masks of actions, and takes none")
+            raise ValueError("this policy was trained without action masks, and takes none")
         if not isinstance(mask, Tensor) or mask.shape != (*batch, self.values):
             found = "nothing" if mask is None else list(getattr(mask, "shape", ())) or type(mask).__name__
             raise ValueError(f"the action_mask is {found}; this policy reads {[*batch, self.values]}")

@@ -112,7 +112,7 @@ class SyncCollectorConfig(CollectorConfig):
 
 
 class DeviceCollectorConfig(CollectorConfig):
-    """Steps simulators in tensors and the policy in turn, on the device: `rlexp.kernels.device_rollout`."""
+    """Steps simulators written in PyTorch and the policy in turn, on the device: `rlexp.kernels.device_rollout`."""
 
     def build(self, env: EnvBase, actor: TensorDictModuleBase, source: Source, device: torch.device) -> BaseCollector:
         """The collector.

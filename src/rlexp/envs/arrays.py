@@ -33,7 +33,7 @@ class ArrayEnv(EnvBase):
         observation_space: Gymnasium's space of one simulator's observation; a Dict holds Boxes alone.
         action_space: Gymnasium's space of one simulator's action, a `policy_space`.
         own_action_space: what the environment itself acts in; None is ``action_space``.
-        masked: whether ``arrays`` has masks of the actions.
+        masked: whether ``arrays`` has action masks.
         lives: whether ``arrays`` tells when a life is lost.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""CartPole in tensors: thousands of carts on any device, and an example of a simulator in tensors."""
+"""CartPole in PyTorch: thousands of carts on any device, and an example of a simulator written in PyTorch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks of actions as a torchrl environment has them: the entry ``action_mask``."""
+"""Action masks as a torchrl environment has them: the entry ``action_mask``."""
 
 from __future__ import annotations
 

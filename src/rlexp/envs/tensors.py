@@ -1,4 +1,4 @@
-"""Simulators in tensors: a whole batch of them in a few torch operations, wherever the tensors live."""
+"""Simulators written in PyTorch: a whole batch of them in a few torch operations, wherever the tensors live."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def acting(
         group: the learners, each of whom has as many rows; noise is drawn for all of them.
 
     Raises:
-        UnsupportedError: it reads more than observations and masks of actions, or draws its noise itself, which
+        UnsupportedError: it reads more than observations and action masks, or draws its noise itself, which
             several learners cannot do.
     """
     parts = Parts.of(actor)

@@ -15,7 +15,7 @@ class BatchCollector(BaseCollector):
     """Batches from one environment for ever.
 
     Args:
-        env: the simulators, behind transforms.
+        env: the simulators, with transforms.
         actor: the policy.
         steps_per_batch: agent steps of one batch, all simulators together.
         device: where the batches go.

@@ -48,7 +48,7 @@ class DeviceCollector(BatchCollector):
     computed at each step; the rest is computed for a whole batch at once.
 
     Args:
-        env: a torchrl environment that is a batch by itself and resets single rows, behind transforms.
+        env: a torchrl environment that is a batch by itself and resets single rows, with transforms.
         actor: the policy.
         steps_per_batch: agent steps of one batch, all simulators together.
         device: where the environment, the actor and the batches are.
@@ -208,7 +208,7 @@ class DeviceTransforms:
         kept: those that batches hold as they are too (`PutRaw`).
         simulator_flags, flags: those of done, terminated and truncated that simulators give, and that batches hold.
         action_dtype: of the simulators' actions.
-        reward_dtype: of rewards behind the transforms.
+        reward_dtype: of rewards after the transforms.
         max_steps: the ``StepCounter``'s time limit; None where there is none.
         counts_steps: there is a ``StepCounter``.
         sums_rewards: there is a ``RewardSum``.
@@ -275,7 +275,7 @@ class DeviceTransforms:
         return entries
 
     def rewards(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """Rewards ``[..., 1]`` behind the transforms, and as they are where ``RewardSum`` adds them up."""
+        """Rewards ``[..., 1]`` after the transforms, and as they are where ``RewardSum`` adds them up."""
         reward = summed = raw
         for transform, functions in self._chain:
             if isinstance(transform, RewardSum):

@@ -65,7 +65,7 @@ class Parts:
         reading: the network, from an observation ``[..., *observation]`` to parameters, and the entries that it reads;
             a `RecurrentActor` reads and returns more.
         family: from parameters to actions.
-        masked: from the network's logits and the masks of the actions to the parameters; None without masks.
+        masked: from the network's logits and the action masks to the parameters; None without masks.
     """
 
     reading: Reading

@@ -42,7 +42,7 @@ class RolloutCollector(BatchCollector):
     ids are computed for a whole batch at once, and so are the log-probabilities, by the actor itself.
 
     Args:
-        env: an `ArrayEnv` behind transforms.
+        env: an `ArrayEnv` with transforms.
         actor: reads entries of the observation, writes ``action`` and its log-probability.
         steps_per_batch: agent steps of one batch, all simulators together.
         device: where the actor is and the batches go.
@@ -196,7 +196,7 @@ class ArrayTransforms:
 
     Attributes:
         entries: of an observation.
-        action_dtype, reward_dtype: behind the transforms.
+        action_dtype, reward_dtype: after the transforms.
         observes: there are running statistics, which are to know of raw observations.
         counts_steps: there is a ``StepCounter``.
         sums_rewards: there is a ``RewardSum``.
@@ -291,7 +291,7 @@ class ArrayTransforms:
         return apply
 
     def rewards(self, raw: Array) -> tuple[Array, Array]:
-        """Rewards ``[steps, num_envs]`` behind the transforms, and as they are where ``RewardSum`` adds them up."""
+        """Rewards ``[steps, num_envs]`` after the transforms, and as they are where ``RewardSum`` adds them up."""
         reward = summed = torch.from_numpy(raw)[..., None]
         for transform in self._rewards:
             if isinstance(transform, RewardSum):

@@ -42,7 +42,7 @@ class Parts:
 
     Attributes:
         device: where networks and batches are.
-        env: the training environment, behind its transforms.
+        env: the training environment, with its transforms.
         networks: actor and critic.
         evaluator: evaluates the policy.
         learner: improves the networks on a batch.

@@ -53,7 +53,7 @@ class Trainer:
             alone writes to the folder.
 
     Attributes:
-        env: the training environment, behind its transforms.
+        env: the training environment, with its transforms.
         networks: actor and critic.
         collector: yields batches ``[num_envs, steps]``.
         learner: improves the networks on a batch.

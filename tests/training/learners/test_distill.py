@@ -196,7 +196,7 @@ def states(trainer: Trainer) -> Sequence[torch.Tensor]:
         ),
         ("recurrent", [*ENTRIES, "policy=categorical"], "is recurrent: only a feed-forward policy"),
         ("skipping", [*ENTRIES, "policy=categorical"], "trained with env.frame_skip=2, and here it is 1"),
-        ("masked", ["env.id=choosing:Choosing-v0", "policy=categorical"], "masks of actions, and this .* none"),
+        ("masked", ["env.id=choosing:Choosing-v0", "policy=categorical"], "action masks, and this .* none"),
         ("stacking", [*PENDULUM, "policy=normal"], "CatFrames|depends on earlier steps"),
         (
             "pendulum",

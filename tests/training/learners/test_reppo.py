@@ -260,7 +260,7 @@ def test_the_critics_encoders_start_as_the_actors(tmp_path: Path) -> None:
     ("overrides", "key", "said"),
     [
         (["loss=reppo", "policy=normal"], "policy", "must be action_value"),
-        (["policy=action_value"], "policy", "loss=reppo alone trains"),
+        (["policy=action_value"], "policy", "only loss=reppo trains"),
         (["loss=reppo", "target_kl=0.1"], "target_kl", "use loss.max_kl"),
         (["loss=reppo", "cuda_graph=true"], "cuda_graph", "no meaning"),
         (["loss=reppo", "compile=true"], "compile", "no meaning"),

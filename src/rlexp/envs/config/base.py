@@ -46,7 +46,7 @@ class EnvConfig(Config):
         raise NotImplementedError
 
     def build(self, num_envs: int) -> TransformedEnv:
-        """The simulators behind the transforms, ready to be seeded.
+        """The simulators with the transforms, ready to be seeded.
 
         Raises:
             ConfigError: the simulator or a transform cannot be built with these settings.

@@ -33,7 +33,7 @@ class GymConfig(SimulatorConfig):
         backend: what steps the simulators: ``gymnasium``; ``mujoco``, MuJoCo's own batches for Gymnasium's MuJoCo
             tasks, equal bit for bit; ``envpool``, EnvPool's C++ threads for the tasks that it has; ``auto``, ``mujoco``
             for two simulators or more where it can, and ``gymnasium`` elsewhere.
-        action_mask: where masks of the actions come from (`rlexp.envs.actions.ActionMask`): ``auto``, the entry
+        action_mask: where action masks come from (`rlexp.envs.actions.ActionMask`): ``auto``, the entry
             ``action_mask`` of a Dict observation, if it has one; ``info``, that of ``info``; false, nowhere.
     """
 

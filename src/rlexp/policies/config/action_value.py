@@ -1,4 +1,4 @@
-"""Settings of the policy whose critic values actions."""
+"""Settings of the policy with an action-value critic."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ActionValueConfig(TanhNormalConfig):
-    """A squashed Gaussian, with a critic that values actions: `rlexp.policies.action_values.ActionValue`.
+    """A squashed Gaussian, with an action-value critic: `rlexp.policies.action_values.ActionValue`.
 
     Attributes:
         v_min: smallest value that the critic can give, in units of the rewards as the loss scales them.
@@ -37,7 +37,7 @@ class ActionValueConfig(TanhNormalConfig):
             yield Problem("v_max", f"must be above policy.v_min, {self.v_min:g}.", f"{self.v_max:g}")
         for name, unset in (("shared", False), ("critic_network", None)):
             if (value := getattr(self, name)) != unset:
-                yield Problem(name, "cannot be with a critic of actions, which has layers of its own.", str(value))
+                yield Problem(name, "cannot be with an action-value critic, which has layers of its own.", str(value))
 
     def build(self, env: EnvBase, device: torch.device) -> ActorCritic:
         """The actor, and a critic of its actions.

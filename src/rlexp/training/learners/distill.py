@@ -110,7 +110,7 @@ class Teacher:
                 yield self._problem(f"reads {key} {list(shape)}, and this environment observes {shown}.")
         if policy.masked != (ACTION_MASK in env.base_env.observation_spec_unbatched):
             which = ("", "none") if policy.masked else ("no ", "them")
-            yield self._problem("reads {}masks of actions, and this environment has {}.".format(*which))
+            yield self._problem("reads {}action masks, and this environment has {}.".format(*which))
         skip, own = agent.experiment.env.frame_skip, config.env.frame_skip
         if skip != own:
             yield self._problem(f"was trained with env.frame_skip={skip}, and here it is {own}.")
