@@ -149,7 +149,8 @@ class Trainer:
             What ``summary.json`` holds: status, frames, seconds, final and best evaluation.
 
         Raises:
-            TrainingError: an observation, reward, loss or gradient is not finite.
+            TrainingError: an observation, reward, loss or gradient is not finite, or an evaluation episode never ends.
+            SimulatorError, WorkerError, GroupError: a simulator, a worker or another learner has failed.
             CheckError: ``checks`` is on, and the checkpoint does not hold the agent.
             Stopped: a signal came; the run is saved.
         """
