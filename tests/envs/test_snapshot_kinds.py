@@ -197,7 +197,7 @@ def test_a_function_that_another_one_replaced_is_refused() -> None:
     state = get_state(env)
     other = Base()
     other.shape = sum
-    with pytest.raises(StateUnavailableError, match=r"Base\.shape is another function"):
+    with pytest.raises(StateUnavailableError, match=r"Base\.shape is a different function"):
         check_state(other, state)
 
 
