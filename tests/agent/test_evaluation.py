@@ -208,6 +208,26 @@ def test_a_video_of_an_earlier_evaluation_does_not_count_as_written(tmp_path: Pa
     env.check()
 
 
+@pytest.mark.usefixtures("egl")
+@pytest.mark.parametrize("task", ["HalfCheetah-v5", "Ant-v5"])
+def test_the_camera_follows_a_robot_and_is_what_it_was_afterwards(task: str, tmp_path: Path) -> None:
+    simulator = gymnasium.make(task, render_mode="rgb_array", max_episode_steps=3)
+    robot: Any = simulator.unwrapped
+    env = EpisodeRecorder(simulator, tmp_path / "first.mp4")
+    env.reset(seed=0)
+    before = robot.mujoco_renderer.camera_id
+    ended = False
+    while not ended:
+        robot.data.qpos[0] += 10
+        ended = env.step(env.action_space.sample())[3]
+    assert robot.mujoco_renderer.camera_id == before
+    env.close()
+    _, frames = frames_of(tmp_path / "first.mp4")
+    robots = [(frame[..., 0].astype(int) - frame[..., 2] > 40).mean() for frame in frames]  # orange, on a green floor
+    assert len(robots) == 4
+    assert min(robots) > 0.005
+
+
 def test_a_recording_needs_images(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="no render mode rgb_array"):
         EpisodeRecorder(gymnasium.make("InvertedDoublePendulum-v5"), tmp_path / "first.mp4")

@@ -91,7 +91,8 @@ class EpisodeRecorder(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def _frame(self) -> npt.NDArray[np.uint8]:
         try:
-            return np.ascontiguousarray(self.env.render(), dtype=np.uint8)
+            with _tracking(self.env):
+                return np.ascontiguousarray(self.env.render(), dtype=np.uint8)
         except Exception as error:
             raise VideoError(f"this environment cannot be rendered here: {error}. {HEADLESS}") from error
 
@@ -120,6 +121,28 @@ class EpisodeRecorder(gymnasium.Wrapper[Any, Any, Any, Any]):
         if self._aside is not None:
             self._aside.cleanup()
         super().close()
+
+
+@contextmanager
+def _tracking(env: gymnasium.Env[Any, Any]) -> Iterator[None]:
+    """Draw with the camera that follows a MuJoCo robot; Gymnasium 1.4 has one that stays where the episode began.
+
+    Restored afterwards, since images may be observed as well. A camera of the user's choice is left alone.
+    """
+    renderer = getattr(env.unwrapped, "mujoco_renderer", None)
+    chosen = {"camera_id", "camera_name", "default_camera_config"} & (env.spec.kwargs.keys() if env.spec else set())
+    if renderer is None or chosen:
+        yield
+        return
+    import mujoco
+
+    before, camera = renderer.camera_id, mujoco.mjtObj.mjOBJ_CAMERA
+    if before == -1:  # where a model has no such camera, its number is -1 as well
+        renderer.camera_id = mujoco.mj_name2id(renderer.model, camera, "track")
+    try:
+        yield
+    finally:
+        renderer.camera_id = before
 
 
 def rendering(spec: EnvConfig) -> EnvConfig:
