@@ -13,7 +13,7 @@ from torchrl.modules import IndependentNormal, ProbabilisticActor, TanhNormal
 
 from rlexp import Trainer, load_config
 from rlexp.experiment import ExperimentConfig
-from rlexp.losses.config import MinibatchLossConfig
+from rlexp.losses import MinibatchLossConfig
 from rlexp.policies import ActorCritic
 from rlexp.policies.recurrent import STATE, RecurrentActor, recurrent_network
 from rlexp.training.learners import PPOLearner

@@ -9,7 +9,7 @@ import pytest
 from agents import minibatch_loss, networks
 from torchrl.objectives import A2CLoss, ClipPPOLoss
 
-from rlexp.losses.config import Annealed
+from rlexp.losses.config.base import Annealed
 from rlexp.losses.kl_penalty import KLPenaltyLoss
 
 

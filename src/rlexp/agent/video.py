@@ -33,9 +33,6 @@ class EpisodeRecorder(gymnasium.Wrapper[Any, Any, Any, Any]):
         env: made with ``render_mode="rgb_array"``.
         path: the file; appears when the episode has ended, and replaces an existing one.
 
-    Attributes:
-        done: whether the file has been written.
-
     Raises:
         VideoError: rendering or the encoder is missing.
     """
@@ -52,21 +49,21 @@ class EpisodeRecorder(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._path = path
         self._aside: TemporaryDirectory[str] | None = None
         self._writer: Any = None
-        self._stepped = self.done = False
+        self._stepped = self._done = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset; the first one starts the recording, and one after a step ends it: a transform's time limit was up."""
-        if self._stepped and not self.done:
+        if self._stepped and not self._done:
             self._finish()
         observation, info = self.env.reset(seed=seed, options=options)
-        if not self.done:
+        if not self._done:
             self._record()
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Step; the end of the first episode ends the recording."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        if not self.done:
+        if not self._done:
             self._record()
             self._stepped = True
             if terminated or truncated:
@@ -101,7 +98,7 @@ class EpisodeRecorder(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._writer.close()
         Path(self._aside.name, self._path.name).replace(self._path)
         self._aside.cleanup()
-        self.done = True
+        self._done = True
 
     def check(self) -> None:
         """Refuse to go on without the file.
@@ -109,14 +106,14 @@ class EpisodeRecorder(gymnasium.Wrapper[Any, Any, Any, Any]):
         Raises:
             VideoError: it has not been written: the environment did not reset its simulator after the episode.
         """
-        if not self.done:
+        if not self._done:
             raise VideoError(
                 f"{self._path} was not written: the environment did not reset its simulator after the episode."
             )
 
     def close(self) -> None:
         """Close the environment; the video of an unfinished episode is removed."""
-        if self._writer is not None and not self.done:
+        if self._writer is not None and not self._done:
             self._writer.close()
         if self._aside is not None:
             self._aside.cleanup()
@@ -129,20 +126,19 @@ def _tracking(env: gymnasium.Env[Any, Any]) -> Iterator[None]:
 
     Restored afterwards, since images may be observed as well. A camera of the user's choice is left alone.
     """
-    renderer = getattr(env.unwrapped, "mujoco_renderer", None)
+    renderer: Any = getattr(env.unwrapped, "mujoco_renderer", None)
     chosen = {"camera_id", "camera_name", "default_camera_config"} & (env.spec.kwargs.keys() if env.spec else set())
-    if renderer is None or chosen:
+    if chosen or getattr(renderer, "camera_id", None) != -1:  # None: no MuJoCo, or another renderer
         yield
         return
     import mujoco
 
-    before, camera = renderer.camera_id, mujoco.mjtObj.mjOBJ_CAMERA
-    if before == -1:  # where a model has no such camera, its number is -1 as well
-        renderer.camera_id = mujoco.mj_name2id(renderer.model, camera, "track")
+    # -1 where the model has no such camera.
+    renderer.camera_id = mujoco.mj_name2id(renderer.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
     try:
         yield
     finally:
-        renderer.camera_id = before
+        renderer.camera_id = -1
 
 
 def rendering(spec: EnvConfig) -> EnvConfig:

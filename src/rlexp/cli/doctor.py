@@ -33,9 +33,9 @@ rlexp-doctor: what this machine offers to an experiment, and what is missing.
 usage: rlexp-doctor [group=option ...] [key=value ...] [--config-dir DIR]
 
 Takes settings as rlexp-train does; without any, it examines the default experiment. DIR is a folder of your own
-options. Shows versions, the device, whether
-MuJoCo can render, whether W&B is logged in, the free disk space, what the experiment lacks (its environment is built
-and closed again), and what each extra adds. Trains nothing, and needs no internet connection.
+options. Shows versions, the device, whether MuJoCo can render, whether W&B is logged in, the free disk space, what the
+experiment lacks (its environment is built and closed again), and what each extra adds. Trains nothing, and needs no
+internet connection.
 
 Exit code 0: the experiment can run here. 1: it cannot; lines that begin with FAIL say why, with the remedy.
 2: the arguments are wrong.

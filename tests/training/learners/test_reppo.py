@@ -243,7 +243,7 @@ def test_a_warm_start_needs_a_critic_of_the_same_range(tmp_path: Path) -> None:
     trainer.close()
     _, other = trainer_of(tmp_path / "other", "policy.v_max=200")
     learner.warm_start(learner.state_dict())
-    with pytest.raises(RuntimeError, match=r"policy.v_min=-20 and policy.v_max=20"):
+    with pytest.raises(RuntimeError, match=r"= \[-20.0, 20.0\], and this run's \[-20.0, 200.0\]"):
         other.warm_start(learner.state_dict())
 
 

@@ -210,9 +210,9 @@ class REPPOLearner:
         Raises:
             RuntimeError: its critic's values mean something else, by their range or the scale of the rewards.
         """
-        own, other = [self.critic.bins.low, self.critic.bins.high], state.get("range")
-        if other is not None and list(other) != own:
-            raise RuntimeError("its critic has policy.v_min={:g} and policy.v_max={:g}".format(*other))
+        own = [self.critic.bins.low, self.critic.bins.high]
+        if (other := state.get("range", own)) != own:
+            raise RuntimeError(f"its critic has [policy.v_min, policy.v_max] = {other!r:.80}, and this run's {own}")
         take_norms(self.reward_norm, None, state)
 
     def begin_episodes(self) -> None:
