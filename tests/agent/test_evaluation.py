@@ -210,7 +210,10 @@ def test_a_video_of_an_earlier_evaluation_does_not_count_as_written(tmp_path: Pa
 
 @pytest.mark.usefixtures("egl")
 @pytest.mark.parametrize("task", ["HalfCheetah-v5", "Ant-v5"])
-def test_the_camera_follows_a_robot_and_is_what_it_was_afterwards(task: str, tmp_path: Path) -> None:
+def test_the_camera_follows_a_robot_and_is_what_it_was_afterwards(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "egl")
     simulator = gymnasium.make(task, render_mode="rgb_array", max_episode_steps=3)
     robot: Any = simulator.unwrapped
     env = EpisodeRecorder(simulator, tmp_path / "first.mp4")
