@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import time
@@ -21,6 +22,7 @@ from commands import TINY, complete, launch, rows_of, run_command
 from omegaconf import OmegaConf
 
 from rlexp.cli.report import report as report_command
+from rlexp.cli.sweep import kept_settings
 from rlexp.cli.train import train
 from rlexp.config import ConfigError, Sources, load_hydra
 from rlexp.machine import usable_cpus
@@ -97,6 +99,42 @@ def test_one_job_that_raises(
     assert [job.status for job in run_jobs(sweep, SweepDir(sweep).plan().jobs)] == ["completed"] * 3
     assert [row["error"] for row in index(sweep)] == [""] * 3
     assert (sweep / "0" / "metrics.jsonl").stat().st_mtime_ns == kept
+
+
+def test_the_printed_command_says_again_what_the_folder_may_not_decide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "boom.py").write_text(BOOM)
+    monkeypatch.chdir(tmp_path)
+    hydra = ["hydra.sweep.dir=a sweep", "launcher=basic", "hydra.job.name=mine"]
+    assert train(["--multirun", *FAILING, "seed=1", *hydra]) == 1
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1].partition("with: ")[2])
+    resume = "sweep.resume=a sweep"
+    assert command == ["rlexp-train", "--multirun", resume, "hydra.job.name=mine", "trust=[boom]"]
+    # Whether the jobs are given again or not: the folder may come from anyone.
+    for others in (["trust=[boom]"], [*FAILING, "seed=1"]):
+        with pytest.raises(ConfigError, match=r"job\.name=mine(.|\n)*may not decide"):
+            train(["--multirun", resume, *others])
+
+    (tmp_path / "mended").touch()
+    assert train(command[1:]) == 0
+    assert "report on all of them: rlexp-report 'a sweep'\n" in capsys.readouterr().out
+    assert SweepDir("a sweep").plan().hydra == hydra
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ([], ["launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.launcher.verbose=1"]),
+        (["hydra.launcher.n_jobs=3"], ["launcher=joblib", "hydra.launcher.verbose=1"]),
+        (["launcher=joblib"], ["hydra.launcher.n_jobs=2", "hydra.launcher.verbose=1"]),
+        (["launcher=ray"], []),
+    ],
+)
+def test_a_resumed_sweep_keeps_the_launchers_settings_that_are_not_given_again(
+    given: list[str], kept: list[str]
+) -> None:
+    assert kept_settings(["launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.launcher.verbose=1"], given) == kept
 
 
 def test_fail_fast_leaves_the_rest_and_the_report_lists_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,31 +90,54 @@ def sweep(overrides: Sequence[str], sources: Sources) -> int:
     else:
         folder = Path(settings.resume)
         plan = _plan("sweep.resume", SweepDir(folder))
+        kept = kept_settings(plan.hydra, hydra)
+        check_hydra(kept, trust)
         if task:
             import_from_here()
             jobs = list(expand_sweeps(task, sources))
         else:
-            check_plan(plan, [] if hydra else plan.hydra, sources, trust)
+            check_plan(plan, sources, trust)
             jobs, sources = plan.jobs, plan.sources
             if trust:
                 import_from_here()
             _check_jobs(plan, trust)
-        hydra = hydra or plan.hydra
+        hydra = [*kept, *hydra]
     sources = _absolute(sources)
     try:
         ended = run_jobs(folder, jobs, hydra=hydra, sources=sources, fail_fast=settings.fail_fast)
     except Stopped as stopped:
-        print(f"{stopped}; the sweep is saved. Resume it with: {_again(folder, jobs, sources)}")
+        print(f"{stopped}; the sweep is saved. Resume it with: {_again(folder, SweepPlan(jobs, hydra, sources))}")
         return stopped.exit_code
-    return _conclude(ended, folder, sources)
+    return _conclude(ended, folder, SweepPlan(jobs, hydra, sources))
 
 
-def _again(folder: Path, jobs: Iterable[Sequence[str]], sources: Sources) -> str:
+def _again(folder: Path, plan: SweepPlan) -> str:
     """The command that resumes a sweep: it says again what the plan in the folder may not decide."""
+    sources = plan.sources
     flags = {"--config-dir": sources.config_dir, "--config-path": sources.config_path}
     given = [word for flag, path in flags.items() if path is not None for word in (flag, path)]
-    trust = trust_argument({"jobs": [load(overrides, sources).values for overrides in jobs]})
-    return shlex.join([_NAME, "--multirun", *given, f"sweep.resume={folder}", *trust])
+    trust = trust_argument({"jobs": [load(overrides, sources).values for overrides in plan.jobs]})
+    hydra = [text for text in plan.hydra if not _may_decide(text)]
+    return shlex.join([_NAME, "--multirun", *given, f"sweep.resume={folder}", *hydra, *trust])
+
+
+def kept_settings(saved: Sequence[str], given: Sequence[str]) -> list[str]:
+    """The saved settings of Hydra that a resumed sweep keeps: all but those given again and another launcher's."""
+    again = {_key(text): text for text in given}
+    launcher = again.get("launcher")
+    other = launcher is not None and launcher.lstrip("+") not in [text.lstrip("+") for text in saved]
+    return [t for t in saved if _key(t) not in again and not (other and _key(t).startswith("hydra.launcher."))]
+
+
+def _key(text: str) -> str:
+    return text.lstrip("+~").partition("=")[0]
+
+
+def _may_decide(text: str) -> bool:
+    """Whether the plan in a folder may decide a setting of Hydra: which launcher, its numbers, and the folder."""
+    key, value = _key(text), text.partition("=")[2]
+    number = key.startswith("hydra.launcher.") and value.isdecimal()
+    return number or (key == "launcher" and value in groups()["launcher"]) or key == "hydra.sweep.dir"
 
 
 def _plan(key: str, sweep: SweepDir) -> SweepPlan:
@@ -127,12 +150,27 @@ def _plan(key: str, sweep: SweepDir) -> SweepPlan:
         raise ConfigError([Problem(key, f"sweep.json is damaged: {error!r:.200}", str(sweep.path))]) from error
 
 
-def check_plan(plan: SweepPlan, hydra: Sequence[str], given: Sources, trust: Sequence[str]) -> None:
-    """Refuse what a plan in a folder may not decide: where configs come from, and what the launcher runs.
+def check_hydra(saved: Sequence[str], trust: Sequence[str]) -> None:
+    """Refuse settings of Hydra which the plan in a folder may not decide: they say what the launcher runs.
+
+    Args:
+        saved: the plan's, as far as they are to be used.
+        trust: packages that the user trusts.
+
+    Raises:
+        ConfigError: with every such setting.
+    """
+    message = "is a setting of Hydra, which a plan may not decide: if it is yours, give it again."
+    problems = [Problem(text, message) for text in saved if not _may_decide(text)]
+    if problems and "hydra" not in trust:
+        raise ConfigError(problems)
+
+
+def check_plan(plan: SweepPlan, given: Sources, trust: Sequence[str]) -> None:
+    """Refuse what the plan in a folder may not decide: where configs come from.
 
     Args:
         plan: of the folder.
-        hydra: its settings of Hydra that are to be used.
         given: where configs come from on this command line.
         trust: packages that the user trusts.
 
@@ -148,13 +186,6 @@ def check_plan(plan: SweepPlan, hydra: Sequence[str], given: Sources, trust: Seq
         if saved is not None and saved != again:
             message = "is the sweep's folder of options, which its plan may not choose: if it is yours, give it again."
             problems.append(Problem(f"{flag} {saved}", message))
-    known = groups()["launcher"]
-    for text in hydra:
-        key, _, value = text.lstrip("+").partition("=")
-        number = key.startswith("hydra.launcher.") and value.isdecimal()
-        if not (number or (key == "launcher" and value in known) or key == "hydra.sweep.dir"):
-            message = "is a setting of Hydra, which a plan may not decide: if it is yours, give it again."
-            problems.append(Problem(text, message))
     problems += [
         Problem(text, "is a setting of Hydra, which a plan may not decide.")
         for text in sorted({text for job in plan.jobs for text in job})
@@ -170,7 +201,7 @@ def _check_jobs(plan: SweepPlan, trust: Sequence[str]) -> None:
         check_config(load(overrides, plan.sources), trust)
 
 
-def _conclude(jobs: Sequence[Job], folder: Path, sources: Sources) -> int:
+def _conclude(jobs: Sequence[Job], folder: Path, plan: SweepPlan) -> int:
     failed = [job for job in jobs if job.status == FAILED]
     left = [job for job in jobs if job.status not in (COMPLETED, FAILED)]
     common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
@@ -180,9 +211,9 @@ def _conclude(jobs: Sequence[Job], folder: Path, sources: Sources) -> int:
         print(f"Traceback in {job.path / 'train.log'}", file=sys.stderr)
     print(f"{len(jobs) - len(failed) - len(left)} of {len(jobs)} jobs are complete; index in {folder / 'sweep.csv'}")
     if failed or left:
-        print(f"resume the others with: {_again(folder, (job.overrides for job in jobs), sources)}")
+        print(f"resume the others with: {_again(folder, plan)}")
         return Exit.FAILED
-    print(f"report on all of them: rlexp-report {folder}")
+    print(f"report on all of them: {shlex.join(['rlexp-report', str(folder)])}")
     return Exit.DONE
 
 
