@@ -8,7 +8,7 @@ import signal
 import time
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import optuna
@@ -21,12 +21,12 @@ from optuna.trial import FrozenTrial
 
 from rlexp import load_config
 from rlexp.cli.search import _plan_of, search
-from rlexp.config import ConfigError
+from rlexp.config import ConfigError, option_text
 from rlexp.experiment import ExperimentConfig
 from rlexp.report import load_runs
 from rlexp.runs.rundir import RunDir
 from rlexp.search.config import SearchConfig, TaskConfig
-from rlexp.search.confirmation import chosen, confirm, confirmed
+from rlexp.search.confirmation import chosen, confirm, confirmed, confirmed_before
 from rlexp.search.folder import SearchDir, SearchPlan
 from rlexp.search.protocol import protocol
 
@@ -203,6 +203,20 @@ def test_a_trial_that_fails_on_a_fresh_seed_does_not_win(tmp_path: Path, monkeyp
     assert first.score.high == pytest.approx(4.5)
     assert "ValueError: diverged" in protocol(plan, study.trials, [first, second, failed], first.trial)
 
+    for value, lr in ((9.0, 2e-3), (8.0, 3e-3)):  # of an extension, which ends below the earlier ones
+        RETURNS[lr] = {"a": [0.0, 0.0], "b": [0.0, 0.0]}
+        study.enqueue_trial({"optim.lr": lr})
+        trial = study.ask()
+        trial.suggest_float("optim.lr", 1e-5, 1.0)
+        study.tell(trial, value)
+    confirm(folder, plan, chosen(study.trials, plan), lambda: None)
+    before = confirmed_before(folder, plan, study.trials)
+    assert [trial.number for trial in before] == [2, 3]
+    found = confirmed(folder, plan, [*chosen(study.trials, plan), *before])
+    assert [one.trial.number for one in found] == [2, 3, 4, 5, 1], "what was trained again stays in"
+    text = protocol(plan, study.trials, found, found[0].trial)
+    assert "the best 3 and 2 that were so before the search was extended on seeds" in text
+
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
@@ -245,3 +259,24 @@ def test_a_search_of_an_earlier_version_goes_on_as_it_was(tmp_path: Path) -> Non
     plan = _plan_of(SearchDir(tmp_path), ["search.workers=2"], None)
     assert (list(plan.settings.screening_seeds), plan.settings.confirm, plan.settings.workers) == ([0, 1, 2], 0, 2)
     assert list(plan.settings.scored_on) == [""]
+    # The command that resumes it next names neither again.
+    assert _plan_of(SearchDir(tmp_path), ["search.trials=9"], None).settings.workers == 2
+    assert _plan_of(SearchDir(tmp_path), [], None).settings.trials == 9
+
+
+def test_a_folder_of_options_may_have_moved(tmp_path: Path) -> None:
+    (old := tmp_path / "old").mkdir()
+    (tmp_path / "mine.yaml").write_text("# @package _global_\nloss: {gamma: 0.9}\n")
+    values = yaml.safe_load(option_text("search/ppo"))
+    folder = SearchDir(tmp_path)
+    plan = SearchPlan(["experiment=mine"], cast("SearchConfig", None), str(old))
+    folder.write_plan(plan, values)
+    with pytest.raises(ConfigError, match="give it again"):
+        _plan_of(folder, [], None)
+    (tmp_path / "new" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine.yaml").rename(tmp_path / "new" / "experiment" / "mine.yaml")
+    assert _plan_of(folder, [], str(tmp_path / "new")).config_dir == str(tmp_path / "new")
+    assert folder.read_plan()["config_dir"] == str(tmp_path / "new")
+    folder.write_plan(SearchPlan([], cast("SearchConfig", None), None), values)
+    with pytest.raises(ConfigError, match="none that the search was started with"):
+        _plan_of(folder, [], str(tmp_path / "new"))

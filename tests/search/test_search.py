@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -265,6 +266,38 @@ def test_any_value_is_the_same_on_the_command_line(value: Any) -> None:
     assume(not isinstance(value, str) or not value.startswith(("[", "{")))  # those are lists and mappings in a study
     (override,) = overrides_of({"key": stored})
     assert OverridesParser.create().parse_override(override).value() == value
+
+
+def test_a_winner_never_takes_an_earlier_ones_place(tmp_path: Path) -> None:
+    own = tmp_path / "own" / "experiment"
+    own.mkdir(parents=True)
+    (own / "best.yaml").write_text("# @package _global_\nloss: {gamma: 0.9}\n")
+    scores = optuna.create_study(direction="maximize")
+    trial = scores.ask()
+    trial.suggest_categorical("num_epochs", [3])
+    scores.tell(trial, 1.0)
+    settings = SimpleNamespace(confirm=0, first_seed=100, scored_on={"": TaskConfig(overrides=[])})
+    plan = SearchPlan(["experiment=best"], cast("SearchConfig", settings), str(own.parent))
+    folder = SearchDir(tmp_path / "found")
+    folder.path.mkdir()
+    folder.write_results(scores, plan)
+    for number in (2, 3):
+        _, (copy,) = folder.commands(plan, scores.best_trial)
+        assert copy == f"copy {folder.best} to {own / f'best_{number}.yaml'}"
+        shutil.copy(folder.best, own / f"best_{number}.yaml")
+        preset = load_config([f"experiment=best_{number}"], str(own.parent))
+        assert (preset.loss.gamma, preset.num_epochs) == (0.9, 3)
+
+
+def test_a_damaged_study_is_named(tmp_path: Path) -> None:
+    study = open_study(SearchDir(tmp_path), SETTINGS)
+    study.tell(study.ask(), 1.0)
+    for line in (b"\xff\xfe\n", b"not a number\n", b'{"op_code":4}\n'):
+        whole = (tmp_path / "study.log").read_bytes()
+        (tmp_path / "study.log").write_bytes(whole + line)
+        with pytest.raises(ConfigError, match=r"study\.log(.|\n)*is damaged"):
+            open_study(SearchDir(tmp_path), SETTINGS)
+        (tmp_path / "study.log").write_bytes(whole)
 
 
 def test_a_preset_stands_on_the_one_that_was_searched(tmp_path: Path) -> None:

@@ -165,9 +165,12 @@ def _plan_of(folder: SearchDir, overrides: Sequence[str], config_dir: str | None
             raise TypeError("an override is no text")
     except (Exception, RecursionError) as error:  # whatever a damaged or hostile file leads to
         raise ConfigError([Problem("resume", f"search.yaml is damaged: {error!r:.200}", str(folder.path))]) from error
-    if options is not None and options != (config_dir and str(Path(config_dir).resolve())):
+    if options is not None and config_dir is None:
         message = "is the search's folder of options, which its plan may not choose: if it is yours, give it again."
         raise ConfigError([Problem(f"--config-dir {options}", message)])
+    if options is None and config_dir is not None:
+        raise ConfigError([Problem(f"--config-dir {config_dir}", "is none that the search was started with.")])
+    options = config_dir and str(Path(config_dir).resolve())  # the user's own word, wherever it was before
     for text in overrides:
         key, _, value = text.partition("=")
         values[key.removeprefix("search.")] = _number(text, value)
@@ -178,7 +181,10 @@ def _plan_of(folder: SearchDir, overrides: Sequence[str], config_dir: str | None
             raise ConfigError([Problem(text, "is a setting of Hydra, which a plan may not decide.") for text in found])
         return check_config(load(texts, Sources(options)), trust).to_dict()
 
-    return SearchPlan(common, read_search(values, experiment, trust), options, command)
+    plan = SearchPlan(common, read_search(values, experiment, trust), options, command)
+    with folder.alone():  # for the command that resumes it next, and for other machines that take part
+        folder.write_plan(plan, values)
+    return plan
 
 
 def _number(text: str, value: str) -> Any:

@@ -121,7 +121,8 @@ def open_command(composed: Composed, overrides: Sequence[str]) -> Start:
         raise ConfigError([Problem("resume", message, "auto")])
     folder = Path(composed.run_dir)
     if named and resume not in (None, "auto") and not str(resume).startswith(_WANDB):
-        message = "has no meaning with resume=FOLDER, which goes on in that folder. Copy it and resume the copy."
+        message = "has no meaning with resume=FOLDER, which goes on in that folder. "
+        message += f"A run of its own begins with the weights of that one: warm_start={resume}."
         raise ConfigError([Problem("hydra.run.dir", message, composed.run_dir)])
     if str(resume).startswith(_WANDB):
         from rlexp.loggers.wandb_artifact import download_run

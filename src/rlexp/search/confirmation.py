@@ -55,6 +55,13 @@ def chosen(trials: Sequence[FrozenTrial], plan: SearchPlan) -> list[FrozenTrial]
     return sorted(completed, key=lambda trial: (-(trial.value or 0.0), trial.number))[: plan.settings.confirm]
 
 
+def confirmed_before(folder: SearchDir, plan: SearchPlan, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials that are no longer `chosen`, and were trained again before the search was extended."""
+    now = {trial.number for trial in chosen(trials, plan)}
+    completed = [trial for trial in trials if state_of(trial) == "completed" and trial.number not in now]
+    return [trial for trial in completed if all(_ended(path) for path, _ in _runs(folder, plan, [trial]))]
+
+
 def confirm(folder: SearchDir, plan: SearchPlan, trials: Sequence[FrozenTrial], go_on: Callable[[], None]) -> None:
     """Train trials on the fresh seeds, until every run has ended; several processes share them as they do the trials.
 

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,7 +169,10 @@ class SearchDir:
             for task in plan.settings.scored_on.values()
         ]
         if plan.config_dir is not None:
-            return fresh, [f"copy {self.best} to {plan.config_dir}/experiment/best.yaml"]
+            # Under a name of its own: the search may have begun with an earlier one's winner.
+            names = (f"best{'' if number == 1 else f'_{number}'}.yaml" for number in count(1))
+            unused = next(path for name in names if not (path := Path(plan.config_dir, "experiment", name)).exists())
+            return fresh, [f"copy {self.best} to {unused}"]
         conf = str(self.best.parents[1])
         presets = []
         for task in plan.settings.scored_on.values():

@@ -52,7 +52,10 @@ def _design(plan: SearchPlan, trials: Sequence[FrozenTrial], confirmed: Sequence
     counts = Counter(state_of(trial) for trial in trials)
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
     pruning = f"after {settings.startup} trials, from {settings.warmup:.0%} of a run" if settings.prune else "none"
-    again = f"the best {len(confirmed)} on seeds {_seeds(settings.fresh_seeds)}" if confirmed else NONE
+    before = len(confirmed) - settings.confirm
+    earlier = f" and {before} that were so before the search was extended" if before > 0 else ""
+    best = f"the best {min(len(confirmed), settings.confirm)}{earlier}"
+    again = f"{best} on seeds {_seeds(settings.fresh_seeds)}" if confirmed else NONE
     lines = [
         f"- Score: mean over tasks and seeds of {scale}, of the final evaluation's mean return.",
         f"- Screening: {len(trials)} trials ({states}) on seeds {_seeds(settings.screening_seeds)}.",

@@ -19,7 +19,7 @@ from rlexp.machine import cores, usable_cpus
 from rlexp.runs.errors import CheckpointError
 from rlexp.runs.session import console_logging
 from rlexp.runs.stops import STOPS, Stopped
-from rlexp.search.confirmation import Confirmed, chosen, confirm, confirmed
+from rlexp.search.confirmation import Confirmed, chosen, confirm, confirmed, confirmed_before
 from rlexp.search.figures import draw
 from rlexp.search.folder import SearchDir, SearchPlan, best_of
 from rlexp.search.protocol import protocol
@@ -62,12 +62,13 @@ def search(folder: SearchDir, plan: SearchPlan) -> Outcome:
     with folder.alone():
         for name, png in draw(study).items():
             (folder.plots / f"{name}.png").write_bytes(png)
-    found = confirmed(folder, plan, chosen(study.trials, plan))
+    trials = study.trials
+    found = confirmed(folder, plan, [*chosen(trials, plan), *confirmed_before(folder, plan, trials)])
     winner = best_of(study)
     if plan.settings.confirm:
         winner = next((one.trial for one in found if one.score is not None), None)
     if winner is not None:
-        folder.write_winner(plan, winner, protocol(plan, study.trials, found, winner))
+        folder.write_winner(plan, winner, protocol(plan, trials, found, winner))
     return Outcome(study, found, winner)
 
 

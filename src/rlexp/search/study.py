@@ -90,14 +90,18 @@ def open_study(folder: SearchDir, settings: SearchConfig) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # Steps are frames, counted over all runs of a trial; `Pruning` applies the warm-up, within each run.
     pruner = optuna.pruners.MedianPruner(n_startup_trials=settings.startup) if settings.prune else None
-    study = optuna.create_study(
-        storage=_storage(folder),
-        study_name="search",
-        direction="maximize",
-        pruner=pruner or optuna.pruners.NopPruner(),
-        load_if_exists=True,
-    )
-    for trial in study.get_trials(deepcopy=False):
+    try:
+        study = optuna.create_study(
+            storage=_storage(folder),
+            study_name="search",
+            direction="maximize",
+            pruner=pruner or optuna.pruners.NopPruner(),
+            load_if_exists=True,
+        )
+        trials = study.get_trials(deepcopy=False)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # what a damaged or hostile journal leads to
+        raise ConfigError([Problem("resume", f"is damaged: {error!r:.200}", str(folder.journal))]) from error
+    for trial in trials:
         for key, value in trial.params.items():
             if key not in settings.space or not settings.space[key].allows(value):
                 message = f"trial {trial.number} of its study has a value that is none of the search's: it is damaged."
