@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -378,8 +378,13 @@ def own_packages(values: Mapping[str, Any]) -> set[str]:
 
 def trust_argument(values: Mapping[str, Any]) -> list[str]:
     """What a command that reads these values from a run's folder has to be given: ``trust=[...]``, or nothing."""
-    packages = sorted(own_packages(values))
-    return [f"trust=[{','.join(packages)}]"] if packages else []
+    return trusting(own_packages(values))
+
+
+def trusting(packages: Iterable[str]) -> list[str]:
+    """The setting that trusts these packages; nothing where there are none."""
+    names = ",".join(sorted({*packages}))
+    return [f"trust=[{names}]"] if names else []
 
 
 def sweep_settings(composed: Composed) -> SweepConfig:

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import yaml
+
 _LONGEST_SHARED = 2**24  # bytes
 _MOUNTS = Path("/proc/self/mounts")
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -136,6 +138,25 @@ def locks_are_local(path: Path) -> bool:
         options[Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), point))] = given
     given = next((options[folder] for folder in (path, *path.parents) if folder in options), "")
     return not _LOCAL_LOCKS.isdisjoint(given.split(","))
+
+
+def read_yaml(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+    """The plain values of a YAML file that may be anyone's.
+
+    Aliases are refused: a few lines of them stand for gigabytes.
+
+    Raises:
+        OSError, ValueError: as `read_shared`.
+        yaml.YAMLError: it is no YAML, or has an alias.
+    """
+
+    class Plain(loader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError(f"{path.name} holds an alias, which rlexp never writes")
+            return super().compose_node(parent, index)
+
+    return yaml.load(read_shared(path), Plain)
 
 
 def read_shared(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,18 @@ def test_onnx_file_earns_the_evaluation_in_plain_gymnasium(tiny_run: Path, tmp_p
     actions = session.run(["action"], {"observation": far})[0]
     assert actions.shape == (5, 1)
     assert np.all(np.abs(actions) <= 1)
+
+
+def test_nothing_is_exported_through_a_link(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "out").mkdir()
+    for kind in ("onnx", "pt2"):
+        (tmp_path / "out" / f".policy.{kind}.{os.getpid()}.tmp.pt2").symlink_to(victim)
+    monkeypatch.setattr("rlexp.agent.export.CHECKED", 10)
+    export_policy(Agent(tiny_run), "torch", tmp_path / "out" / "policy.pt2")
+    assert victim.read_text() == "precious"
+    assert "policy.pt2" in {path.name for path in (tmp_path / "out").iterdir()}
 
 
 def test_torch_file_needs_nothing_but_torch(tiny_run: Path, tmp_path: Path) -> None:

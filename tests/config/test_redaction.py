@@ -127,6 +127,14 @@ def test_what_looks_like_a_key_is_hidden_wherever_it_stands(key: str) -> None:
     assert redact({"hidden_token": key}) == {"hidden_token": REDACTED}
 
 
+@pytest.mark.parametrize("name", ["WANDB_API_KEY", "GH_PAT", "DB_PASS", "API_KEYS", "SENTRY_DSN", "MY_PASSPHRASE"])
+def test_a_secret_of_the_environment_is_hidden_wherever_it_stands(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "tok-123456789")
+    assert redact({"tok-123456789": [{"a tok-123456789": "tok-123456789"}]}) == {
+        REDACTED: [{f"a {REDACTED}": REDACTED}]
+    }
+
+
 def test_a_variable_that_holds_a_word_or_a_number_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SORT_KEY", "inverted_double_pendulum")
     monkeypatch.setenv("RUN_TOKEN", "12345678")

@@ -23,11 +23,13 @@ from rlexp.cli.export import export
 from rlexp.cli.search import search
 from rlexp.cli.train import train
 from rlexp.cli.verify import verify
-from rlexp.config import ConfigError, Node
+from rlexp.config import ConfigError, Node, load
 from rlexp.config.spec import locate
 from rlexp.config.trust import ALLOWED
 from rlexp.experiment import load_config, read_config
 from rlexp.runs import checkpoint
+from rlexp.runs.resume import open_run
+from rlexp.sweeps import run_jobs
 
 MARKER = "executed"
 ELASTIC = "torch.distributed.elastic.multiprocessing.subprocess_handler"
@@ -363,33 +365,55 @@ def test_a_warm_start_builds_nothing_of_the_other_run(run_dir: Path, evil: Path)
     assert not (evil / MARKER).exists()
 
 
+DECODED = "'${oc.decode:\"{_target_: evil.f}\"}'"
 PLANS = [
-    {"jobs": [["env=pendulum", "callbacks.x._target_=evil.f"]]},
-    {"jobs": [["env=gym", "env.id=evil:X-v0"]]},
-    {"jobs": [["env=pendulum", "trust=[evil]"]]},  # which its run's checkpoint would then have
-    {"jobs": [["env=pendulum", "++trust=[evil]"]]},
-    {"jobs": [["env=pendulum", "hydra.searchpath=[pkg://evil]"]]},
-    {"hydra": ["hydra.launcher._target_=evil.f"]},
-    {"hydra": ["+hydra.callbacks.x._target_=evil.f"]},
-    {"hydra": ["hydra.searchpath=[pkg://evil]"]},
-    {"sources": {"config_dir": "."}},
-    {"sources": {"config_path": "/proc/self/cwd", "config_name": "config"}},
-    {"jobs": [[1]]},
-    {"jobs": None},
+    ({"jobs": [["env=pendulum", "callbacks.x._target_=evil.f"]]}, "is blocked"),
+    ({"jobs": [["env=gym", "env.id=evil:X-v0"]]}, "is blocked"),
+    ({"jobs": [["env=pendulum", "trust=[evil]"]]}, "a plan may not give"),  # which its checkpoint would then have
+    ({"jobs": [["env=pendulum", "++trust=[evil]"]]}, "a plan may not give"),
+    ({"jobs": [["env=pendulum", "hydra.searchpath=[pkg://evil]"]]}, "a plan may not decide"),
+    ({"jobs": [["env=pendulum", "++env.transforms.reward_sum.in_keys={reward:{id:'evil:x'}}"]]}, "is blocked"),
+    ({"jobs": [["env=pendulum", f"++callbacks.x={DECODED}"]]}, "builds values of text"),
+    ({"jobs": [["env=pendulum", "env.name='${oc.env:HOME}'"]]}, "reads the environment"),
+    ({"jobs": [["env=pendulum", "env.name='${oc.${env.id}:HOME}'"]]}, "reads the environment"),
+    ({"hydra": ["hydra.launcher._target_=evil.f"]}, "a plan may not decide"),
+    ({"hydra": ["+hydra.callbacks.x._target_=evil.f"]}, "a plan may not decide"),
+    ({"hydra": ["hydra.searchpath=[pkg://evil]"]}, "a plan may not decide"),
+    ({"sources": {"config_dir": "."}}, "the plan may not choose"),
+    ({"sources": {"config_path": "/proc/self/cwd", "config_name": "config"}}, "the plan may not choose"),
+    ({"sources": {"config_name": "../../../../../../../../proc/self/cwd/config"}}, "the plan may not choose"),
+    ({"sources": {"config_name": 1}}, "is damaged"),
+    ({"jobs": [[1]]}, "is damaged"),
+    ({"jobs": None}, "is damaged"),
 ]
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_a_sweeps_folder_starts_nothing_of_a_strangers(plan: dict[str, Any], evil: Path) -> None:
+@pytest.mark.parametrize(("plan", "said"), PLANS)
+def test_a_sweeps_folder_starts_nothing_of_a_strangers(plan: dict[str, Any], said: str, evil: Path) -> None:
     sources = {"config_dir": None, "config_path": None, "config_name": None}
     values: dict[str, Any] = {"jobs": [["env=pendulum"]], "hydra": [], "sources": sources}
     (evil / "sweep").mkdir()
     changed_plan = values | plan | {"sources": sources | plan.get("sources", {})}
     (evil / "sweep" / "sweep.json").write_text(json.dumps(changed_plan))
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match=said):
         train(["--multirun", "sweep.resume=sweep"])
     assert not (evil / MARKER).exists()
     assert "evil" not in sys.modules
+
+
+def test_a_job_of_a_folders_plan_has_the_trust_that_was_typed_and_no_more(run_dir: Path, evil: Path) -> None:
+    """Wherever it is read: what a plan and the checkpoint in it name alike is not the user's own."""
+    overrides = [*TINY, "logger=none", "callbacks.x._target_=evil.f"]
+    composed = load(overrides)
+    forge(run_dir, "callbacks.x", {"_target_": "evil.f"})
+    for folder in (run_dir, evil / "new"):
+        with pytest.raises(ConfigError, match="is blocked"):
+            open_run(composed, overrides, folder, "auto", trust=[])
+        with pytest.raises(ConfigError, match="is blocked"):
+            run_jobs(evil / "sweep", [overrides], trust=[])
+        assert open_run(composed, overrides, folder, "auto", trust=["evil"]).config.callbacks
+        shutil.rmtree(folder, ignore_errors=True)
+    assert open_run(composed, overrides, evil / "new", "auto").config.callbacks, "the user's own command line"
 
 
 @pytest.mark.parametrize(
@@ -404,6 +428,9 @@ def test_a_sweeps_folder_starts_nothing_of_a_strangers(plan: dict[str, Any], evi
         {"search": {"tasks": {"a": {"overrides": ["env=pendulum", "hydra.searchpath=[pkg://evil]"]}}}},
         {"search": {"tasks": {"../a": {"overrides": ["env=pendulum"]}}}},
         {"search": {"space": {"env": {"id": {"choices": ["Pendulum-v1", "evil:X-v0"]}}}}},
+        {"search": {"space": {"env": {"name": {"choices": ["a", "${oc.env:HOME}"]}}}}},
+        {"search": {"space": {"callbacks": {"choices": [{}, "${oc.decode:'{x: {_target_: evil.f}}'}"]}}}},
+        {"overrides": ["env=pendulum", "logger=none", "env.name='${oc.env:HOME}'"]},
         {"overrides": 3},
     ],
 )

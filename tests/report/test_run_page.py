@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from commands import rows_of, run_command
 from synthetic import config, curve, write_run
 
@@ -154,6 +155,28 @@ def test_what_a_stranger_named_is_text_and_only_the_pages_script_runs(tmp_path: 
         assert "&lt;script&gt;alert(1)" in page
         assert "\x1b" not in page
         assert not re.findall(r"<[^>]*\son\w+=", page)
+
+
+def test_no_command_of_the_page_trusts_what_a_stranger_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", config(), [1.0])
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "best").write_text("1")
+    assert "--config-path" in page_of(run)
+    settings = config() | {"callbacks": {"x": {"_target_": "posix.system", "command": "x"}}}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    page = page_of(run)
+    assert "rlexp-eval checkpoint=" in page
+    assert "trust=" not in page
+    assert "--config-path" not in page, "which reads all of it as the user's own"
+
+
+def test_what_a_run_links_to_is_not_shown(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", config(), [1.0])
+    (tmp_path / "hosts.yml").write_text("oauth_token: gho_private\n")
+    (run / "config.yaml").unlink()
+    (run / "config.yaml").symlink_to(tmp_path / "hosts.yml")
+    with pytest.raises(ReportError, match=r"config\.yaml: is not a file"):
+        page_of(run)
 
 
 def test_a_sweeps_page_has_a_line_for_each_run_and_a_switch_for_each_group(tmp_path: Path) -> None:

@@ -16,14 +16,15 @@ from typing import Any
 
 import gymnasium
 import pytest
+import yaml
 from commands import clean_environment
 
-from rlexp import files
+from rlexp import files, load_config
 from rlexp.agent import Agent
 from rlexp.agent.video import EpisodeRecorder, VideoError
 from rlexp.cli.search import search
 from rlexp.cli.train import train
-from rlexp.config import ConfigError
+from rlexp.config import ConfigError, option_text
 from rlexp.config.trust import most_weights
 from rlexp.plots import plot_training
 from rlexp.runs import checkpoint, manifest
@@ -300,6 +301,61 @@ def test_no_trial_of_a_search_is_written_elsewhere(tmp_path: Path, monkeypatch: 
     (tmp_path / "found" / "trials" / "000" / "task" / "seed_100").symlink_to(tmp_path)
     with pytest.raises(CheckpointError, match="seed_100 is a link"):
         search(["resume=found"])
+
+
+def test_nothing_of_a_search_is_written_through_links(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    from rlexp.search.config import read_search
+    from rlexp.search.confirmation import confirm
+    from rlexp.search.folder import SearchDir, SearchPlan
+    from rlexp.search.run import search as run_search
+    from rlexp.search.study import open_study
+
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    values = yaml.safe_load(option_text("search/ppo")) | {"trials": 1, "tasks": {}, "confirm": 0}
+    settings = read_search(values, lambda task: load_config(["env=pendulum"]).to_dict())
+    plan = SearchPlan(["env=pendulum"], settings, None)
+    folder = SearchDir(tmp_path / "found")
+    for path in (folder.plots / "history.png", folder.confirmation(0, "", settings.fresh_seeds[0]) / "train.log"):
+        path.parent.mkdir(parents=True)
+        path.symlink_to(victim)
+    study = open_study(folder, settings)
+    study.tell(study.ask(), 1.0)
+    with pytest.raises(OSError, match=r"history\.png is a link"):
+        run_search(folder, plan)
+    with pytest.raises(CheckpointError, match=r"train\.log is no regular file"):
+        confirm(folder, plan, study.trials, lambda: None)
+    assert victim.read_text() == "precious"
+
+
+ALIASES = "a0: &a0 [1, 1]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("sweep.json", None),  # a pipe
+        ("0/config.yaml", ALIASES),
+        ("0/config.yaml", "[1, 2]"),
+        ("0/config.yaml", "a: ["),
+        ("0/config.yaml", 'env: "${oops"'),
+        ("search.yaml", None),
+        ("search.yaml", f"{ALIASES}search: {{}}\n"),
+    ],
+)
+def test_a_damaged_plan_is_named_and_costs_nothing(
+    name: str, content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "0").mkdir()
+    sources = {"config_dir": None, "config_path": None, "config_name": None}
+    plan = {"jobs": [["env=pendulum", "logger=none"]], "hydra": [], "sources": sources}
+    (tmp_path / "sweep.json").write_text(json.dumps(plan))
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name) if content is None else (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError, match=r"is damaged|has changed"):
+        search(["resume=."]) if name == "search.yaml" else train(["--multirun", "sweep.resume=."])
 
 
 def test_a_new_run_is_not_written_through_links(tmp_path: Path) -> None:

@@ -54,6 +54,34 @@ def test_changes_are_saved_without_secrets_whatever_their_encoding(
     assert not (run.path / "git.diff").exists()
 
 
+def test_what_a_partial_clone_lacks_is_not_fetched(repository: Path, tmp_path: Path) -> None:
+    evidence = tmp_path / "ran"
+    for key, value in {
+        "extensions.partialClone": "origin",
+        "remote.origin.promisor": "true",
+        "remote.origin.url": str(tmp_path),
+        "remote.origin.uploadpack": f"touch {evidence}; false",
+    }.items():
+        git("config", key, value)
+    blob = subprocess.run(["git", "rev-parse", "HEAD:code.py"], check=True, capture_output=True, text=True).stdout
+    (repository / ".git" / "objects" / blob[:2] / blob[2:].strip()).unlink()
+    (repository / "code.py").write_text("two = 2\n")
+    assert written(RunDir(tmp_path / "run")) is None
+    assert not evidence.exists()
+    subprocess.run(["git", "diff", "HEAD"], capture_output=True)
+    assert evidence.exists(), "git itself does not run it: the test shows nothing"
+
+
+def test_files_outside_of_a_repository_are_not_read(repository: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "code.py").write_text("private = 'diary'\n")
+    git("config", "core.worktree", str(home))
+    run = RunDir(tmp_path / "run")
+    assert written(run) is None
+    assert not (run.path / "git.diff").exists()
+
+
 def test_no_program_that_a_repository_names_is_run(repository: Path, tmp_path: Path) -> None:
     evidence = tmp_path / "ran"
     program = tmp_path / "program"

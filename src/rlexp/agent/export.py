@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -61,8 +61,8 @@ def export_policy(agent: Agent, kind: Literal["onnx", "torch"], path: Path) -> P
     write = {"onnx": _write_onnx, "torch": _write_torch}[kind]
     read: Callable[[Path], Graph] = _read_onnx if kind == "onnx" else partial(_read_torch, policy)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp.pt2")  # torch.export.save takes no other suffix
-    try:
+    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        aside = Path(folder, f"{path.name}.pt2")  # torch.export.save takes no other suffix
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch's exporters warn of torch's own calls and modules
@@ -79,8 +79,6 @@ def export_policy(agent: Agent, kind: Literal["onnx", "torch"], path: Path) -> P
             if (difference := agent.unlike(acted, actions[part].flatten(0, 1))) is not None:
                 raise ExportError(f"{agent.path} as {kind} differs from the agent: {difference}.")
         aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
     return path
 
 

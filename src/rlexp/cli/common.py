@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -16,7 +17,7 @@ from yaml import YAMLError
 
 from rlexp.config import Config, ConfigError, Problem, load, read
 from rlexp.config.paths import unquoted
-from rlexp.config.redaction import redact
+from rlexp.config.redaction import RedactingFormatter, redact
 from rlexp.distributed import launched, process_name
 from rlexp.errors import RlexpError
 from rlexp.text import printable
@@ -56,6 +57,8 @@ def run_command(name: str, command: Callable[[list[str]], int], usage: str | Non
     if usage is not None and {"--help", "-h"} & set(sys.argv[1:]):
         print(usage)
         sys.exit(Exit.DONE)
+    if logging.lastResort is not None:  # of warnings, where a command sets up no logging
+        logging.lastResort.setFormatter(RedactingFormatter("%(message)s"))
     try:
         code = command(sys.argv[1:])
         sys.stdout.flush()

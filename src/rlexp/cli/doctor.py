@@ -142,7 +142,9 @@ def _rendering(experiment: ExperimentConfig) -> Iterator[Finding]:
     default_to_egl()
     backend = os.environ.get("MUJOCO_GL", "the display")
     try:
-        done = subprocess.run([sys.executable, "-c", _RENDER], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", _RENDER], capture_output=True, text=True, timeout=60, check=False
+        )
         reason = None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it was killed"])[-1]
     except subprocess.TimeoutExpired:
         reason = "it does not return"

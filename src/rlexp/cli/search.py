@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -16,7 +17,8 @@ from rlexp.cli.common import Exit, import_from_here, refuse_learners, run_comman
 from rlexp.config import ConfigError, Problem, Sources, load, new_run_path
 from rlexp.config.paths import unquoted
 from rlexp.config.redaction import redact
-from rlexp.experiment import check_config, trust_argument
+from rlexp.config.trust import RESOLVED, calls_a_resolver
+from rlexp.experiment import check_config, own_packages, trusting
 from rlexp.runs.links import refuse_linked_runs
 from rlexp.search import read_search
 from rlexp.search.folder import SearchDir, SearchPlan
@@ -104,8 +106,13 @@ def search(arguments: list[str]) -> int:
 def _again(folder: SearchDir, plan: SearchPlan) -> str:
     """The command that resumes a search: it says again what the plan in the folder may not decide."""
     options = ["--config-dir", plan.config_dir] if plan.config_dir else []
-    tasks = [plan.load([*plan.overrides, *task.overrides]).values for task in plan.settings.scored_on.values()]
-    return join(["rlexp-search", *options, f"resume={folder.path}", *trust_argument({"tasks": tasks})])
+    trust = plan.trust
+    if trust is None:
+        composed = [plan.load([*plan.overrides, *task.overrides]) for task in plan.settings.scored_on.values()]
+        resolved = any(calls_a_resolver(text) for one in composed for text in one.overrides)
+        resolved |= any(calls_a_resolver(json.dumps(of.stored)) for of in plan.settings.space.values())
+        trust = [*own_packages({"tasks": [one.values for one in composed]}), *(["hydra"] if resolved else [])]
+    return printable(join(["rlexp-search", *options, f"resume={folder.path}", *trusting(trust)]))
 
 
 def _begun(arguments: Sequence[str], config_dir: str | None) -> tuple[SearchDir, SearchPlan]:
@@ -177,11 +184,13 @@ def _plan_of(folder: SearchDir, overrides: Sequence[str], config_dir: str | None
 
     def experiment(task: Sequence[str]) -> dict[str, Any]:
         texts = [*common, *task]
-        if found := [text for text in texts if text.lstrip("+~").startswith("hydra")]:
-            raise ConfigError([Problem(text, "is a setting of Hydra, which a plan may not decide.") for text in found])
+        found = [Problem(text, RESOLVED) for text in texts if calls_a_resolver(text) and "hydra" not in trust]
+        hydra = [text for text in texts if text.lstrip("+~").startswith("hydra")]
+        if found := [*found, *(Problem(t, "is a setting of Hydra, which a plan may not decide.") for t in hydra)]:
+            raise ConfigError(found)
         return check_config(load(texts, Sources(options)), trust).to_dict()
 
-    plan = SearchPlan(common, read_search(values, experiment, trust), options, command)
+    plan = SearchPlan(common, read_search(values, experiment, trust), options, command, trust)
     with folder.alone():  # for the command that resumes it next, and for other machines that take part
         folder.write_plan(plan, values)
     return plan

@@ -11,7 +11,8 @@ from pathlib import Path
 from rlexp.cli.common import Exit, import_from_here, run_command, split_trust
 from rlexp.config import ConfigError, Problem, Sources, expand_sweeps, groups, load, load_hydra
 from rlexp.config.redaction import redact
-from rlexp.experiment import SweepConfig, check_config, sweep_settings, trust_argument
+from rlexp.config.trust import RESOLVED, calls_a_resolver
+from rlexp.experiment import SweepConfig, own_packages, sweep_settings, trusting
 from rlexp.runs.stops import Stopped
 from rlexp.sweeps import Job, SweepDir, run_jobs
 from rlexp.sweeps.folder import COMPLETED, FAILED, SweepPlan
@@ -79,7 +80,7 @@ def sweep(overrides: Sequence[str], sources: Sources) -> int:
     hydra = [text for text in overrides if text.lstrip("+~").startswith(("hydra.", "hydra/", "launcher="))]
     own = [text for text in overrides if is_sweep_setting(text) and text not in hydra]
     task = [text for text in overrides if text not in (*own, *hydra)]
-    trust: list[str] = []
+    trust: list[str] | None = None  # the jobs are the user's own
     if any(text.lstrip("+").startswith("sweep.resume=") for text in own):
         trust, task = split_trust(task)
     settings = _settings(own, task, sources)
@@ -91,34 +92,38 @@ def sweep(overrides: Sequence[str], sources: Sources) -> int:
         folder = Path(settings.resume)
         plan = _plan("sweep.resume", SweepDir(folder))
         kept = kept_settings(plan.hydra, hydra)
-        check_hydra(kept, trust)
+        check_hydra(kept, trust or ())
         if task:
             import_from_here()
-            jobs = list(expand_sweeps(task, sources))
+            jobs, trust = list(expand_sweeps(task, sources)), None
         else:
-            check_plan(plan, sources, trust)
+            check_plan(plan, sources, trust or ())
             jobs, sources = plan.jobs, plan.sources
             if trust:
                 import_from_here()
-            _check_jobs(plan, trust)
         hydra = [*kept, *hydra]
     sources = _absolute(sources)
+    plan = SweepPlan(jobs, hydra, sources)
     try:
-        ended = run_jobs(folder, jobs, hydra=hydra, sources=sources, fail_fast=settings.fail_fast)
+        ended = run_jobs(folder, jobs, hydra=hydra, sources=sources, fail_fast=settings.fail_fast, trust=trust)
     except Stopped as stopped:
-        print(f"{stopped}; the sweep is saved. Resume it with: {_again(folder, SweepPlan(jobs, hydra, sources))}")
+        print(f"{stopped}; the sweep is saved. Resume it with: {_again(folder, plan, trust)}")
         return stopped.exit_code
-    return _conclude(ended, folder, SweepPlan(jobs, hydra, sources))
+    return _conclude(ended, folder, plan, trust)
 
 
-def _again(folder: Path, plan: SweepPlan) -> str:
+def _again(folder: Path, plan: SweepPlan, trust: Sequence[str] | None) -> str:
     """The command that resumes a sweep: it says again what the plan in the folder may not decide."""
     sources = plan.sources
     flags = {"--config-dir": sources.config_dir, "--config-path": sources.config_path}
     given = [word for flag, path in flags.items() if path is not None for word in (flag, path)]
-    trust = trust_argument({"jobs": [load(overrides, sources).values for overrides in plan.jobs]})
+    if trust is None:
+        resolved = any(calls_a_resolver(text) for job in plan.jobs for text in job)
+        packages = own_packages({"jobs": [load(overrides, sources).values for overrides in plan.jobs]})
+        trust = [*packages, *(["hydra"] if resolved else [])]
     hydra = [text for text in plan.hydra if not _may_decide(text)]
-    return shlex.join([_NAME, "--multirun", *given, f"sweep.resume={folder}", *hydra, *trust])
+    again = shlex.join([_NAME, "--multirun", *given, f"sweep.resume={folder}", *hydra, *trusting(trust)])
+    return printable(again)
 
 
 def kept_settings(saved: Sequence[str], given: Sequence[str]) -> list[str]:
@@ -167,7 +172,7 @@ def check_hydra(saved: Sequence[str], trust: Sequence[str]) -> None:
 
 
 def check_plan(plan: SweepPlan, given: Sources, trust: Sequence[str]) -> None:
-    """Refuse what the plan in a folder may not decide: where configs come from.
+    """Refuse what the plan in a folder may not decide: where configs come from, and what they read on this machine.
 
     Args:
         plan: of the folder.
@@ -182,26 +187,21 @@ def check_plan(plan: SweepPlan, given: Sources, trust: Sequence[str]) -> None:
     problems = []
     now = _absolute(given)
     for flag, saved, again in (("--config-dir", plan.sources.config_dir, now.config_dir),
-                               ("--config-path", plan.sources.config_path, now.config_path)):  # fmt: skip
+                               ("--config-path", plan.sources.config_path, now.config_path),
+                               ("--config-name", plan.sources.config_name, now.config_name)):  # fmt: skip
         if saved is not None and saved != again:
-            message = "is the sweep's folder of options, which its plan may not choose: if it is yours, give it again."
+            message = "says where options come from, which the plan may not choose: if it is yours, give it again."
             problems.append(Problem(f"{flag} {saved}", message))
-    problems += [
-        Problem(text, "is a setting of Hydra, which a plan may not decide.")
-        for text in sorted({text for job in plan.jobs for text in job})
-        if text.lstrip("+~").startswith("hydra")
-    ]
+    for text in sorted({text for job in plan.jobs for text in job}):
+        if text.lstrip("+~").startswith("hydra"):
+            problems.append(Problem(text, "is a setting of Hydra, which a plan may not decide."))
+        elif calls_a_resolver(text):
+            problems.append(Problem(text, RESOLVED))
     if problems:
         raise ConfigError(problems)
 
 
-def _check_jobs(plan: SweepPlan, trust: Sequence[str]) -> None:
-    """Refuse a plan whose jobs would build what is neither listed nor trusted; nothing has started."""
-    for overrides in plan.jobs:
-        check_config(load(overrides, plan.sources), trust)
-
-
-def _conclude(jobs: Sequence[Job], folder: Path, plan: SweepPlan) -> int:
+def _conclude(jobs: Sequence[Job], folder: Path, plan: SweepPlan, trust: Sequence[str] | None) -> int:
     failed = [job for job in jobs if job.status == FAILED]
     left = [job for job in jobs if job.status not in (COMPLETED, FAILED)]
     common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
@@ -211,7 +211,7 @@ def _conclude(jobs: Sequence[Job], folder: Path, plan: SweepPlan) -> int:
         print(f"Traceback in {job.path / 'train.log'}", file=sys.stderr)
     print(f"{len(jobs) - len(failed) - len(left)} of {len(jobs)} jobs are complete; index in {folder / 'sweep.csv'}")
     if failed or left:
-        print(f"resume the others with: {_again(folder, plan)}")
+        print(f"resume the others with: {_again(folder, plan, trust)}")
         return Exit.FAILED
     print(f"report on all of them: {shlex.join(['rlexp-report', str(folder)])}")
     return Exit.DONE

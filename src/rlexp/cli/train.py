@@ -26,6 +26,7 @@ from rlexp.config import (
 )
 from rlexp.distributed import ALONE, Group, launched, train_command
 from rlexp.experiment import check_config, trust_argument, trusted
+from rlexp.text import printable
 
 _HELP = """\
 rlexp-train: train an agent.
@@ -139,8 +140,8 @@ def run(composed: Composed, overrides: list[str]) -> int:
         except Stopped as stopped:
             if not group.main:
                 return stopped.exit_code
-            again = [f"resume={trainer.run.path}", *trust_argument(start.config.to_dict())]
-            print(f"{stopped}; the run is saved. Resume it with: {train_command(group.size)} {shlex.join(again)}")
+            again = shlex.join([f"resume={trainer.run.path}", *trust_argument(start.config.to_dict())])
+            print(printable(f"{stopped}; the run is saved. Resume it with: {train_command(group.size)} {again}"))
             return stopped.exit_code
         except Exception as error:
             code = report_error("rlexp-train", RuntimeError(f"{type(error).__name__}: {error}"))

@@ -126,7 +126,10 @@ def _fields(target: str) -> Collection[str]:
     module, _, name = target.rpartition(".")
     if not module.startswith("rlexp."):
         return ()
-    return getattr(getattr(importlib.import_module(module), name, None), "model_fields", ())
+    try:
+        return getattr(getattr(importlib.import_module(module), name, None), "model_fields", ())
+    except ImportError:
+        return ()
 
 
 def _current(value: Any) -> Any:

@@ -59,18 +59,23 @@ def _in_a_group(problem: Problem, values: Mapping[str, Any]) -> Problem:
     return Problem(problem.key, f"{NO_SETTING} Did you mean {' or '.join(found)}?", problem.value)
 
 
-def named_packages(values: object) -> set[str]:
-    """The packages of every ``_target_`` and ``module:id`` in plain values: what a user trusts by naming it."""
+def named_packages(values: object, path: str = "") -> set[str]:
+    """The packages of every ``_target_`` and of ``env.id=module:id`` in plain values: what a user trusts by naming it.
+
+    Args:
+        values: nested or flat.
+        path: where in the config they stand.
+    """
     if isinstance(values, list):
-        return set().union(*map(named_packages, values))
+        return set().union(*(named_packages(value, path) for value in values))
     if not isinstance(values, Mapping):
         return set()
     found: set[str] = set()
     for key, value in values.items():
-        name = str(key).rpartition(".")[2]  # nested or flat
-        if name == TARGET or (name == "id" and ":" in str(value)):
+        *_, above, name = f".{path}.{key}".split(".")
+        if name == TARGET or ((above, name) == ("env", "id") and ":" in str(value)):
             found.add(str(value).partition(":")[0].split(".")[0])
-        found |= named_packages(value)
+        found |= named_packages(value, f"{path}.{key}")
     return found
 
 

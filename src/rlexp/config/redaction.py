@@ -20,7 +20,7 @@ _SETTING = re.compile(
     re.IGNORECASE,
 )
 _TOKEN = re.compile(r"(?:^|[._-])token$", re.IGNORECASE)  # of a service, or of a vocabulary: the value tells
-_VARIABLE = re.compile(r"(?:^|_)(?:KEY|TOKEN|PASSW(?:OR)?D|PASSPHRASE|SECRET|CREDENTIALS?)$", re.IGNORECASE)
+_VARIABLE = re.compile(r"(?:^|_)(?:KEYS?|TOKEN|PAT|PASS(?:W(?:OR)?D|PHRASE)?|SECRET|CREDENTIALS?|DSN)$", re.IGNORECASE)
 _IN_URL = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)")
 # Keys that say by their form whose they are: OpenAI, GitHub, GitLab, Slack, AWS, Hugging Face, Google; JSON web tokens.
 _KEY = re.compile(
@@ -137,7 +137,10 @@ def with_secrets(values: Mapping[str, Any], secrets: Mapping[str, Any]) -> tuple
 def _redact(value: Any, known: list[str]) -> Any:
     if isinstance(value, Mapping):
         return {
-            key: _hidden(item) if _is_secret(str(key), item) else _redact(item, known) for key, item in value.items()
+            _without_known(key, known) if isinstance(key, str) else key: (
+                _hidden(item) if _is_secret(str(key), item) else _redact(item, known)
+            )
+            for key, item in value.items()
         }
     if isinstance(value, list | tuple):
         return [_redact(item, known) for item in value]

@@ -71,12 +71,17 @@ _ARGUMENTS = {
 
 _RAY = {"num_cpus", "num_gpus", "object_store_memory", "namespace", "include_dashboard", "log_to_driver"}
 
+RESOLVED = "reads the environment or builds values of text, which a plan may not do. If it is yours, say trust=[hydra]."
+"""The message for an override or a value that `calls_a_resolver` and is not the user's own."""
+
+_REPEATED = re.compile(r"\$\{[\w.\[\]]+\}", re.ASCII)
 _WORDS = re.compile(r"[\w +\-]{0,80}", re.ASCII)
 _DEVICE = re.compile(r"(cpu|cuda|mps|meta)(:\d{1,3})?", re.ASCII)
 _ENV_ID = re.compile(r"([\w-]{1,80}/)?[\w.-]{1,80}", re.ASCII)
 
 _LIMITS = (
-    (re.compile(r"env\.(num_envs|num_workers|frame_skip)|collector\.num_workers|evaluation\.episodes"), 4096),
+    (re.compile(r"threads|env\.(num_envs|num_workers|(.+\.)?frame_skip)"), 4096),
+    (re.compile(r"collector\.num_workers|evaluation\.episodes"), 4096),
     (re.compile(r"env\.pixels\.size"), 1024),
     (re.compile(r"env\.pixels\.stack"), 64),
     (re.compile(r"policy\..+"), 65_536),
@@ -147,6 +152,18 @@ class Trust:
                     yield key, package, value
             elif not key.endswith(("key", "keys", "keys_inv")):
                 yield from ((path, package, text) for path, text in texts_that_name(value, key))
+            elif not _names_entries(value):
+                yield key, package, str(value)
+
+
+def _names_entries(value: object) -> bool:
+    """Whether it is the name of an entry of a tensordict, or nested lists of names."""
+    return all(map(_names_entries, value)) if isinstance(value, list) else value is None or isinstance(value, str)
+
+
+def calls_a_resolver(text: str) -> bool:
+    """Whether a text has an interpolation that does more than repeat a setting: read the environment, build values."""
+    return "${" in _REPEATED.sub("", text)
 
 
 def texts_that_name(value: object, path: str) -> Iterator[tuple[str, str]]:

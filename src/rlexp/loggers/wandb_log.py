@@ -10,9 +10,12 @@ from typing import Any
 
 from wandb.proto import wandb_internal_pb2
 
+from rlexp.files import read_regular
+
 # The format is LevelDB's log, after 7 bytes of W&B's own: blocks of 32 KiB with records, each in one or more fragments.
 # https://github.com/google/leveldb/blob/main/doc/log_format.md
 _BLOCK = 32768
+_LARGEST = 2**32  # bytes
 _HEADER = struct.Struct("<IHB")  # checksum, length, type of a fragment; W&B's own header has as many bytes
 _FULL, _FIRST, _LAST = 1, 2, 4
 
@@ -26,7 +29,7 @@ def logged_rows(folder: Path, run_id: str) -> Iterator[dict[str, Any]]:
     """
     # W&B numbers the folders of runs that begin within the same second: offline-run-20260101_000000-ID-1.
     for path in sorted(folder.glob(f"wandb/*run-*-{run_id}*/run-{run_id}.wandb")):
-        for data in _records(path.read_bytes()):
+        for data in _records(read_regular(path, _LARGEST)):
             record = wandb_internal_pb2.Record.FromString(data)
             if record.HasField("history"):
                 items = record.history.item

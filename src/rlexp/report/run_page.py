@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rlexp.config import load
-from rlexp.experiment import trust_argument
+from rlexp.experiment import own_packages
 from rlexp.plots import TRAINING_PLOTS
 from rlexp.report import charts
 from rlexp.report.page import html
@@ -138,19 +138,19 @@ def _origin(path: Path) -> Table:
 
 
 def _commands(run: Run) -> dict[str, str]:
-    """What to do next, and the command for it."""
+    """What to do next, and the command for it; none of them trusts what the run names, which may be anyone's."""
     folder = str(run.path)
-    trust = trust_argument(run.settings)
     found: dict[str, tuple[str, ...]] = {}
     if run.status == COMPLETED:
-        found["Train on"] = ("rlexp-train", f"resume={folder}", f"total_frames={2 * run.trained}", *trust)
+        found["Train on"] = ("rlexp-train", f"resume={folder}", f"total_frames={2 * run.trained}")
     else:
-        found["Resume"] = ("rlexp-train", f"resume={folder}", *trust)
+        found["Resume"] = ("rlexp-train", f"resume={folder}")
     best = run.path / "checkpoints" / "best"
     if best.is_file():
-        found["Evaluate"] = ("rlexp-eval", f"checkpoint={best}", "episodes=50", "video=true", *trust)
-        found["Export to ONNX"] = ("rlexp-export", f"checkpoint={best}", *trust)
-    found["Repeat"] = ("rlexp-train", "--config-path", folder, "--config-name", "config")
+        found["Evaluate"] = ("rlexp-eval", f"checkpoint={best}", "episodes=50", "video=true")
+        found["Export to ONNX"] = ("rlexp-export", f"checkpoint={best}")
+    if not own_packages(run.settings):  # read as the user's own, it would run what it names
+        found["Repeat"] = ("rlexp-train", "--config-path", folder, "--config-name", "config")
     return {what: shlex.join(command) for what, command in found.items()}
 
 

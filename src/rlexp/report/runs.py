@@ -313,7 +313,7 @@ def read_text(path: Path) -> str:
     Raises:
         UnreadableError: it is none.
     """
-    if path.exists() and not path.is_file():
+    if path.is_symlink() or (path.exists() and not path.is_file()):  # a link could lead to any file of the reader's
         raise UnreadableError(f"{path}: is not a file")
     try:
         return path.read_text(encoding="utf-8")

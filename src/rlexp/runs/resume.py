@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -61,11 +61,19 @@ class Start:
     @property
     def complete_return(self) -> float:
         """The final evaluation's mean return of a complete run."""
-        return float(_read_json(self.run.summary)["final"]["eval/return"])
+        try:
+            return float(_read_json(self.run.summary)["final"]["eval/return"])
+        except (KeyError, TypeError, ValueError) as error:
+            message = f"{self.run.summary} has no final evaluation, although its run is complete: remove it."
+            raise CheckpointError(message) from error
 
 
 def open_run(
-    composed: Composed, overrides: Sequence[str], folder: Path, resume: Path | Literal["auto"] | None = None
+    composed: Composed,
+    overrides: Sequence[str],
+    folder: Path,
+    resume: Path | Literal["auto"] | None = None,
+    trust: Collection[str] | None = None,
 ) -> Start:
     """Start a run in a folder, or resume one.
 
@@ -75,6 +83,8 @@ def open_run(
         folder: where a new run goes.
         resume: a run's folder or one of its checkpoints; ``auto`` resumes the run in ``folder`` where there is one;
             None starts afresh.
+        trust: None where the command line is the user's own; for one that a folder's plan holds, the packages that it
+            and the run may import (docs/security.md).
 
     Raises:
         ConfigError: the config is wrong, or changes what a resumed run cannot change.
@@ -84,7 +94,7 @@ def open_run(
     if resume is None or (resume == "auto" and not RunDir(folder).started):
         refuse_links(RunDir(folder))
         _refuse_others(folder)
-        return Start(check_config(composed), RunDir(folder), None)
+        return Start(check_config(composed, trust), RunDir(folder), None)
     path = folder if resume == "auto" else Path(resume)
     if store.is_pointer(path):
         path = store.pointed_to(path)
@@ -102,7 +112,7 @@ def open_run(
     try:
         start = checkpoint.load(path)
         start.check_size()
-        return Start(changed(start.config, composed, overrides), run, start)
+        return Start(changed(start.config, composed, overrides, trust), run, start)
     except BaseException:
         run.unlock()
         raise
@@ -146,8 +156,10 @@ def resume_run(path: Path, overrides: Sequence[str] = ()) -> Start:
     return open_run(load(overrides), overrides, path, path)
 
 
-def changed(saved: Mapping[str, Any], composed: Composed, overrides: Sequence[str]) -> ExperimentConfig:
-    """The config of a run with the command line's changes laid over it.
+def changed(
+    saved: Mapping[str, Any], composed: Composed, overrides: Sequence[str], trust: Collection[str] | None = None
+) -> ExperimentConfig:
+    """The config of a run with the command line's changes laid over it; ``trust`` as for `open_run`.
 
     Raises:
         ConfigError: a change is wrong, or would make another run of it; with all of them.
@@ -164,9 +176,9 @@ def changed(saved: Mapping[str, Any], composed: Composed, overrides: Sequence[st
             problems.append(Problem(key, message, str(new)))
     values, hidden = with_secrets(values, {})
     try:
-        config = read(
-            ExperimentConfig, values, [*composed.problems, *hidden], trust=trusted(composed), own=composed.values
-        )
+        own = composed.values if trust is None else None
+        packages = trusted(composed) if trust is None else trust
+        config = read(ExperimentConfig, values, [*composed.problems, *hidden], trust=packages, own=own)
     except ConfigError as error:
         wrong = {problem.key for problem in error.problems}
         raise ConfigError([*error.problems, *(p for p in problems if p.key not in wrong)]) from None

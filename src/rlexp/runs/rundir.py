@@ -210,13 +210,15 @@ def _version(package: str) -> str | None:
 def _git() -> dict[str, Any] | None:
     """The commit of the code that the user ran in, or None outside a repository.
 
-    A repository that came from elsewhere may name programs for git to run: none of them is.
+    A repository that came from elsewhere may name programs for git to run, and files outside of it: none is.
     """
     settings = {"core.fsmonitor": "false", "core.hooksPath": os.devnull}
 
     def ask(*arguments: str) -> str:
         given = int(os.environ.get("GIT_CONFIG_COUNT", "0"))
         environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0", "GIT_CONFIG_COUNT": str(given + len(settings))}
+        # What a partial clone lacks would be fetched by the program that it names.
+        environment |= {"GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "none"}
         for number, (key, value) in enumerate(settings.items(), given):
             environment |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
         done = subprocess.run(["git", *arguments], env=environment, capture_output=True, check=True, timeout=10)
@@ -226,7 +228,11 @@ def _git() -> dict[str, Any] | None:
         commit = ask("rev-parse", "HEAD").strip()
         listed = ask("config", "--list", "--show-scope", "--name-only", "-z").split("\0")
         for scope, name in zip(listed[::2], listed[1::2], strict=False):
-            if scope in ("local", "worktree") and re.fullmatch(r"filter\..*\.(clean|process)", name, re.DOTALL):
+            if scope not in ("local", "worktree"):
+                continue
+            if name == "core.worktree":
+                return None
+            if re.fullmatch(r"filter\..*\.(clean|process)", name, re.DOTALL):
                 settings |= {name: "", f"{name.rpartition('.')[0]}.required": "false"}
         dirty = bool(ask("status", "--porcelain", "--ignore-submodules=dirty"))
         diff = ask("diff", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "HEAD") if dirty else ""

@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field
 
 from rlexp.config import Config, ConfigError, Count, Fraction, Integer, Node, Problem, read
+from rlexp.config.trust import RESOLVED, calls_a_resolver
 from rlexp.experiment import read_config
 from rlexp.machine import usable_cpus
 
@@ -256,6 +257,9 @@ def _refused(
     key: str, candidates: CandidatesConfig, experiment: Mapping[str, Any], trust: Collection[str] | None
 ) -> Iterator[Problem]:
     for value in candidates.extremes:
+        if trust is not None and "hydra" not in trust and calls_a_resolver(json.dumps(value)):
+            yield Problem(f"search.space.{key}", RESOLVED, str(value)[:60])
+            continue
         try:
             read_config(_with(experiment, key.split("."), value), trust)
         except ConfigError as error:

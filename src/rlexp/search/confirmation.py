@@ -18,6 +18,7 @@ from rlexp.report.runs import Floats
 from rlexp.report.statistics import Estimate, estimate, mean_of_strata
 from rlexp.report.tables import number
 from rlexp.runs.errors import CheckpointError
+from rlexp.runs.links import refuse_links
 from rlexp.runs.resume import Start, open_run
 from rlexp.runs.rundir import RunBusyError, RunDir
 from rlexp.runs.stops import Stopped
@@ -104,14 +105,15 @@ def _ended(path: Path) -> bool:
 def _train(folder: SearchDir, plan: SearchPlan, path: Path, overrides: Sequence[str]) -> bool:
     """Train one run to its end, or resume it; False where another process is at it."""
     held = RunDir(path)
+    refuse_links(held)
     try:
         held.lock()  # before asking what is there: another process may just have ended the run
         composed = plan.load(overrides)
         if held.started:
             held.unlock()
-            start = open_run(composed, overrides, path, "auto")
+            start = open_run(composed, overrides, path, "auto", plan.trust)
         else:
-            start = Start(check_config(composed), held, None)
+            start = Start(check_config(composed, plan.trust), held, None)
     except RunBusyError:
         return False
     try:

@@ -18,7 +18,7 @@ import yaml
 
 from rlexp.config import Composed, Sources, load
 from rlexp.config.paths import quoted
-from rlexp.files import alone, write_text
+from rlexp.files import alone, read_yaml, write_text
 from rlexp.runs.rundir import RunDir
 from rlexp.search.config import SearchConfig, TaskConfig
 from rlexp.text import csv_cell
@@ -43,12 +43,14 @@ class SearchPlan:
         settings: the settings of the search.
         config_dir: a folder of the user's own options.
         command: the command line that the search was started with.
+        trust: None where all this is the user's own; else the packages that it may import (docs/security.md).
     """
 
     overrides: Sequence[str]
     settings: SearchConfig
     config_dir: str | None
     command: Sequence[str] = ()
+    trust: Sequence[str] | None = None
 
     def of_run(self, params: Mapping[str, Any], task: TaskConfig, seed: int) -> list[str]:
         """The overrides of one run."""
@@ -105,7 +107,7 @@ class SearchDir:
 
     def read_plan(self) -> dict[str, Any]:
         """What `write_plan` saved."""
-        values: dict[str, Any] = yaml.safe_load(self.plan.read_text(encoding="utf-8"))
+        values: dict[str, Any] = read_yaml(self.plan)
         return values | {"search": _EARLIER | values["search"]}
 
     def write_results(self, study: Study, plan: SearchPlan) -> None:

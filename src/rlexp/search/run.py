@@ -15,6 +15,7 @@ from optuna import Study
 from optuna.trial import FrozenTrial
 
 from rlexp.config import ConfigError
+from rlexp.files import write_bytes
 from rlexp.machine import cores, usable_cpus
 from rlexp.runs.errors import CheckpointError
 from rlexp.runs.session import console_logging
@@ -61,7 +62,7 @@ def search(folder: SearchDir, plan: SearchPlan) -> Outcome:
     folder.plots.mkdir(exist_ok=True)
     with folder.alone():
         for name, png in draw(study).items():
-            (folder.plots / f"{name}.png").write_bytes(png)
+            write_bytes(folder.plots / f"{name}.png", png)
     trials = study.trials
     found = confirmed(folder, plan, [*chosen(trials, plan), *confirmed_before(folder, plan, trials)])
     winner = best_of(study)

@@ -235,12 +235,12 @@ def _run(study: optuna.Study, trial: Trial, folder: SearchDir, plan: SearchPlan)
         overrides = plan.of_run(params, task, seed)
         composed = plan.load(overrides)
         try:
-            check_config(composed)
+            check_config(composed, plan.trust)
         except ConfigError as error:  # each value is allowed, and these together are not
             log.warning("Trial %d cannot be run: %s", trial.number, error)
             _fail(study, trial, error)
             return
-        begin = open_run(composed, overrides, folder.run(trial.number, name, seed), "auto")
+        begin = open_run(composed, overrides, folder.run(trial.number, name, seed), "auto", plan.trust)
         total = begin.config.total_frames
         if begin.complete:
             scores.append(task.score(begin.complete_return))

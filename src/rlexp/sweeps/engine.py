@@ -11,13 +11,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
+from omegaconf._utils import get_yaml_loader
 
 from rlexp.config import ConfigError, Problem, Sources, flat, load
 from rlexp.config.redaction import redact
 from rlexp.errors import RlexpError
 from rlexp.experiment import check_config
-from rlexp.files import write_json
+from rlexp.files import read_yaml, write_json
 from rlexp.machine import this_process
 from rlexp.runs.links import refuse_linked_runs, refuse_links
 from rlexp.runs.stops import STOPS, Stopped
@@ -40,6 +41,7 @@ def run_jobs(
     hydra: Sequence[str] = (),
     sources: Sources | None = None,
     fail_fast: bool = False,
+    trust: Sequence[str] | None = None,
 ) -> list[Job]:
     """Run experiments in one folder, or resume them: complete jobs are kept, interrupted ones are resumed.
 
@@ -52,6 +54,8 @@ def run_jobs(
         hydra: the launcher and its settings, such as ``["launcher=joblib", "hydra.launcher.n_jobs=2"]``.
         sources: where configs come from; absolute paths, if the sweep may be resumed from another folder.
         fail_fast: whether the first job that fails stops the others.
+        trust: None where the jobs are the user's own; for those of a folder's plan, the packages that they may import
+            beside what rlexp itself builds (docs/security.md).
 
     Returns:
         The state of each job, in their order.
@@ -76,8 +80,8 @@ def run_jobs(
     else:
         done = set()
     todo = [number for number in range(len(jobs)) if number not in done]
-    configs = _configs(plan, todo)
-    context = SweepContext(str(sweep.path), str(Path.cwd()), this_process(), fail_fast)
+    configs = _configs(plan, todo, trust)
+    context = SweepContext(str(sweep.path), str(Path.cwd()), this_process(), fail_fast, trust)
     launcher = JobLauncher(partial(supervise, context), context.sweep, max(1, len(todo)), plan)
     sweep.lock()
     try:
@@ -99,7 +103,7 @@ def _check_same(before: SweepPlan, now: SweepPlan) -> None:
     raise ConfigError([*missing, *added] or [Problem("sweep.resume", counts)])
 
 
-def _configs(plan: SweepPlan, todo: Sequence[int]) -> dict[int, dict[str, Any]]:
+def _configs(plan: SweepPlan, todo: Sequence[int], trust: Sequence[str] | None) -> dict[int, dict[str, Any]]:
     """The checked configs of the jobs that are left, without secrets."""
     configs = {}
     for number in todo:
@@ -107,7 +111,7 @@ def _configs(plan: SweepPlan, todo: Sequence[int]) -> dict[int, dict[str, Any]]:
         if composed.values.get("resume") is not None:
             message = "resumes a single run; a sweep is resumed by --multirun sweep.resume=..."
             raise ConfigError([Problem("resume", message, str(composed.values["resume"]))])
-        configs[number] = redact(check_config(composed).to_dict())
+        configs[number] = redact(check_config(composed, trust).to_dict())
     return configs
 
 
@@ -121,7 +125,7 @@ def _begin(sweep: SweepDir, plan: SweepPlan, configs: Mapping[int, Mapping[str, 
     for number, config in configs.items():
         run = sweep.run(number)
         if run.config.exists() and not run.started:
-            _check_config(number, OmegaConf.to_container(OmegaConf.load(run.config)), config)
+            _check_config(number, _saved(run.config), config)
         if read_summary(run).get("status") == RUNNING:
             run.lock()
             write_json(run.summary, {"status": UNFINISHED})
@@ -136,7 +140,18 @@ def _begin(sweep: SweepDir, plan: SweepPlan, configs: Mapping[int, Mapping[str, 
     sweep.write_index()
 
 
-def _check_config(number: int, saved: Any, config: Mapping[str, Any]) -> None:
+def _saved(path: Path) -> Mapping[str, Any]:
+    """The config that a job was given before it started."""
+    try:
+        values = read_yaml(path, get_yaml_loader())
+        if not isinstance(values, Mapping):
+            raise TypeError("it holds no settings")
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError([Problem("sweep.resume", f"is damaged: {error!r:.200}", str(path))]) from error
+    return values
+
+
+def _check_config(number: int, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     before, after = dict(flat(saved)), dict(flat(config))
     changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
     message = "has changed since the sweep was started: it was {}; job {} has not started yet. Start a new sweep."

@@ -85,11 +85,13 @@ class SweepDir:
 
     def plan(self) -> SweepPlan:
         """The plan of the sweep in this folder."""
-        values = json.loads(self._plan.read_text(encoding="utf-8"))
-        jobs, hydra = values["jobs"], values["hydra"]
+        values = json.loads(read_shared(self._plan))
+        jobs, hydra, sources = values["jobs"], values["hydra"], values["sources"]
         if not all(isinstance(text, str) for texts in [*jobs, hydra] for text in texts):
             raise TypeError("an override is no text")
-        return SweepPlan([list(job) for job in jobs], list(hydra), Sources(**values["sources"]))
+        if not all(isinstance(path, str | None) for path in sources.values()):
+            raise TypeError("a source is no path")
+        return SweepPlan([list(job) for job in jobs], list(hydra), Sources(**sources))
 
     def write_plan(self, plan: SweepPlan) -> None:
         """Save the plan."""
@@ -164,7 +166,7 @@ class SweepDir:
                 error = job.traceback or job.error
                 row = [job.number, shlex.join(job.overrides), status, job.result, job.seconds, error]
                 rows.writerow(map(csv_cell, row))
-            if not self.index.exists() or self.index.read_text(encoding="utf-8") != text.getvalue():
+            if not self.index.exists() or read_shared(self.index) != text.getvalue():
                 write_text(self.index, text.getvalue())
         return jobs
 
@@ -185,9 +187,11 @@ def read_summary(run: RunDir) -> dict[str, Any]:
             raise ValueError("it has no status")
         if values.get("final") is not None:
             float(values["final"]["eval/return"])
+        if values.get("seconds") is not None:
+            float(values["seconds"])
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         message = f"{run.summary} is damaged ({error!r:.100}): remove it, and the run is taken for one that was killed."
         raise DamagedSummaryError(message) from error
     return values

@@ -36,12 +36,14 @@ class SweepContext:
         cwd: the working directory of the sweep.
         owner: the sweep's main process, by `this_process`.
         fail_fast: whether the first failure stops the sweep.
+        trust: None where the jobs are the user's own; else the packages that they may import (docs/security.md).
     """
 
     sweep: str
     cwd: str
     owner: str
     fail_fast: bool
+    trust: Sequence[str] | None = None
 
     @property
     def orphaned(self) -> bool:
@@ -128,9 +130,9 @@ def _train(context: SweepContext, folder: Path, overrides: Sequence[str], source
 
     try:
         composed = load(overrides, sources)
-        if trusted(composed):  # checked where the sweep was started
+        if trusted(composed) if context.trust is None else context.trust:
             sys.path.append(context.cwd)
-        start = open_run(composed, overrides, folder, "auto")
+        start = open_run(composed, overrides, folder, "auto", context.trust)
         if not start.complete:
             Trainer(start.config, start.run, start.checkpoint).fit()
     except Stopped:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf._utils import get_yaml_loader
 
 from rlexp.config import ConfigError
 from rlexp.config.legacy import current_config
 from rlexp.errors import RlexpError
 from rlexp.experiment import ExperimentConfig, read_config
+from rlexp.files import read_shared, read_yaml
 from rlexp.loggers import NoLoggerConfig
 from rlexp.loggers.local import read_metrics
 from rlexp.runs import checkpoint
@@ -25,7 +25,6 @@ from rlexp.runs.rundir import MACHINE_SETTINGS, RunDir
 from rlexp.training.trainer import Trainer
 from rlexp.workers import Workers
 
-_LARGEST = 16 * 2**20  # bytes
 _NOT_COMPARED = ("time/", "eval/")  # the clock's; and evaluation may have been set otherwise when the run was resumed
 
 
@@ -184,10 +183,8 @@ def _as_started(run_dir: Path) -> tuple[dict[str, Any], float]:
     for path in (config, metadata, run_dir / "metrics.jsonl"):
         if not path.is_file():
             raise UnreadableRunError(f"{path.name} is missing or no file")
-    if max(path.stat().st_size for path in (config, metadata)) > _LARGEST:
-        raise UnreadableRunError(f"config.yaml or metadata.json has more than {_LARGEST:,} bytes")
-    values = yaml.load(config.read_text(encoding="utf-8"), _Loader)
-    origin = json.loads(metadata.read_text(encoding="utf-8"))
+    values = read_yaml(config, get_yaml_loader())
+    origin = json.loads(read_shared(metadata))
     if origin.get("learners", 1) != 1:
         raise UnreadableRunError("it was trained by several learners, and what one of them repeats is another run")
     first, *later = origin["sessions"]
@@ -205,15 +202,6 @@ def _as_started(run_dir: Path) -> tuple[dict[str, Any], float]:
         if key in MACHINE_SETTINGS and name in node:
             node[name] = value
     return started, min(changed, default=float("inf"))
-
-
-class _Loader(get_yaml_loader()):  # type: ignore[misc]
-    """YAML as OmegaConf reads it, without aliases: a few lines of them stand for gigabytes."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("config.yaml holds an alias, and a run's never does")
-        return super().compose_node(parent, index)
 
 
 def _compare(
