@@ -202,6 +202,29 @@ def test_settings_that_cannot_change_results_do_not_split_a_group() -> None:
     assert group.name == "env.name=hopper"
 
 
+def test_runs_that_chose_a_setting_are_not_averaged_with_those_that_test_it(tmp_path: Path) -> None:
+    found = tmp_path / "search"
+    write_run(found / "trials" / "000" / "seed_100", config(seed=100), [9.0])
+    write_run(found / "trials" / "000" / "a_task" / "seed_101", config(seed=101), [9.0])
+    write_run(found / "confirmation" / "000" / "seed_103", config(seed=103), [6.0])
+    (found / "search.yaml").touch()
+    for seed, folder in enumerate(("final", "trials")):
+        write_run(tmp_path / folder / str(seed), config(seed=seed), [3.0])
+
+    def means(*paths: Path) -> dict[str, float]:
+        return {result.group.name: result.mean.value for result in make_report(load_runs(paths)).results}
+
+    both = {"search=screening": 9.0, "search=confirmation": 6.0}
+    assert means(tmp_path) == both | {"search=unset": 3.0}
+    assert means(found) == both
+    assert means(found / "trials") == {"env.name=hopper": 9.0}
+    other = write_run(tmp_path / "other", config("inverted_double_pendulum"), [3.0])
+    assert means(found / "trials", other).keys() == {
+        "env.name=hopper, search=screening",
+        "env.name=inverted_double_pendulum, search=unset",
+    }
+
+
 def test_the_pages_numbers_are_the_csvs(written: list[Path]) -> None:
     folder = next(path.parent for path in written if path.name == "index.html")
     page = Cells((folder / "index.html").read_text(encoding="utf-8"))

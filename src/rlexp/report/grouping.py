@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rlexp.config import NO_RESULTS, is_under
-from rlexp.report.runs import Run
+from rlexp.report.runs import SEARCH, Run
 
 _UNSET = "unset"
 _TRANSFORMS = "env.transforms"
@@ -142,14 +142,16 @@ def _environment_names(
 def _naming_keys(configs: Iterable[Mapping[str, str]], differing: Sequence[str]) -> list[str]:
     """The fewest keys that a reader needs: without those that follow from the environment or from their node's class.
 
-    Keys that only vary together are all kept, since any of them may have made the difference.
+    Keys that only vary together are all kept, since any of them may have made the difference. So is `SEARCH`, since
+    what was chosen by its score in one environment is not the same method as what was tested in another.
     """
     configs = list(configs)
     classes = [key for key in differing if key.endswith("._target_") or key == _TRANSFORMS]
     kept: list[str] = []
     for key in sorted(differing, key=lambda key: (key not in classes, key)):
         nodes = [k for k in kept if k in classes and key.startswith(f"{_short(k)}.")]
-        if key != _ENVIRONMENT and not any(_follows(key, from_, configs) for from_ in [_ENVIRONMENT, *nodes]):
+        follows = any(_follows(key, from_, configs) for from_ in [_ENVIRONMENT, *nodes])
+        if key == SEARCH or (key != _ENVIRONMENT and not follows):
             kept.append(key)
     return sorted(kept)
 

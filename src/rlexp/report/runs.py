@@ -30,11 +30,14 @@ RUNNING, WAITING, KILLED = "running", "waiting", "killed"
 UNFINISHED, NOT_STARTED = "unfinished", "not started"
 UNREADABLE, NOT_EVALUATED = "unreadable", "not evaluated"
 METRIC = "eval/return"
+SEARCH = "search"
+"""A setting that no config has: what a run in a search's folder is for, ``screening`` or ``confirmation``."""
 
 # Far more than any experiment has; a config with more was made to exhaust the reader.
 _MOST_SETTINGS = 10_000
 _DEEPEST = 50
 _LARGEST = 1e100  # squares and sums of returns must stay finite
+_OF_SEARCH = {"trials": "screening", "confirmation": "confirmation"}
 
 # libyaml where PyYAML was built with it: ten times as fast, and a sweep has hundreds of these files.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -63,7 +66,7 @@ class Run:
         problem: details of the status.
         damage: what is missing from the files of a run that can be read nevertheless; empty where nothing is.
         settings: the resolved config as numbers, text, None and lists of them; nested keys are joined by dots, empty
-            mappings left out.
+            mappings left out. A search's run has `SEARCH` among them.
         started: when, ISO 8601; empty where the run does not say.
         frames: ``[evaluations]``, simulator frames at each evaluation, increasing.
         returns: ``[evaluations]``, ``eval/return``.
@@ -143,12 +146,20 @@ def read_run(path: Path) -> Run:
     layout = RunDir(path)
     settings: dict[str, Any] = {}
     try:
-        settings = read_settings(layout.config)
+        settings = read_settings(layout.config) | _search(path)
         return _read(layout, settings)
     except UnreadableError as error:
         return Run(path, UNREADABLE, str(error), settings=settings)
     except Exception as error:  # whatever a file holds, it must not keep other runs from being reported
         return Run(path, UNREADABLE, f"{type(error).__name__}: {error}", settings=settings)
+
+
+def _search(path: Path) -> dict[str, str]:
+    """The setting `SEARCH` of a run in a search's folder: runs that chose a configuration cannot test it as well."""
+    for folder in path.parents:
+        if folder.name in _OF_SEARCH and (folder.parent / "search.yaml").is_file():
+            return {SEARCH: _OF_SEARCH[folder.name]}
+    return {}
 
 
 def _read(layout: RunDir, settings: Mapping[str, Any]) -> Run:
