@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,15 @@ def test_one_method_has_aggregates_where_the_scale_is_given(runs: Path, tmp_path
     assert "profile_all_environments.png" in files
     assert not any("improvement" in name for name in files)
     assert "optimality gap" in (tmp_path / "index.html").read_text(encoding="utf-8")
+
+
+def test_environments_with_unequal_numbers_of_runs_are_named(runs: Path) -> None:
+    found = load_runs([runs])
+    for left_out, said in ((0, False), (6, True)):
+        failed = [replace(run, status="failed") for run in found[:left_out]]
+        text = markdown(make_report([*failed, *found[left_out:]], reference=REFERENCES))
+        assert ("those with more weigh more in the IQM" in text) == said
+        assert text.count("4 of 10") == 2 * said, "in both tables"
 
 
 def test_references_are_of_the_command_line(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,6 +30,7 @@ from rlexp.report.results import compare
 from rlexp.report.runs import Floats, flatten
 from rlexp.report.statistics import (
     band,
+    cautious_test,
     estimate,
     holm,
     interquartile_mean,
@@ -308,6 +309,37 @@ def test_each_pair_of_configurations_has_a_verdict(tmp_path: Path, seeds: int, b
         for lr, gain in ((0.1, 0.0), (0.2, better)):
             write_run(tmp_path / f"{seed}_{lr}", config(seed=seed, lr=lr), [seed + gain])
     assert said in markdown(make_report(load_runs([tmp_path])))
+
+
+@pytest.mark.parametrize(
+    ("failed", "seeds", "said"),
+    [
+        (0, "10", "optim.lr=0.2 scores higher"),
+        (1, "9 of 10", "optim.lr=0.2 scores higher"),
+        (5, "5 of 10", "these seeds show no difference"),
+        (9, "1 of 10", "fewer than 5 seeds are too few to tell"),
+    ],
+)
+def test_what_failed_is_not_forgotten(tmp_path: Path, failed: int, seeds: str, said: str) -> None:
+    for seed, (lr, final) in itertools.product(range(10), ((0.1, 2000.0), (0.2, 3000.0))):
+        status = "failed" if lr == 0.2 and seed < failed else "completed"
+        write_run(tmp_path / f"{seed}_{lr}", config(seed=seed, lr=lr), [final + seed], status=status)
+    write_run(tmp_path / "a seed that was trained again", config(seed=0, lr=0.1), [9e9], status="failed")
+    made = make_report(load_runs([tmp_path]))
+    row = next(line for line in markdown(made).splitlines() if line.startswith("| optim.lr=0.2"))
+    assert row.split("|")[2].strip() == seeds
+    (verdict,) = verdicts(made.comparisons)
+    assert verdict.startswith(f"hopper: {said} (P(optim.lr=0.2 > optim.lr=0.1) = 1.000")
+    left_out = f"; leaves out {failed} incomplete run{'s' * (failed > 1)} of optim.lr=0.2)." if failed else ")."
+    assert verdict.endswith(left_out)
+
+
+def test_a_difference_that_incomplete_runs_would_reverse_is_none() -> None:
+    x, y = [np.arange(6.0) + 6], [np.arange(6.0)]
+    assert cautious_test(x, y, ([0], [0])) == permutation_test(x, y) < 0.01
+    assert cautious_test(x, y, ([1], [0])) == permutation_test([np.append(x[0], -np.inf)], y) > permutation_test(x, y)
+    assert cautious_test(x, y, ([0], [60])) == permutation_test(x, y), "it would be clearer still"
+    assert cautious_test(x, y, ([60], [0])) == 1
 
 
 def test_exchanges_of_runs_are_an_exact_test_of_ranks() -> None:

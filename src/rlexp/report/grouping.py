@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rlexp.config import NO_RESULTS, is_under
-from rlexp.report.runs import SEARCH, Run
+from rlexp.report.runs import FAILED, KILLED, SEARCH, STOPPED, UNFINISHED, UNREADABLE, Run
 
 _UNSET = "unset"
 _TRANSFORMS = "env.transforms"
 _ENVIRONMENT = "env.name"
+# How runs end without a result and do not go on by themselves.
+_INCOMPLETE = (STOPPED, FAILED, KILLED, UNFINISHED, UNREADABLE)
 # What distinguishes environments that share a name; further settings of an environment are variants of it.
 _TASK = ("env.id", "env.domain", "env.game", "env.task", "env.task._target_")
 
@@ -42,6 +44,12 @@ class Group:
     settings: Mapping[str, Any]
     runs: tuple[Run, ...]
     left_out: tuple[Run, ...]
+
+    @property
+    def incomplete(self) -> int:
+        """Seeds without a result, because their runs were stopped or killed, have failed or cannot be read."""
+        left_out = {run.seed for run in self.left_out if run.status in _INCOMPLETE}
+        return len(left_out - {run.seed for run in self.runs})
 
 
 def group_runs(runs: Iterable[Run], ignore: Sequence[str] = ()) -> list[Group]:

@@ -83,7 +83,7 @@ class Improvement:
         x: the variant.
         y: the other.
         probability: its value and interval, not adjusted for multiple comparisons.
-        p: of `statistics.permutation_test`, adjusted for all pairs of the comparison (`statistics.holm`), shown or
+        p: of `statistics.cautious_test`, adjusted for all pairs of the comparison (`statistics.holm`), shown or
             not, since the results decide which are shown.
     """
 
@@ -102,6 +102,7 @@ class Comparison:
         environments: the environments.
         references: the returns that are mapped to 0 and 1 in each environment; empty where scores are plain returns.
         scores: variant to its sample, one array ``[runs]`` per environment; highest interquartile mean first.
+        incomplete: variant to the number of its seeds without a score, in each environment.
         aggregates: variant to each of `statistics.AGGREGATES`, of normalized scores; empty for plain returns.
         improvements: every pair up to four variants; beyond that each against the one with the highest interquartile
             mean.
@@ -111,6 +112,7 @@ class Comparison:
     environments: tuple[str, ...]
     references: References
     scores: Mapping[str, list[Floats]]
+    incomplete: Mapping[str, list[int]]
     aggregates: Mapping[str, Mapping[str, Estimate]]
     improvements: tuple[Improvement, ...]
 
@@ -179,8 +181,9 @@ def compare(groups: Sequence[Group], references: References | None = None) -> li
         `tied_environments`.
     """
     finals = _finals(groups)
+    incomplete = {(group.environment, group.variant): group.incomplete for group in groups}
     comparisons = [
-        _comparison(environment, (environment,), {variant: [scores] for variant, scores in variants.items()})
+        _comparison(environment, (environment,), {variant: [v] for variant, v in variants.items()}, incomplete)
         for environment, variants in finals.items()
         if len(variants) > 1
     ]
@@ -196,7 +199,7 @@ def compare(groups: Sequence[Group], references: References | None = None) -> li
             variant: [statistics.normalized(compared[env][variant], *scale) for env, scale in scales.items()]
             for variant in everywhere
         }
-        comparisons.append(_comparison(name, tuple(compared), samples, scales))
+        comparisons.append(_comparison(name, tuple(compared), samples, incomplete, scales))
     return comparisons
 
 
@@ -230,18 +233,24 @@ def _extremes(variants: Mapping[str, Floats]) -> tuple[float, float]:
 
 
 def _comparison(
-    name: str, environments: tuple[str, ...], samples: Mapping[str, list[Floats]], references: References | None = None
+    name: str,
+    environments: tuple[str, ...],
+    samples: Mapping[str, list[Floats]],
+    incomplete: Mapping[tuple[str, str], int],
+    references: References | None = None,
 ) -> Comparison:
     middle = {variant: float(statistics.interquartile_mean(*sample)) for variant, sample in samples.items()}
     ranked = sorted(samples, key=lambda variant: (-middle[variant], variant))
     pairs = list(combinations(ranked, 2))
-    adjusted = statistics.holm([statistics.permutation_test(samples[x], samples[y]) for x, y in pairs])
+    lost = {variant: [incomplete[environment, variant] for environment in environments] for variant in ranked}
+    adjusted = statistics.holm([statistics.cautious_test(samples[x], samples[y], (lost[x], lost[y])) for x, y in pairs])
     shown = len(pairs) if len(ranked) <= _ALL_PAIRS_UP_TO else len(ranked) - 1
     return Comparison(
         name,
         environments,
         references or {},
         {variant: samples[variant] for variant in ranked},
+        lost,
         {variant: statistics.aggregates(samples[variant]) for variant in ranked} if references else {},
         tuple(
             Improvement(x, y, statistics.probability_of_improvement(samples[x], samples[y]), p)

@@ -143,12 +143,29 @@ def probability_of_improvement(x: Sample, y: Sample) -> Estimate:
         x: one array ``[runs]`` per environment.
         y: the same for the other; the environments in the same order.
     """
+    return estimate([*x, *y], _improvement, CURVE_RESAMPLES)
 
-    def probability(*sample: Floats, axis: int = -1) -> Any:
-        pairs = zip(sample[: len(x)], sample[len(x) :], strict=True)
-        return np.mean([_wins(of_x, of_y, axis) for of_x, of_y in pairs], axis=0)
 
-    return estimate([*x, *y], probability, CURVE_RESAMPLES)
+def cautious_test(x: Sample, y: Sample, lost: tuple[Sequence[int], Sequence[int]]) -> float:
+    """`permutation_test` of the runs that have a score, or where that is less certain, with the others ranked lowest.
+
+    Args:
+        x: one array ``[runs]`` per environment.
+        y: the same for the other; the environments in the same order.
+        lost: further runs of X and of Y in each environment, which have no score.
+
+    Returns:
+        The larger p-value of the two, 1 where they do not agree on which is better.
+    """
+    p = permutation_test(x, y)
+    if not any(map(any, lost)):
+        return p
+    of_x, of_y = (
+        [np.pad(scores, (0, runs), constant_values=-np.inf) for scores, runs in zip(sample, of, strict=True)]
+        for sample, of in zip((x, y), lost, strict=True)
+    )
+    agree = (_improvement(*x, *y) - 0.5) * (_improvement(*of_x, *of_y) - 0.5) > 0
+    return max(p, permutation_test(of_x, of_y)) if agree else 1.0
 
 
 def permutation_test(x: Sample, y: Sample) -> float:
@@ -204,6 +221,12 @@ def on_common_frames(frames: Sequence[Floats], values: Sequence[Floats], points:
     start, end = max(f[0] for f in frames), min(f[-1] for f in frames)
     grid = np.linspace(start, end, points) if start < end else np.array([end])
     return grid, np.stack([np.interp(grid, f, v) for f, v in zip(frames, values, strict=True)], axis=-1)
+
+
+def _improvement(*sample: Floats, axis: int = -1) -> Any:
+    """Mean over environments of the fraction of pairs that X wins; the arrays of X come first."""
+    half = len(sample) // 2
+    return np.mean([_wins(x, y, axis) for x, y in zip(sample[:half], sample[half:], strict=True)], axis=0)
 
 
 def _wins(x: Floats, y: Floats, axis: int) -> Any:

@@ -23,9 +23,11 @@ _ROUNDING = 1e-9  # what is smaller is 0 but for rounding
 
 NOTE = (
     "IQM is the interquartile mean; brackets are 95% percentile intervals of a stratified bootstrap over seeds, of "
-    "each run's final evaluation (eval/return). (n=k) marks fewer than five seeds. best is the mean over seeds of each "
-    "run's highest evaluation. Frames and seconds (collection and update) to the threshold are medians over seeds; a "
-    "run that does not reach it counts as infinite. p is of a permutation test, adjusted for all pairs (Holm)."
+    "each run's final evaluation (eval/return). (n=k) marks fewer than five seeds. best is the mean over seeds of "
+    "each run's highest evaluation. Frames and seconds (collection and update) to the threshold are medians over "
+    "seeds; a run that does not reach it counts as infinite. k of n seeds are averaged where the other runs are "
+    "incomplete. p is of a permutation test without incomplete runs or with these ranked lowest, whichever is larger, "
+    "adjusted for all pairs (Holm)."
 )
 
 _LATEX = {
@@ -85,7 +87,7 @@ def results_table(results: Sequence[Result]) -> Table:
     rows = tuple(
         (
             result.group.name,
-            str(result.seeds),
+            _seeds(result.seeds, result.group.incomplete),
             interval(result.iqm, result.seeds),
             interval(result.mean, result.seeds),
             interval(result.median, result.seeds),
@@ -98,6 +100,10 @@ def results_table(results: Sequence[Result]) -> Table:
     return Table(("configuration", "seeds", "IQM", "mean", "median", "best", *to_threshold, "frames/s"), rows)
 
 
+def _seeds(counted: int, incomplete: int) -> str:
+    return f"{counted} of {counted + incomplete}" if incomplete else str(counted)
+
+
 def _reached(result: Result) -> tuple[str, str, str]:
     """How many runs reached the threshold, and the frames and seconds that they took."""
     of = NONE if result.threshold is None else f"{result.reached}/{result.seeds} {AT_LEAST} {result.threshold:,.10g}"
@@ -108,9 +114,10 @@ def aggregate_table(comparison: Comparison) -> Table:
     """One row per variant, over environments."""
     rows = []
     for variant, estimates in comparison.aggregates.items():
-        seeds = min(len(scores) for scores in comparison.scores[variant])
+        scores = zip(map(len, comparison.scores[variant]), comparison.incomplete[variant], strict=True)
+        seeds, incomplete = min(scores, key=lambda both: (both[0], -both[1]))
         cells = (interval(estimate, seeds) for estimate in estimates.values())
-        rows.append((variant or "all runs", str(seeds), *cells))
+        rows.append((variant or "all runs", _seeds(seeds, incomplete), *cells))
     return Table(("configuration", "seeds", *AGGREGATES), tuple(rows))
 
 
@@ -118,9 +125,11 @@ def scale_note(overall: Comparison, given: bool) -> str:
     """What the normalized scores 0 and 1 are, and the aggregates that need a word."""
     returns = "; ".join(f"{env} {number(zero)} and {number(one)}" for env, (zero, one) in overall.references.items())
     of = "the returns given" if given else "the lowest and the highest final evaluation in this report"
+    unequal = any(len(set(map(len, sample))) > 1 for sample in overall.scores.values())
+    weights = " Environments have unequal numbers of runs; those with more weigh more in the IQM." if unequal else ""
     return printable(
         f"Normalized scores: 0 and 1 are {of} ({returns}). The median is that over environments of the mean over runs, "
-        "the optimality gap by how much runs miss 1 on average. Runs are resampled within their environment."
+        f"the optimality gap by how much runs miss 1 on average. Runs are resampled within their environment.{weights}"
     )
 
 
@@ -147,9 +156,11 @@ def _verdict(comparison: Comparison, pair: Improvement) -> str:
         shown = "these seeds show no difference"
     else:
         shown = f"{pair.x if pair.probability.value > 0.5 else pair.y} scores higher"
+    lost = {variant: sum(comparison.incomplete[variant]) for variant in (pair.x, pair.y)}
+    left_out = "".join(f"; leaves out {n} incomplete run{'s' * (n > 1)} of {of}" for of, n in lost.items() if n)
     return printable(
         f"{comparison.name}: {shown} (P({pair.x} > {pair.y}) = {interval(pair.probability, seeds)}, "
-        f"the probability that a run of the first ends higher than one of the second; p = {pair.p:.2g})."
+        f"the probability that a run of the first ends higher than one of the second; p = {pair.p:.2g}{left_out})."
     )
 
 
@@ -249,7 +260,7 @@ def results_csv(results: Sequence[Result], groups: Sequence[Group]) -> str:
     for group in groups:
         row: dict[str, object] = {"group": group.name, "environment": group.environment}
         row |= {f"setting:{key}": group.differing[key] for key in settings}
-        row |= {"seeds": len(group.runs), "left_out": len(group.left_out)}
+        row |= {"seeds": len(group.runs), "incomplete": group.incomplete, "left_out": len(group.left_out)}
         result = by_name.get(group.name)
         for kind in ("iqm", "mean", "median"):
             found = Estimate(math.nan) if result is None else getattr(result, kind)
