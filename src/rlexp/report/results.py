@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -83,14 +83,16 @@ class Improvement:
         x: the variant.
         y: the other.
         probability: its value and interval, not adjusted for multiple comparisons.
-        p: of `statistics.cautious_test`, adjusted for all pairs of the comparison (`statistics.holm`), shown or
-            not, since the results decide which are shown.
+        p: of `statistics.cautious_test`, adjusted (`statistics.holm`) for all pairs of all environments, or of the
+            comparison over environments; shown or not, since the results decide which are shown.
+        least: the smallest p that so many runs and pairs allow.
     """
 
     x: str
     y: str
     probability: Estimate
     p: float
+    least: float
 
 
 @dataclass(frozen=True)
@@ -182,11 +184,13 @@ def compare(groups: Sequence[Group], references: References | None = None) -> li
     """
     finals = _finals(groups)
     incomplete = {(group.environment, group.variant): group.incomplete for group in groups}
-    comparisons = [
-        _comparison(environment, (environment,), {variant: [v] for variant, v in variants.items()}, incomplete)
-        for environment, variants in finals.items()
-        if len(variants) > 1
-    ]
+    comparisons = _tested(
+        [
+            _comparison(environment, (environment,), {variant: [v] for variant, v in variants.items()}, incomplete)
+            for environment, variants in finals.items()
+            if len(variants) > 1
+        ]
+    )
     tied = () if references else tied_environments(groups)
     compared = {environment: variants for environment, variants in finals.items() if environment not in tied}
     everywhere = [v for v in next(iter(compared.values()), {}) if all(v in variants for variants in compared.values())]
@@ -199,7 +203,7 @@ def compare(groups: Sequence[Group], references: References | None = None) -> li
             variant: [statistics.normalized(compared[env][variant], *scale) for env, scale in scales.items()]
             for variant in everywhere
         }
-        comparisons.append(_comparison(name, tuple(compared), samples, incomplete, scales))
+        comparisons += _tested([_comparison(name, tuple(compared), samples, incomplete, scales)])
     return comparisons
 
 
@@ -239,21 +243,33 @@ def _comparison(
     incomplete: Mapping[tuple[str, str], int],
     references: References | None = None,
 ) -> Comparison:
+    """A comparison that is not `_tested` yet."""
     middle = {variant: float(statistics.interquartile_mean(*sample)) for variant, sample in samples.items()}
     ranked = sorted(samples, key=lambda variant: (-middle[variant], variant))
-    pairs = list(combinations(ranked, 2))
-    lost = {variant: [incomplete[environment, variant] for environment in environments] for variant in ranked}
-    adjusted = statistics.holm([statistics.cautious_test(samples[x], samples[y], (lost[x], lost[y])) for x, y in pairs])
-    shown = len(pairs) if len(ranked) <= _ALL_PAIRS_UP_TO else len(ranked) - 1
     return Comparison(
         name,
         environments,
         references or {},
         {variant: samples[variant] for variant in ranked},
-        lost,
+        {variant: [incomplete[environment, variant] for environment in environments] for variant in ranked},
         {variant: statistics.aggregates(samples[variant]) for variant in ranked} if references else {},
-        tuple(
-            Improvement(x, y, statistics.probability_of_improvement(samples[x], samples[y]), p)
-            for (x, y), p in list(zip(pairs, adjusted, strict=True))[:shown]
-        ),
+        (),
     )
+
+
+def _tested(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons with their improvements, whose p-values are adjusted for the pairs of all of them."""
+    tests = [(of, x, y) for of in comparisons for x, y in combinations(of.scores, 2)]
+    adjusted = statistics.holm(
+        [
+            statistics.cautious_test(of.scores[x], of.scores[y], (of.incomplete[x], of.incomplete[y]))
+            for of, x, y in tests
+        ]
+    )
+    improvements: dict[str, list[Improvement]] = {of.name: [] for of in comparisons}
+    for (of, x, y), p in zip(tests, adjusted, strict=True):
+        if len(of.scores) <= _ALL_PAIRS_UP_TO or x == next(iter(of.scores)):
+            scores = of.scores[x], of.scores[y]
+            least = min(1.0, len(tests) * statistics.least_p(*scores))
+            improvements[of.name].append(Improvement(x, y, statistics.probability_of_improvement(*scores), p, least))
+    return [replace(of, improvements=tuple(improvements[of.name])) for of in comparisons]

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import combinations
+from math import comb, prod
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,8 @@ CONFIDENCE = 0.95
 RESAMPLES = 10_000
 CURVE_RESAMPLES = 2_000
 PERMUTATIONS = 9_999
+# Entries of an array with a row for each split of the runs: ten and ten can be split in 184,756 ways.
+_LARGEST_EXACT = 20 * 200_000
 
 Sample = Sequence[Floats]
 Statistic = Callable[..., Any]
@@ -171,28 +175,57 @@ def cautious_test(x: Sample, y: Sample, lost: tuple[Sequence[int], Sequence[int]
 def permutation_test(x: Sample, y: Sample) -> float:
     """Two-sided p-value of the hypothesis that runs of X and of Y end alike, by their probability of improvement.
 
-    Runs are exchanged between X and Y at random, within each environment. With one environment and all exchanges this
-    is the exact Mann-Whitney test.
+    Runs are exchanged between X and Y within each environment: in every way where that is one environment with up to
+    ten runs each, which is the exact Mann-Whitney test, else at random.
 
     Args:
         x: one array ``[runs]`` per environment.
         y: the same for the other; the environments in the same order.
     """
-    observed, found = 0.0, np.zeros(PERMUTATIONS)
+    exact = _is_exact(x, y)
+    observed, found = 0.0, np.zeros(1)
     for stratum, (of_x, of_y) in enumerate(zip(x, y, strict=True)):
         ranks = stats.rankdata(np.concatenate([of_x, of_y]))
         pairs, middle = len(of_x) * len(of_y), len(of_x) * (len(ranks) + 1) / 2
         observed += (ranks[: len(of_x)].sum() - middle) / pairs
-        found += (ranks[_exchanges(len(of_x), len(ranks), stratum)].sum(axis=1) - middle) / pairs
-    # The observed runs are one of the exchanges (Phipson and Smyth 2010); equal sums differ by rounding.
-    return float((1 + np.sum(np.abs(found) >= abs(observed) - 1e-9)) / (1 + PERMUTATIONS))
+        splits = _splits(len(of_x), len(ranks)) if exact else _drawn_splits(len(of_x), len(ranks), stratum)
+        found = found + (splits @ ranks - middle) / pairs
+    as_far = np.sum(np.abs(found) >= abs(observed) - 1e-9)  # equal sums differ by rounding
+    # The observed runs are one of all splits, and are counted with those that are drawn (Phipson and Smyth 2010).
+    return float(as_far / len(found) if exact else (1 + as_far) / (1 + PERMUTATIONS))
+
+
+def least_p(x: Sample, y: Sample) -> float:
+    """The smallest p-value that `permutation_test` gives for so many runs, whatever their scores."""
+    splits = _number_of_splits(x, y)
+    return 2 / splits if _is_exact(x, y) else max(2 / splits, 1 / (1 + PERMUTATIONS))
+
+
+def _is_exact(x: Sample, y: Sample) -> bool:
+    return len(x) == 1 and _number_of_splits(x, y) * (len(x[0]) + len(y[0])) <= _LARGEST_EXACT
+
+
+def _number_of_splits(x: Sample, y: Sample) -> int:
+    return prod(comb(len(of_x) + len(of_y), len(of_x)) for of_x, of_y in zip(x, y, strict=True))
 
 
 @cache
-def _exchanges(chosen: int, runs: int, stratum: int) -> NDArray[np.int64]:
-    """So many of the runs, drawn without replacement, in each of `PERMUTATIONS` exchanges."""
+def _splits(chosen: int, runs: int) -> Floats:
+    """Every choice of so many of the runs, as a row with 1 for each that is chosen and 0 for the others."""
+    return _rows(np.array(list(combinations(range(runs), chosen))), runs)
+
+
+@cache
+def _drawn_splits(chosen: int, runs: int, stratum: int) -> Floats:
+    """`PERMUTATIONS` choices, drawn at random, as `_splits`."""
     drawn = np.random.default_rng([chosen, runs, stratum]).random((PERMUTATIONS, runs))
-    return np.argsort(drawn, axis=1)[:, :chosen]
+    return _rows(np.argsort(drawn, axis=1)[:, :chosen], runs)
+
+
+def _rows(chosen: NDArray[np.int64], runs: int) -> Floats:
+    rows = np.zeros((len(chosen), runs))
+    np.put_along_axis(rows, chosen, 1.0, axis=1)
+    return rows
 
 
 def holm(values: Sequence[float]) -> list[float]:

@@ -27,7 +27,7 @@ NOTE = (
     "each run's highest evaluation. Frames and seconds (collection and update) to the threshold are medians over "
     "seeds; a run that does not reach it counts as infinite. k of n seeds are averaged where the other runs are "
     "incomplete. p is of a permutation test without incomplete runs or with these ranked lowest, whichever is larger, "
-    "adjusted for all pairs (Holm)."
+    "adjusted for all pairs of all environments (Holm)."
 )
 
 _LATEX = {
@@ -152,10 +152,12 @@ def _verdict(comparison: Comparison, pair: Improvement) -> str:
     seeds = min(len(scores) for variant in (pair.x, pair.y) for scores in comparison.scores[variant])
     if seeds < FEW_SEEDS:
         shown = f"fewer than {FEW_SEEDS} seeds are too few to tell"
-    elif pair.p > _SIGNIFICANT:
-        shown = "these seeds show no difference"
-    else:
+    elif pair.p <= _SIGNIFICANT:
         shown = f"{pair.x if pair.probability.value > 0.5 else pair.y} scores higher"
+    elif pair.least > _SIGNIFICANT:
+        shown = "these seeds are too few to tell among so many pairs"
+    else:
+        shown = "these seeds do not show a difference"
     lost = {variant: sum(comparison.incomplete[variant]) for variant in (pair.x, pair.y)}
     left_out = "".join(f"; leaves out {n} incomplete run{'s' * (n > 1)} of {of}" for of, n in lost.items() if n)
     return printable(
