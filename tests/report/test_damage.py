@@ -95,6 +95,8 @@ READABLE = {
     "environment has no name": setting("env", {"name": None}),
     "no frames to train": setting("total_frames", 0),
     "start is a list": text("metadata.json", '{"started": ["x"]}'),
+    "origin is something else": text("metadata.json", '{"git": [1], "sessions": 3, "versions": "x"}'),
+    "budget is text": text("metadata.json", '{"git": null, "sessions": [{"total_frames": "x"}]}'),
     "huge integer": setting("total_frames", 10**400),
     "empty lines": lambda run: text("metrics.jsonl", f"\n{(run / 'metrics.jsonl').read_text()}\n\n")(run),
 }

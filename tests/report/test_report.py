@@ -227,6 +227,31 @@ def test_runs_that_chose_a_setting_are_not_averaged_with_those_that_test_it(tmp_
     }
 
 
+def test_averaged_runs_of_different_code_or_budgets_are_named(tmp_path: Path) -> None:
+    for seed, (commit, torch, budgets) in enumerate(
+        [
+            ("abc123456", "2.5", [2000]),
+            ("abc123456", "2.5", [2000, 2000]),
+            ("def567890", "2.6", [1000, 2000]),
+        ]
+    ):
+        run = write_run(tmp_path / "runs" / str(seed), config(seed=seed), [1.0, 2.0])
+        versions = {"torch": torch, "numpy": "2.0", "mujoco": None, "wandb": str(seed)}
+        sessions = [{"total_frames": budget, "versions": versions} for budget in budgets]
+        origin = {"git": {"commit": commit, "dirty": seed == 1}, "sessions": sessions, "versions": versions}
+        (run / "metadata.json").write_text(json.dumps(origin))
+    runs = load_runs([tmp_path])
+    said = (
+        "commit: abc1234 (1), abc1234 with changes (1), def5678 (1); total_frames: 2,000 (2), 1,000 then 2,000 (1); "
+        "torch: 2.5 (2), 2.6 (1)"
+    )
+    write_report(make_report(runs), tmp_path / "report")
+    assert f"| {said} |" in (tmp_path / "report" / "table.md").read_text()
+    assert ["env.name=hopper", said] in Cells((tmp_path / "report" / "index.html").read_text()).rows
+    assert [row["commit"] for row in read_csv(tmp_path / "report" / "runs.csv")][2] == "def5678"
+    assert "different code" not in markdown(make_report(runs[:1]))
+
+
 def test_the_pages_numbers_are_the_csvs(written: list[Path]) -> None:
     folder = next(path.parent for path in written if path.name == "index.html")
     page = Cells((folder / "index.html").read_text(encoding="utf-8"))

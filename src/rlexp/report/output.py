@@ -28,6 +28,8 @@ def markdown(report: Report) -> str:
         parts.append(tables.markdown_text(note))
     if (damaged := tables.damaged_table(report.groups)).rows:
         parts += ["Averaged, although files of the run are damaged:", tables.to_markdown(damaged)]
+    if (mixed := tables.mixed_table(report.groups)).rows:
+        parts += ["Averaged, although the runs were made with different code or budgets:", tables.to_markdown(mixed)]
     if report.left_out:
         parts.append("Not averaged, because the run was not completed, evaluated or readable, or was run again:")
         parts.append(tables.to_markdown(tables.left_out_table(report.groups, report.unread)))

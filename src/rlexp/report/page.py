@@ -136,6 +136,7 @@ def render(report: Report, drawn: Sequence[ReportFigure], curves: Curves) -> str
         improvements=tables.improvement_table(report.comparisons),
         left_out=tables.left_out_table(report.groups, report.unread),
         damaged=tables.damaged_table(report.groups),
+        mixed=tables.mixed_table(report.groups),
         settings=tables.settings_table(report.groups) if len(report.groups) > 1 else None,
         counted=tables.counted_table(report.groups),
     )

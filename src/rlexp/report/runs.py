@@ -37,6 +37,7 @@ SEARCH = "search"
 _MOST_SETTINGS = 10_000
 _DEEPEST = 50
 _LARGEST = 1e100  # squares and sums of returns must stay finite
+_NO_EFFECT = ("hydra-core", "wandb")  # packages whose version decides nothing, where settings are equal
 _OF_SEARCH = {"trials": "screening", "confirmation": "confirmation"}
 
 # libyaml where PyYAML was built with it: ten times as fast, and a sweep has hundreds of these files.
@@ -73,6 +74,8 @@ class Run:
         seconds: ``[evaluations]``, seconds of collection and update until then, without those of evaluations.
         trained: simulator frames of the last row.
         fps: frames per second of collection and update, over the whole run; NaN without rows.
+        origin: ``commit``, ``total_frames`` and the version of each package, as far as the run says; where a resume
+            changed one, ``1,000,000 then 2,000,000``.
     """
 
     path: Path
@@ -86,6 +89,7 @@ class Run:
     seconds: Floats = field(default_factory=lambda: np.empty(0))
     trained: int = 0
     fps: float = math.nan
+    origin: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def counted(self) -> bool:
@@ -169,7 +173,7 @@ def _read(layout: RunDir, settings: Mapping[str, Any]) -> Run:
     if begun:
         try:
             metadata = read_json(layout.metadata)
-        except UnreadableError as error:  # only the time of its start is lost
+        except UnreadableError as error:  # only its start and origin are lost
             damage.append(str(error))
     summary = read_json(layout.summary) if layout.summary.exists() else {"status": UNFINISHED if begun else NOT_STARTED}
     status, problem = str(summary.get("status", UNFINISHED)), str(summary.get("error", ""))
@@ -197,7 +201,26 @@ def _read(layout: RunDir, settings: Mapping[str, Any]) -> Run:
         seconds=np.array([row["time/collect"] + row["time/update"] for row in evaluations], dtype=float),
         trained=trained,
         fps=float(rows[-1]["time/fps"]) if rows else math.nan,
+        origin=_origin(metadata),
     )
+
+
+def _origin(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """As `Run.origin`; empty where ``metadata.json`` holds something else than a run writes."""
+    found: dict[str, dict[str, None]] = {}
+    try:
+        if git := metadata.get("git"):
+            found["commit"] = {f"{git['commit'][:7]}{' with changes' if git['dirty'] else ''}": None}
+        for session in metadata.get("sessions") or [metadata]:
+            # Earlier versions kept the versions of the last session alone.
+            versions = session.get("versions") or metadata.get("versions", {})
+            budget = {"total_frames": f"{session['total_frames']:,}"} if "total_frames" in session else {}
+            for name, value in (budget | versions).items():
+                if name not in _NO_EFFECT and value is not None:
+                    found.setdefault(name, {})[str(value)] = None
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return {}
+    return {name: " then ".join(values) for name, values in found.items()}
 
 
 def current(run: Run) -> Run:

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -183,6 +184,22 @@ def damaged_table(groups: Sequence[Group]) -> Table:
     return Table(("configuration", "seed", "damage", "folder"), rows, names=4)
 
 
+def mixed_table(groups: Sequence[Group]) -> Table:
+    """The groups whose averaged runs differ in what is no setting: commit, versions, and budgets before a resume."""
+    rows = []
+    for group in groups:
+        names = dict.fromkeys(name for run in group.runs for name in run.origin)
+        counts = {name: Counter(run.origin[name] for run in group.runs if name in run.origin) for name in names}
+        differing = "; ".join(
+            f"{name}: {', '.join(f'{value} ({runs})' for value, runs in of.items())}"
+            for name, of in counts.items()
+            if len(of) > 1
+        )
+        if differing:
+            rows.append((group.name, differing))
+    return Table(("configuration", "value (runs)"), tuple(rows), names=2)
+
+
 def overall_note(overall: Comparison | None, tied: Sequence[str]) -> str:
     """Which environments are in no comparison over environments, and why; empty where all are."""
     if not tied:
@@ -302,6 +319,7 @@ def runs_csv(groups: Sequence[Group], unread: Sequence[Run]) -> str:
                 "group": name,
                 "seed": run.seed,
                 "status": run.status,
+                "commit": run.origin.get("commit"),
                 "frames": run.trained,
                 "final": run.final if run.returns.size else None,
                 "best": run.best if run.returns.size else None,
