@@ -210,6 +210,33 @@ def test_evaluation_counts_the_environments_own_rewards() -> None:
     assert evaluate(env, actor, [1, 2]).returns == [10, 10]
 
 
+CAR = "env.make={_target_: torchrl.envs.GymEnv, env_name: MountainCarContinuous-v0}"
+SLIDES = "env.make={_target_: slider.Slider, num_envs: 2}"
+
+
+@pytest.mark.parametrize(("make", "reward"), [(CAR, -0.1), (SLIDES, 1 - 2 * 0.4**2)], ids=["copies", "batch"])
+def test_actions_are_clipped_where_the_simulators_receive_them(make: str, reward: float) -> None:
+    """A step by 3 is one by 1, of which both rewards tell; the batch keeps the 3."""
+    env = load_config(["env=torchrl", "env.num_envs=2", "env/transforms=none", make]).env.build(2)
+    stepped = env.step(env.reset().set("action", env.action_spec.one() * 3))
+    assert stepped["action"].unique().tolist() == [3]
+    assert stepped["next", "reward"].flatten().tolist() == pytest.approx([reward, reward])
+    env.close()
+
+
+@pytest.mark.parametrize("collector", ["sync", "device"])
+def test_a_batch_keeps_the_actions_of_the_policy_and_has_the_steps_of_clipped_ones(
+    collector: str, tmp_path: Path
+) -> None:
+    overrides = ["env=torchrl", SLIDES, "env/transforms=none", "policy=normal", f"collector={collector}"]
+    trainer = Trainer.from_config(load_config([*SHORT, *overrides, "env.num_envs=2"]), tmp_path)
+    batch = next(iter(trainer.collector))
+    moved = (batch["next", "observation"] - batch["observation"]) / 0.9
+    assert batch["action"].abs().max() > 1.5
+    torch.testing.assert_close(moved.float(), batch["action"].clamp(-1, 1))
+    trainer.close()
+
+
 @pytest.mark.parametrize(
     ("make", "reported"),
     [

@@ -112,7 +112,7 @@ class ArrayEnv(EnvBase):
     def set_actions(self, action: npt.NDArray[Any]) -> None:
         """Set the actions ``[num_envs, *action]`` of the next step, clipped to the bounds.
 
-        This is the one place where actions are clipped. A batch, and its log-probabilities, keep the unclipped actions.
+        This is the one place where they are clipped. A batch, and its log-probabilities, keep the unclipped actions.
 
         Raises:
             SimulatorError: a mask does not allow one.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
-from torchrl.data import TensorSpec
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.data import Bounded, TensorSpec
 from torchrl.envs import (
     BraxWrapper,
     CatTensors,
@@ -21,6 +24,7 @@ from torchrl.envs import (
 )
 
 from rlexp.config import ConfigError, Problem
+from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.entries import OBSERVATION, RESERVED
 
 _BY_TRANSFORMS = {"action_mask", "episode_reward", "is_init", "recurrent_state", "step_count"}
@@ -132,6 +136,25 @@ def entries(env: EnvBase) -> dict[str, TensorSpec]:
     """What an environment observes of one simulator, by name; step counts and the like are left out."""
     spec = env.observation_spec_unbatched
     return {str(key): spec[key] for key in sorted(_leaves(env), key=str)}
+
+
+def clipping(env: EnvBase) -> EnvBase:
+    """The same environment, which steps by actions clipped to their bounds, as an `ArrayEnv` does by itself.
+
+    A batch, and its log-probabilities, keep the unclipped actions.
+    """
+    spec = env.action_spec
+    if isinstance(spec, Bounded) and not isinstance(env, ArrayEnv):
+        # No transform: around the environment it would hide its class and state, among the others move their places.
+        env._step = partial(_clipped_step, env._step, spec.space.low, spec.space.high)
+    return env
+
+
+def _clipped_step(
+    step: Callable[[TensorDictBase], TensorDictBase], low: Tensor, high: Tensor, tensordict: TensorDictBase
+) -> TensorDictBase:
+    action = tensordict.get("action")
+    return step(tensordict.replace(action=action.clamp(low, high).to(action.dtype)))
 
 
 def _wrong(reason: str) -> ConfigError:

@@ -62,6 +62,7 @@ class EnvConfig(Config):
         )
 
         from rlexp.envs.masks import masks_of
+        from rlexp.envs.torchrl import clipping
 
         transforms = [build_at(f"env.transforms.{name}", node.build) for name, node in self.transforms.items()]
         for needed in (StepCounter, RewardSum):
@@ -80,7 +81,7 @@ class EnvConfig(Config):
         try:
             self._check_normalization(base, transforms)
             try:
-                return TransformedEnv(base, Compose(*masks_of(base), *transforms), auto_unwrap=False)
+                return TransformedEnv(clipping(base), Compose(*masks_of(base), *transforms), auto_unwrap=False)
             except ConfigError:
                 raise
             except Exception as error:  # whatever a transform asks of an environment
