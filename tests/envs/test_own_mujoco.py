@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -13,8 +14,9 @@ from agents import composed
 
 from rlexp import Trainer
 from rlexp.config import ConfigError
+from rlexp.envs.errors import SimulatorError
 from rlexp.envs.mujoco.batch import BatchedMujoco
-from rlexp.envs.mujoco.task import MujocoTask
+from rlexp.envs.mujoco.task import Array, MujocoTask, Rows
 from rlexp.envs.mujoco.tasks import TASKS
 from rlexp.runs import checkpoint
 
@@ -113,6 +115,65 @@ def test_a_state_holds_the_models(name: str) -> None:
                 env.reset_arrays(np.flatnonzero(env.arrays.terminated | env.arrays.truncated).tolist())
             if t >= 7:
                 assert np.array_equal(one.arrays.observation, other.arrays.observation)
+
+
+PLANE = """
+<mujoco>
+  <worldbody>
+    <body>
+      <joint name="x" type="slide" axis="1 0 0"/>
+      <joint name="y" type="slide" axis="0 1 0"/>
+      <geom size="0.1"/>
+    </body>
+  </worldbody>
+  <actuator>
+    <motor joint="x" ctrlrange="-1 1"/>
+  </actuator>
+</mujoco>
+"""
+
+
+class Ball(MujocoTask):
+    """A ball in the plane, right as it is; a test replaces one method."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "plane.xml").write_text(PLANE)
+        super().__init__(str(folder / "plane.xml"), frame_skip=5)
+
+    @property
+    def observation_size(self) -> int:
+        return 2
+
+    def begin(self, rng: np.random.Generator) -> tuple[Array, Array]:
+        return rng.uniform(-1, 1, 2), np.zeros(2)
+
+    def observe(self, rows: Rows) -> Array:
+        return np.asarray(self.qpos[rows])
+
+    def reward(self, action: Array, before: Array, after: Array) -> Array:
+        return np.asarray(-np.linalg.norm(self.qpos, axis=-1))
+
+
+@pytest.mark.parametrize("repeat", [1, 2])
+@pytest.mark.parametrize(
+    ("method", "own", "message"),
+    [
+        ("reward", lambda ball, *_: -np.linalg.norm(ball.qpos), r"Ball\.reward gives shape \(\), not \(3,\): one row"),
+        ("reward", lambda ball, *_: ball.qpos[:, :1], r"Ball\.reward gives shape \(3, 1\), not \(3,\)"),
+        ("reward", lambda ball, *_: 1 / 0, r"Ball\.reward failed: ZeroDivisionError: division by zero"),
+        ("terminated", lambda ball: np.abs(ball.qpos).max() > 2, r"Ball\.terminated gives shape \(\), not \(3,\)"),
+        ("terminated", lambda ball: np.abs(ball.qpos).max(-1), r"Ball\.terminated gives float64, and bool is needed"),
+        ("observe", lambda ball, rows: ball.qpos[0], r"Ball\.observe gives shape \(2,\), not \(3, 2\)"),
+        ("position", lambda ball, compared: compared.x, r"Ball\.position failed: AttributeError"),
+        ("begin", lambda ball, rng: rng.uniforms(2), r"Ball\.begin failed: AttributeError"),
+    ],
+)
+def test_what_would_broadcast_or_fails_in_a_task_is_named(
+    method: str, own: Any, message: str, repeat: int, tmp_path: Path
+) -> None:
+    broken = type("Ball", (Ball,), {method: own})(tmp_path)
+    with pytest.raises(SimulatorError, match=message):
+        BatchedMujoco(broken, "ball", num_envs=3, max_episode_steps=5, repeat=repeat).rollout(1)
 
 
 SMALL = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -11,10 +12,11 @@ from gymnasium.utils import seeding
 from mujoco.batch import Batch
 
 from rlexp.envs.arrays import ArrayEnv
+from rlexp.envs.errors import SimulatorError
 from rlexp.envs.gymnasium.snapshot import State, StateUnavailableError, model_digest
 from rlexp.envs.mujoco.exchange import from_gymnasium
 from rlexp.envs.mujoco.randomization import Randomization, Ranges
-from rlexp.envs.mujoco.task import Array, MujocoTask
+from rlexp.envs.mujoco.task import Array, MujocoTask, Rows
 
 _NO_STAGE = mujoco.mjtStage.mjSTAGE_NONE.value
 
@@ -72,19 +74,23 @@ class BatchedMujoco(ArrayEnv):
         self._seeds[: len(seeds)] = seeds
 
     def step_arrays(self) -> None:
-        """Step every simulation by ``arrays.action``; a final observation stays until the reset."""
+        """Step every simulation by ``arrays.action``; a final observation stays until the reset.
+
+        Raises:
+            SimulatorError: the task raised, or gives what would be misread.
+        """
         arrays = self.arrays
         arrays.terminated[:], arrays.truncated[:] = False, False
         if self._repeat == 1:
             self._advance(None)
-            arrays.observation[:] = self.task.observe(slice(None))
+            self._observe(slice(None))
             return
         running = np.arange(len(arrays.reward))
         total = np.zeros(len(arrays.reward))
         for _ in range(self._repeat):
             self._advance(running)
             total[running] += arrays.reward[running]
-            arrays.observation[running] = self.task.observe(running)
+            self._observe(running)
             running = running[~(arrays.terminated[running] | arrays.truncated[running])]
             if not len(running):
                 break
@@ -98,7 +104,11 @@ class BatchedMujoco(ArrayEnv):
         if self._contact is not None:
             self._contact.compute()
         before, self._position = self._position, self._positions(self._compared)
-        reward, terminated = task.reward(arrays.action, before, self._position), task.terminated()
+        everyone = self._elapsed.shape
+        reward = self._asked("reward", everyone, arrays.action, before, self._position)
+        terminated = self._asked("terminated", everyone)
+        if terminated.dtype != np.bool_:
+            raise SimulatorError(f"{type(task).__name__}.terminated gives {terminated.dtype}, and bool is needed.")
         if rows is None:
             self._elapsed += 1
             arrays.reward[:], arrays.terminated[:] = reward, terminated
@@ -110,10 +120,37 @@ class BatchedMujoco(ArrayEnv):
 
     def _positions(self, compared: Array) -> Array:
         """A copy of the task's positions, which may be a view of memory that the next step overwrites."""
-        return np.array(self.task.position(compared))
+        return np.array(self._called("position", compared))
+
+    def _observe(self, rows: Rows) -> None:
+        """Put the observations of the simulations ``rows`` in ``arrays``."""
+        there, count = self.arrays.observation, len(self._elapsed[rows])
+        there[rows] = self._asked("observe", (count, *there.shape[1:]), rows)
+
+    def _asked(self, method: str, shape: tuple[int, ...], *arguments: Any) -> Array:
+        """What a method of the task gives; of another shape it would broadcast."""
+        found = np.asarray(self._called(method, *arguments))
+        if found.shape != shape:
+            raise SimulatorError(
+                f"{type(self.task).__name__}.{method} gives shape {found.shape}, not {shape}: one row per simulation, "
+                "such as np.linalg.norm(self.qpos, axis=-1) has."
+            )
+        return found
+
+    def _called(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the task, and name it if it fails."""
+        try:
+            return getattr(self.task, method)(*arguments)
+        except Exception as error:
+            name = f"{type(self.task).__name__}.{method}"
+            raise SimulatorError(f"{name} failed: {type(error).__name__}: {error}") from error
 
     def reset_arrays(self, chosen: Sequence[int]) -> None:
-        """Reset the chosen simulations and put their first observations in ``arrays``."""
+        """Reset the chosen simulations and put their first observations in ``arrays``.
+
+        Raises:
+            SimulatorError: as in `step_arrays`.
+        """
         rows = np.asarray(chosen, np.int32)
         if not len(rows):
             return
@@ -127,13 +164,13 @@ class BatchedMujoco(ArrayEnv):
             assert rng is not None
             if self._random is not None:
                 self._random.draw(i, rng)
-            task.qpos[i], task.qvel[i] = task.begin(rng)
+            task.qpos[i], task.qvel[i] = self._called("begin", rng)
         self._apply_randomization(rows)
         self._batch.forward(rows)
         task.contact_forces[rows] = 0
         self._position[rows] = self._positions(self._compared[rows])
         self._elapsed[rows] = 0
-        self.arrays.observation[rows] = task.observe(rows)
+        self._observe(rows)
         self.arrays.terminated[rows] = self.arrays.truncated[rows] = False
 
     def _apply_randomization(self, rows: Array) -> None:
