@@ -176,6 +176,30 @@ def test_what_would_broadcast_or_fails_in_a_task_is_named(
         BatchedMujoco(broken, "ball", num_envs=3, max_episode_steps=5, repeat=repeat).rollout(1)
 
 
+def unstable(folder: Path, **options: Any) -> BatchedMujoco:
+    balls = BatchedMujoco(Ball(folder), "ball", num_envs=3, max_episode_steps=5, **options)
+    balls.reset_arrays(range(3))
+    balls.task.qvel[1] = 1e11
+    return balls
+
+
+def test_a_simulation_that_is_no_longer_stable_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SimulatorError, match=r"simulation 1 of ball is unstable(.|\n)*smaller timestep"):
+        unstable(tmp_path).step_arrays()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_gymnasiums_goes_on_from_the_default_pose_and_mujocos_warning_leaves_no_file(
+    threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mujoco.set_mju_user_warning(None)
+    balls = unstable(tmp_path, num_threads=threads, resets_unstable=True)
+    balls.step_arrays()
+    assert balls.arrays.observation[1].tolist() == [0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["plane.xml"]
+
+
 SMALL = [
     *("env.num_envs=2", "env.max_episode_steps=20", "collector.frames_per_batch=64", "minibatch_size=32"),
     *("num_epochs=1", "evaluation.episodes=2", "evaluation.interval=64", "logger=none", "policy.num_cells=[8]"),

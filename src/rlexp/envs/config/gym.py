@@ -172,4 +172,5 @@ class GymConfig(SimulatorConfig):
             max_episode_steps=self.max_episode_steps or gymnasium.spec(self.id).max_episode_steps,
             repeat=self.frame_skip,
             num_threads=self._share(num_envs),
+            resets_unstable=True,
         )

@@ -110,8 +110,7 @@ def make(
     Raises:
         UnsuitableEnvError: a space has no such form or no numbers, or pixels are asked for and it cannot be rendered.
     """
-    # By default MuJoCo writes what it warns of to a file in the working directory.
-    mujoco.set_mju_user_warning(_say_once)
+    log_mujocos_warnings()
     rendered = {}
     if pixels is not None:
         default_to_egl()
@@ -257,6 +256,11 @@ def _pixels(env: Env, width: int, stack: int) -> Env:
     except Exception as error:
         raise UnsuitableEnvError(f"it cannot be rendered here: {error}. {HEADLESS}") from error
     return FrameStackObservation(GrayscaleObservation(env), stack)
+
+
+def log_mujocos_warnings() -> None:
+    """Log what MuJoCo warns of; by default it prints it, and writes it to a file in the working directory."""
+    mujoco.set_mju_user_warning(_say_once)
 
 
 @cache

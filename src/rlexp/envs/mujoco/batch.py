@@ -13,12 +13,14 @@ from mujoco.batch import Batch
 
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.errors import SimulatorError
+from rlexp.envs.gymnasium.making import log_mujocos_warnings
 from rlexp.envs.gymnasium.snapshot import State, StateUnavailableError, model_digest
 from rlexp.envs.mujoco.exchange import from_gymnasium
 from rlexp.envs.mujoco.randomization import Randomization, Ranges
 from rlexp.envs.mujoco.task import Array, MujocoTask, Rows
 
 _NO_STAGE = mujoco.mjtStage.mjSTAGE_NONE.value
+_UNSTABLE = slice(mujoco.mjtWarning.mjWARN_BADQPOS.value, mujoco.mjtWarning.mjWARN_BADQACC.value + 1)
 
 
 class BatchedMujoco(ArrayEnv):
@@ -35,6 +37,8 @@ class BatchedMujoco(ArrayEnv):
         repeat: times each action is repeated; rewards are summed, and the end of an episode ends the repetition.
         num_threads: threads that step the simulations.
         randomization: ranges of factors of the model's fields, drawn anew at each reset.
+        resets_unstable: whether a simulation that is no longer stable goes on from the model's default pose, where
+            MuJoCo puts it in mid-episode, as in Gymnasium; otherwise it is an error.
 
     Shapes:
         observation ``[num_envs, observation_size]`` and reward ``[num_envs, 1]`` in float64; action ``[num_envs, nu]``
@@ -51,13 +55,15 @@ class BatchedMujoco(ArrayEnv):
         repeat: int = 1,
         num_threads: int = 1,
         randomization: Ranges | None = None,
+        resets_unstable: bool = False,
     ) -> None:
+        log_mujocos_warnings()
         size = task.observation_size
         low, high = task.model.actuator_ctrlrange.astype(np.float32).T
         super().__init__(
             name, num_envs, spaces.Box(-np.inf, np.inf, (size,), np.float64), spaces.Box(low, high, dtype=np.float32)
         )
-        self.task, self._name, self._repeat = task, name, repeat
+        self.task, self._name, self._repeat, self._resets_unstable = task, name, repeat, resets_unstable
         self._limit = np.iinfo(np.int64).max if max_episode_steps is None else max_episode_steps
         self._batch = Batch(task.model, nsim=num_envs, nthread=num_threads, persistent=task.needs_contact_forces)
         task.bind(self._batch)
@@ -77,7 +83,7 @@ class BatchedMujoco(ArrayEnv):
         """Step every simulation by ``arrays.action``; a final observation stays until the reset.
 
         Raises:
-            SimulatorError: the task raised, or gives what would be misread.
+            SimulatorError: the task raised or gives what would be misread, or a simulation is no longer stable.
         """
         arrays = self.arrays
         arrays.terminated[:], arrays.truncated[:] = False, False
@@ -101,6 +107,8 @@ class BatchedMujoco(ArrayEnv):
         arrays, task = self.arrays, self.task
         task.ctrl[:] = arrays.action
         self._batch.step(rows, nstep=task.frame_skip)
+        if not self._resets_unstable:
+            self._check_stable()
         if self._contact is not None:
             self._contact.compute()
         before, self._position = self._position, self._positions(self._compared)
@@ -117,6 +125,15 @@ class BatchedMujoco(ArrayEnv):
             self._elapsed[rows] += 1
             arrays.reward[rows], arrays.terminated[rows] = reward[rows], terminated[rows]
             arrays.truncated[rows] = self._elapsed[rows] >= self._limit
+
+    def _check_stable(self) -> None:
+        unstable = self._batch.warning[:, _UNSTABLE, 1].any(-1)
+        if unstable.any():
+            raise SimulatorError(
+                f"simulation {int(np.argmax(unstable))} of {self._name} is unstable, and MuJoCo has put it back to the "
+                "default pose in mid-episode: give the model a smaller timestep or more damping, or let the task "
+                "terminate before."
+            )
 
     def _positions(self, compared: Array) -> Array:
         """A copy of the task's positions, which may be a view of memory that the next step overwrites."""
@@ -149,7 +166,7 @@ class BatchedMujoco(ArrayEnv):
         """Reset the chosen simulations and put their first observations in ``arrays``.
 
         Raises:
-            SimulatorError: as in `step_arrays`.
+            SimulatorError: the task raised, or gives what would be misread.
         """
         rows = np.asarray(chosen, np.int32)
         if not len(rows):
