@@ -11,10 +11,12 @@ import mujoco
 import numpy as np
 import pytest
 from agents import composed
+from mujoco.batch import Batch
 
 from rlexp import Trainer
 from rlexp.config import ConfigError
 from rlexp.envs.errors import SimulatorError
+from rlexp.envs.gymnasium.snapshot import StateUnavailableError
 from rlexp.envs.mujoco.batch import BatchedMujoco
 from rlexp.envs.mujoco.task import Array, MujocoTask, Rows
 from rlexp.envs.mujoco.tasks import TASKS
@@ -198,6 +200,42 @@ def test_gymnasiums_goes_on_from_the_default_pose_and_mujocos_warning_leaves_no_
     balls.step_arrays()
     assert balls.arrays.observation[1].tolist() == [0, 0]
     assert [path.name for path in tmp_path.iterdir()] == ["plane.xml"]
+
+
+class Smooth(Ball):
+    """Pays for changes of the action, whose previous one an attribute holds, a view of a larger array."""
+
+    def bind(self, batch: Batch) -> None:
+        super().bind(batch)
+        self.memory = np.zeros((batch.nsim, 3))
+        self.last = self.memory[:, :1]
+
+    def restart(self, rows: Rows) -> None:
+        self.last[rows] = 0
+
+    def reward(self, action: Array, before: Array, after: Array) -> Array:
+        changed = np.abs(action - self.last)[:, 0]
+        self.last[:] = action
+        return np.asarray(-changed)
+
+
+def test_what_a_task_remembers_is_saved_and_reset_by_rows(tmp_path: Path) -> None:
+    one, other = (BatchedMujoco(Smooth(tmp_path), "ball", num_envs=2, max_episode_steps=9) for _ in range(2))
+    one.reset_arrays([0, 1])
+    for action, done, rewards in ((1.0, [1], [-1, -1]), (0.25, [], [-0.75, -0.25]), (0.5, [], [-0.25, -0.25])):
+        one.set_actions(np.full((2, 1), action, np.float32))
+        one.step_arrays()
+        assert one.arrays.reward.tolist() == rewards
+        state = one.simulator_state()
+        one.reset_arrays(done)
+    one.set_actions(np.zeros((2, 1), np.float32))
+    one.step_arrays()
+    other.load_simulator_state(state)
+    other.step_arrays()
+    assert other.arrays.reward.tolist() == one.arrays.reward.tolist() == [-0.5, -0.5]
+    vars(one.task)["noise"] = np.random.default_rng()
+    with pytest.raises(StateUnavailableError, match=r"Smooth\.noise is a Generator, which cannot be saved"):
+        one.simulator_state()
 
 
 SMALL = [

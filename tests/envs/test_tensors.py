@@ -114,6 +114,19 @@ def test_saved_simulators_go_on_as_they_would_have() -> None:
             env.load_simulator_state(wrong)
 
 
+def test_attributes_of_a_subclass_are_saved_or_named() -> None:
+    env, other = CartPole(3), CartPole(3)
+    env.last, env.count = torch.ones(3), 2
+    state = env.simulator_state()
+    env.last += 1
+    other.load_simulator_state(state)
+    assert (other.last.tolist(), other.count) == ([1, 1, 1], 2)
+    assert CartPole(3).simulator_state()["attributes"] == {}
+    env.generator = torch.Generator()
+    with pytest.raises(StateUnavailableError, match=r"CartPole\.generator is a Generator, which cannot be saved"):
+        env.simulator_state()
+
+
 def test_its_rows_and_its_device_are_the_experiments() -> None:
     config = load_config(["env=torch_cartpole", "env.num_envs=8"]).env
     assert config.build(2).batch_size == (2,)  # an evaluation's

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
+from copy import deepcopy
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch.nn.parameter import UninitializedBuffer, is_lazy
 from torchrl.envs import Compose, Transform, TransformedEnv
 
 from rlexp.config import ConfigError, Problem
-from rlexp.envs.gymnasium.snapshot import State, StateUnavailableError, is_plain, saving
+from rlexp.envs.gymnasium.snapshot import State, decoded, encoded, restore, saving
 from rlexp.envs.raw_observations import PutRaw, TakeRaw
 
 _PACKAGES = ("torchrl", "rlexp")
@@ -106,23 +107,39 @@ def attributes(env: TransformedEnv) -> dict[str, dict[str, Any]]:
     Raises:
         StateUnavailableError: one holds something else, which cannot be saved.
     """
-    found: dict[str, dict[str, Any]] = {}
-    for position, transform in _own(env):
-        values = {name: value for name, value in vars(transform).items() if name not in _BASE}
-        for name, value in values.items():
-            if not (isinstance(value, Tensor) or is_plain(value)):
-                kind = type(value).__qualname__
-                raise StateUnavailableError(f"{type(transform).__qualname__}.{name} is a {kind}, which cannot be saved")
-        if values:
-            found[position] = values
-    return found
+    found = {position: own_attributes(transform, _BASE) for position, transform in _own(env)}
+    return {position: values for position, values in found.items() if values}
 
 
 def load_attributes(env: TransformedEnv, saved: Mapping[str, Mapping[str, Any]]) -> None:
     """Put back what `attributes` returned."""
     for position, transform in _own(env):
-        for name, value in saved.get(position, {}).items():
-            setattr(transform, name, value)
+        set_attributes(transform, saved.get(position, {}))
+
+
+def own_attributes(owner: object, base: Container[str]) -> dict[str, Any]:
+    """Copies of an object's attributes by their names, those in ``base`` left out.
+
+    Raises:
+        StateUnavailableError: one is neither a tensor nor plain, and cannot be saved.
+    """
+    kind = type(owner).__qualname__
+    return {
+        name: value.detach().clone() if isinstance(value, Tensor) else deepcopy(encoded(value, f"{kind}.{name}"))
+        for name, value in vars(owner).items()
+        if name not in base
+    }
+
+
+def set_attributes(owner: object, saved: Mapping[str, Any]) -> None:
+    """Put back what `own_attributes` returned, tensors where those of the same name are."""
+    for name, value in saved.items():
+        present = getattr(owner, name, None)
+        if isinstance(value, Tensor):
+            device = getattr(owner if present is None else present, "device", None)
+            setattr(owner, name, value.to(device, copy=True))
+        else:
+            restore(owner, name, decoded(deepcopy(value), present))
 
 
 def _own(env: TransformedEnv) -> Iterator[tuple[str, Transform]]:

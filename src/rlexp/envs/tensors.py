@@ -10,6 +10,7 @@ from torchrl.data import Binary, Composite, TensorSpec, Unbounded
 from torchrl.envs import EnvBase
 
 from rlexp.envs.gymnasium.snapshot import State, StateUnavailableError
+from rlexp.envs.state import own_attributes, set_attributes
 
 
 class TensorEnv(EnvBase):
@@ -18,6 +19,9 @@ class TensorEnv(EnvBase):
     A subclass says, for all simulators at once, how episodes begin (`initial`), what a step does (`dynamics`) and what
     is observed (`observe`). Nothing here depends on a tensor's values, so that no call waits for the device, and a
     reset of no simulator changes nothing. A time limit is ``env.transforms.step_counter.max_steps``.
+
+    What changes, such as the previous action, belongs in the states: a reset begins their rows anew, and leaves
+    attributes as they are.
 
     The numbers from which an episode begins are a function of the seed, the simulator and how many episodes it has
     begun: the same on every device, whatever other simulators do.
@@ -75,8 +79,13 @@ class TensorEnv(EnvBase):
         return state.float()
 
     def simulator_state(self) -> State:
-        """The simulators in the middle of their episodes, their random streams, and the episodes begun."""
-        return {name: rows.clone() for name, rows in self._rows.items()}
+        """The simulators in the middle of their episodes, their random streams, the episodes begun, and own attributes.
+
+        Raises:
+            StateUnavailableError: an attribute of a subclass cannot be saved.
+        """
+        rows = {name: rows.clone() for name, rows in self._rows.items()}
+        return rows | {"attributes": own_attributes(self, _BASE)}
 
     def load_simulator_state(self, state: State) -> None:
         """Go on exactly where `simulator_state` was called, perhaps on another device.
@@ -86,7 +95,9 @@ class TensorEnv(EnvBase):
         """
         if any(name not in state or state[name].shape != rows.shape for name, rows in self._rows.items()):
             raise StateUnavailableError(f"the state is not that of {self.batch_size[0]} {type(self).__name__}")
-        self._rows = {name: rows.to(self.device, copy=True) for name, rows in state.items()}
+        rows = {name: value for name, value in state.items() if name != "attributes"}
+        self._rows = {name: value.to(self.device, copy=True) for name, value in rows.items()}
+        set_attributes(self, state.get("attributes", {}))
 
     def _fresh(self) -> Tensor:
         first = self._rows["episodes"] * len(self._random_numbers)
@@ -117,6 +128,10 @@ class TensorEnv(EnvBase):
         streams = np.random.SeedSequence(seed).generate_state(self.batch_size[0], np.uint64).astype(np.int64)
         self._rows["streams"] = torch.from_numpy(streams)[:, None].to(self.device)
         self._rows["episodes"] = torch.zeros_like(self._rows["streams"])
+
+
+# Of a subclass the others are its own; the last three are set from outside.
+_BASE = {*vars(TensorEnv(1, Unbounded(1), Unbounded(1), 0)), "_inplace_update", "_step", "timeout"}
 
 
 def _signed(number: int) -> int:

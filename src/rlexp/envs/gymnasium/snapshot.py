@@ -123,7 +123,7 @@ def set_state(env: gymnasium.Env[Any, Any], state: State) -> None:
             for name, value in values.items():
                 if name in _BESIDES:  # an earlier version saved it
                     continue
-                _restore(owner, name, _decoded(value, getattr(owner, name, None)))
+                restore(owner, name, decoded(value, getattr(owner, name, None)))
         for name, value in attributes.get("environments", {}).items():
             set_state(_attributes(layer)[name], value)
         for name, value in attributes.get("functions", {}).items():
@@ -202,13 +202,13 @@ def _layer_state(layer: object, layers: list[object]) -> State:
                 raise StateUnavailableError(f"{owner}.{name} is a function whose closure may hold state")
             optional["functions"][name] = function
         elif isinstance(value, deque):
-            state["values"][name] = _encoded(list(value), f"{owner}.{name}")
+            state["values"][name] = encoded(list(value), f"{owner}.{name}")
         else:
-            state["values"][name] = _encoded(value, f"{owner}.{name}")
+            state["values"][name] = encoded(value, f"{owner}.{name}")
     for cls in _own_classes(layer):
         plain = {name: value for name, value in vars(cls).items() if name[:2] != "__" and is_plain(value)}
         if plain:
-            optional["class_values"][cls.__qualname__] = {n: _encoded(v, f"{owner}.{n}") for n, v in plain.items()}
+            optional["class_values"][cls.__qualname__] = {n: encoded(v, f"{owner}.{n}") for n, v in plain.items()}
     return state | {kind: found for kind, found in optional.items() if found}
 
 
@@ -298,7 +298,7 @@ def is_plain(value: object) -> bool:
     return value is None or isinstance(value, Enum) or type(value) in (bool, int, float, str)
 
 
-def _encoded(value: Any, name: str) -> Any:
+def encoded(value: Any, name: str) -> Any:
     """A plain value with members of Enums as their names.
 
     Raises:
@@ -309,17 +309,17 @@ def _encoded(value: Any, name: str) -> Any:
     if isinstance(value, Enum):
         return {_ENUM: [type(value).__module__, type(value).__qualname__, value.name]}
     if isinstance(value, dict):
-        return {key: _encoded(item, name) for key, item in value.items()}
+        return {key: encoded(item, name) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(_encoded(item, name) for item in value)
+        return type(value)(encoded(item, name) for item in value)
     return value
 
 
 _ENUM = "__enum__"
 
 
-def _decoded(value: Any, present: Any) -> Any:
-    """The value that `_encoded` was given.
+def decoded(value: Any, present: Any) -> Any:
+    """The value that `encoded` was given.
 
     Raises:
         StateUnavailableError: it names an Enum that this process does not have.
@@ -328,9 +328,9 @@ def _decoded(value: Any, present: Any) -> Any:
         module, qualname, name = value[_ENUM]
         return _member(module, qualname, name, present)
     if isinstance(value, dict):
-        return {key: _decoded(item, None) for key, item in value.items()}
+        return {key: decoded(item, None) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(_decoded(item, None) for item in value)
+        return type(value)(decoded(item, None) for item in value)
     return value
 
 
@@ -345,7 +345,8 @@ def _member(module: str, qualname: str, name: str, present: Any) -> Enum:
     return found[name]
 
 
-def _restore(owner: Any, name: str, value: Any) -> None:
+def restore(owner: Any, name: str, value: Any) -> None:
+    """Set an attribute to a saved value; a view, and a deque, takes it in."""
     present = getattr(owner, name, None)
     if isinstance(present, deque):
         present.clear()

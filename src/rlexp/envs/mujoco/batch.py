@@ -18,6 +18,7 @@ from rlexp.envs.gymnasium.snapshot import State, StateUnavailableError, model_di
 from rlexp.envs.mujoco.exchange import from_gymnasium
 from rlexp.envs.mujoco.randomization import Randomization, Ranges
 from rlexp.envs.mujoco.task import Array, MujocoTask, Rows
+from rlexp.envs.state import own_attributes, set_attributes
 
 _NO_STAGE = mujoco.mjtStage.mjSTAGE_NONE.value
 _UNSTABLE = slice(mujoco.mjtWarning.mjWARN_BADQPOS.value, mujoco.mjtWarning.mjWARN_BADQACC.value + 1)
@@ -187,6 +188,7 @@ class BatchedMujoco(ArrayEnv):
         task.contact_forces[rows] = 0
         self._position[rows] = self._positions(self._compared[rows])
         self._elapsed[rows] = 0
+        self._called("restart", rows)
         self._observe(rows)
         self.arrays.terminated[rows] = self.arrays.truncated[rows] = False
 
@@ -197,10 +199,15 @@ class BatchedMujoco(ArrayEnv):
                 self._contact.take_models(rows)
 
     def simulator_state(self) -> State:
-        """Everything that decides what the simulations do next."""
-        arrays = self.arrays
+        """Everything that decides what the simulations do next.
+
+        Raises:
+            StateUnavailableError: an attribute of the task cannot be saved.
+        """
+        arrays, task = self.arrays, self.task
         return {
-            "model": model_digest(self.task.model),
+            "model": model_digest(task.model),
+            "task": own_attributes(task, {"model", "contact_forces", *task.bound_fields}),
             "rows": np.array(self._batch.state),
             "compared": np.array(self._compared),
             "elapsed": self._elapsed.copy(),
@@ -232,6 +239,7 @@ class BatchedMujoco(ArrayEnv):
         self._elapsed[:] = state["elapsed"]
         self._rngs = [None if saved is None else _generator(saved) for saved in state["rngs"]]
         self._seeds = list(state["seeds"])
+        set_attributes(self.task, state.get("task", {}))
         arrays = self.arrays
         targets = (arrays.observation, arrays.reward, arrays.terminated, arrays.truncated)
         for array, saved in zip(targets, state["arrays"], strict=True):

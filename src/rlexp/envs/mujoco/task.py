@@ -55,9 +55,14 @@ class MujocoTask:
 
     def bind(self, batch: Batch) -> None:
         """Make the declared fields show the batch's data."""
-        for name in {"qpos", "qvel", "ctrl", self.compared, *self.fields}:
+        for name in self.bound_fields:
             setattr(self, name, batch.bind(name))
         self.contact_forces = np.zeros((batch.nsim, self.model.nbody, 6))
+
+    @property
+    def bound_fields(self) -> set[str]:
+        """Names of the fields that `bind` makes attributes."""
+        return {"qpos", "qvel", "ctrl", self.compared, *self.fields}
 
     @property
     def observation_size(self) -> int:
@@ -67,6 +72,9 @@ class MujocoTask:
     def begin(self, rng: np.random.Generator) -> tuple[Array, Array]:
         """Positions ``[nq]`` and velocities ``[nv]`` that one simulation's episode begins with."""
         raise NotImplementedError
+
+    def restart(self, rows: Rows) -> None:
+        """Reset what attributes of the task's own hold of the simulations ``rows``, whose episodes begin."""
 
     def observe(self, rows: Rows) -> Array:
         """Observations ``[rows, observation_size]``."""
