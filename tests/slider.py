@@ -71,3 +71,27 @@ class Nested(Slider):
         self.observation_spec = Composite(
             observation=self.observation_spec["observation"], more=inner, shape=[num_envs]
         )
+
+
+class Together(Slider):
+    """One that resets all of its rows, whichever it is told to."""
+
+    def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
+        return super()._reset(None)
+
+
+class Noisy(Slider):
+    """One whose rows are pushed, and begin, by numbers of one generator."""
+
+    def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
+        super()._reset(tensordict)
+        noise = 0.01 * torch.randn(self.place.shape, generator=self.generator)
+        self.place = torch.where(self.time == 0, self.place + noise, self.place)
+        return self._entries()
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        self.place = self.place + 0.01 * torch.randn(self.place.shape, generator=self.generator)
+        return super()._step(tensordict)
+
+    def _set_seed(self, seed: int | None) -> None:
+        self.generator = torch.Generator().manual_seed(seed or 0)

@@ -9,7 +9,10 @@ import pytest
 from commands import launch, only_run, rows_of, run_command
 
 from rlexp import Trainer, load_config
+from rlexp.config import ConfigError
+from rlexp.envs import EnvConfig
 from rlexp.runs import checkpoint
+from rlexp.training.checks import check_env
 
 MODULE = """
 import gymnasium
@@ -108,6 +111,20 @@ def test_what_is_wrong_is_reported(overrides: list[str], code: int, reported: st
     printed = (folder / "output.txt").read_text()
     assert process.exitcode == code, printed
     assert reported in printed
+
+
+def slider(kind: str) -> EnvConfig:
+    return load_config(["env=torchrl", f"env.make={{_target_: slider.{kind}, num_envs: 4}}", "env.num_envs=4"]).env
+
+
+def test_a_batch_that_restarts_all_rows_for_one_is_reported() -> None:
+    with pytest.raises(ConfigError, match="restarts all of its rows when the episode of one ends"):
+        check_env(slider("Together"))
+
+
+@pytest.mark.parametrize("kind", ["Slider", "Noisy"])
+def test_one_that_restarts_the_rows_of_the_mask_is_not(kind: str) -> None:
+    check_env(slider(kind))
 
 
 def test_checks_change_nothing(tmp_path: Path) -> None:

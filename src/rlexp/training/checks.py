@@ -13,13 +13,15 @@ from tensordict import TensorDictBase
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
-from torchrl.envs.utils import check_env_specs
+from torchrl.envs import SerialEnv
+from torchrl.envs.utils import check_env_specs, step_mdp
 
 from rlexp.agent import Agent
 from rlexp.agent.evaluation import Evaluation, evaluate
 from rlexp.config import ConfigError, Problem
 from rlexp.distributed import Group, train_command
 from rlexp.envs import EnvConfig
+from rlexp.envs.actions import ACTION_MASK
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.normalization import init_normalization
 from rlexp.experiment import ExperimentConfig
@@ -78,11 +80,14 @@ def _several(learners: int) -> str:
 def check_env(spec: EnvConfig) -> None:
     """Assert that an environment gives what its specs say (`check_env_specs`), and the same for the same seed.
 
+    One that is a batch by itself resets the rows that it is told to, and no others.
+
     Raises:
         ConfigError: it does not.
     """
     with unmoved_generators():
         first, again = _random_steps(spec, 0), _random_steps(spec, 1)
+        restarts_all = _restarts_all(spec)
     for key, value in first.items(include_nested=True, leaves_only=True):
         if not torch.equal(value, again[key]):
             name = key if isinstance(key, str) else ".".join(key)
@@ -91,6 +96,35 @@ def check_env(spec: EnvConfig) -> None:
                 "from self.np_random, which super().reset(seed=seed) seeds, and keep nothing beyond an episode."
             )
             raise ConfigError([Problem("env", message, spec.name)])
+    if restarts_all:
+        message = (
+            "restarts all of its rows when the episode of one ends: its _reset must restart the rows of the mask "
+            '"_reset" alone, as rlexp.envs.tensors.TensorEnv does. An environment that is no batch is reset by itself '
+            "in each of env.num_envs copies."
+        )
+        raise ConfigError([Problem("env", message, spec.name)])
+
+
+def _restarts_all(spec: EnvConfig) -> bool:
+    """Whether an environment that is a batch by itself resets all of its rows where it is told to reset the first.
+
+    Its other rows then go on as after a reset of all, and not as after none. Where all draw from one generator, they
+    may go on in a third way.
+    """
+    after: list[TensorDictBase] = []
+    for rows in (0, 1, spec.num_envs):
+        seed_everything(0)
+        with closing(spec.build_base(spec.num_envs)) as env:
+            if isinstance(env, ArrayEnv | SerialEnv) or ACTION_MASK in env.observation_spec_unbatched:
+                return False
+            env.set_seed(0)
+            now = step_mdp(env.rollout(3, break_when_any_done=False)[:, -1])
+            action = env.rand_action()["action"]
+            if rows:
+                now = env.reset(now.set("_reset", torch.arange(spec.num_envs, device=env.device)[:, None] < rows))
+            after.append(env.step(now.set("action", action))["next"][1:])
+    going_on, partly, whole = after
+    return bool((partly == whole).all() and not (partly == going_on).all())
 
 
 def _random_steps(spec: EnvConfig, elsewhere: int) -> TensorDictBase:
