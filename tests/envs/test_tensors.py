@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -14,6 +15,7 @@ from torchrl.envs.utils import check_env_specs
 from rlexp import load_config
 from rlexp.config import ConfigError
 from rlexp.envs.cartpole import CartPole
+from rlexp.envs.errors import SimulatorError
 from rlexp.envs.gymnasium.snapshot import StateUnavailableError
 from rlexp.envs.tensors import uniform
 
@@ -55,6 +57,30 @@ def test_random_streams_are_splitmix64() -> None:
     numbers = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
     found = uniform(torch.tensor([1234567]), torch.arange(5))
     assert found.tolist() == [(number >> 11) / 2**53 for number in numbers]
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "reported"),
+    [
+        (0, lambda state: state[:, :1], r"states of shape \[3, 1\], and \[3, 4\] is needed"),
+        (1, lambda reward: reward[:, None], r"rewards of shape \[3, 1\], and \[3\] is needed"),
+        (1, lambda reward: 1.0, r"rewards of shape \[\], and \[3\] is needed"),
+        (2, lambda terminated: terminated.any(), r"terminations of shape \[\], and \[3\] is needed"),
+        (2, lambda terminated: terminated.float(), r"terminations of type torch\.float32, and torch\.bool is needed"),
+    ],
+)
+def test_what_dynamics_must_not_give_is_named(
+    place: int, change: Callable[[Any], Any], reported: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = CartPole(3)
+    right = env.dynamics
+
+    def dynamics(*given: Any) -> list[Any]:
+        return [change(found) if i == place else found for i, found in enumerate(right(*given))]
+
+    monkeypatch.setattr(env, "dynamics", dynamics)
+    with pytest.raises(SimulatorError, match=rf"CartPole\.dynamics gives {reported}"):
+        env.rollout(1)
 
 
 def test_a_reset_is_of_the_rows_chosen_alone() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchrl.data import Binary, Composite, TensorSpec, Unbounded
 from torchrl.envs import EnvBase
 
+from rlexp.envs.errors import SimulatorError
 from rlexp.envs.gymnasium.snapshot import State, StateUnavailableError
 from rlexp.envs.state import own_attributes, set_attributes
 
@@ -114,9 +115,22 @@ class TensorEnv(EnvBase):
         return self._entries(done=going_on, terminated=going_on.clone())
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        self._rows["state"], reward, terminated = self.dynamics(self._rows["state"], tensordict.get("action"))
-        terminated = terminated[:, None]
+        before = self._rows["state"]
+        state, reward, terminated = self.dynamics(before, tensordict.get("action"))
+        for what, found, shape in (
+            ("states", state, before.shape),
+            ("rewards", reward, self.batch_size),
+            ("terminations", terminated, self.batch_size),
+        ):
+            if np.shape(found) != shape:  # it would broadcast
+                raise self._wrong(f"{what} of shape {list(np.shape(found))}, and {list(shape)}")
+        if terminated.dtype != torch.bool:
+            raise self._wrong(f"terminations of type {terminated.dtype}, and torch.bool")
+        self._rows["state"], terminated = state, terminated[:, None]
         return self._entries(reward=reward.float()[:, None], done=terminated.clone(), terminated=terminated)
+
+    def _wrong(self, found: str) -> SimulatorError:
+        return SimulatorError(f"{type(self).__name__}.dynamics gives {found} is needed.")
 
     def _entries(self, **entries: Tensor) -> TensorDict:
         entries["observation"] = self.observe(self._rows["state"])
