@@ -210,6 +210,14 @@ def test_evaluation_counts_the_environments_own_rewards() -> None:
     assert evaluate(env, actor, [1, 2]).returns == [10, 10]
 
 
+class Costly(Bodies):
+    """Rewards with two numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reward_spec = Unbounded(2)
+
+
 CAR = "env.make={_target_: torchrl.envs.GymEnv, env_name: MountainCarContinuous-v0}"
 SLIDES = "env.make={_target_: slider.Slider, num_envs: 2}"
 
@@ -247,6 +255,10 @@ def test_a_batch_keeps_the_actions_of_the_policy_and_has_the_steps_of_clipped_on
         (
             lambda: TransformedEnv(TransformedEnv(Bodies(), Compose(VecNormV2(in_keys=["speed"]))), StepCounter()),
             "has VecNorm",
+        ),
+        (
+            Costly,
+            r"gives rewards of shape \[2\], and one number, \[1\], is needed(.|\n)*LineariseRewards",
         ),
         (PendulumEnv, r"steps from entries of the tensordict that it is given \(.*params"),
     ],

@@ -62,6 +62,9 @@ def batched(make: Callable[[], EnvBase], copies: int, width: int, *, flatten: bo
         raise ConfigError([Problem("env.num_envs", f"must be the environment's own batch size, {shape}.", str(width))])
     if env.action_key != "action" or env.reward_key != "reward":
         raise _wrong(f"acts by {env.action_key} and is rewarded by {env.reward_key}, not by action and reward")
+    if (numbers := list(env.reward_spec_unbatched.shape)) != [1]:
+        message = f"gives rewards of shape {numbers}, and one number, [1], is needed"
+        raise _wrong(f"{message}: torchrl.envs.LineariseRewards makes one of several, in a function that makes it")
     _check_parts(env)
     form = _flat if flatten else _named
     if shape:
