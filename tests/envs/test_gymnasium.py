@@ -16,6 +16,9 @@ import torch
 import warm
 from collected import simulate
 from commands import alive
+from gymnasium.envs.classic_control import PendulumEnv
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.wrappers import NormalizeObservation, NormalizeReward
 from torchrl.envs.utils import check_env_specs
 from warm import processes
 
@@ -155,6 +158,25 @@ def test_observations_that_are_no_vector_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=reported):
         BatchedGymEnv(odd, num_envs=1, kwargs={"part": part})
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "remedy"),
+    [(NormalizeObservation, "env/transforms=running"), (NormalizeReward, r"loss\.normalize_reward=true")],
+)
+def test_wrappers_that_learn_statistics_are_refused(
+    wrapper: type[Any], remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def normalized(*, learns: bool) -> gymnasium.Env[Any, Any]:
+        env = wrapper(PendulumEnv())
+        env.update_running_mean = learns
+        return gymnasium.wrappers.ClipReward(env, -1, 1)
+
+    spec = EnvSpec("Normalized-v0", normalized, max_episode_steps=20)
+    monkeypatch.setitem(gymnasium.registry, spec.id, spec)
+    with pytest.raises(ConfigError, match=rf"Normalized-v0(.|\n)*has {wrapper.__name__} among(.|\n)*{remedy}"):
+        BatchedGymEnv(spec.id, num_envs=1, kwargs={"learns": True})
+    BatchedGymEnv(spec.id, num_envs=1, kwargs={"learns": False}).rollout(2)
 
 
 def test_reset_of_one_leaves_the_others() -> None:

@@ -23,6 +23,8 @@ from gymnasium.wrappers import (
     FlattenObservation,
     FrameStackObservation,
     GrayscaleObservation,
+    NormalizeObservation,
+    NormalizeReward,
     ResizeObservation,
     TransformObservation,
 )
@@ -108,7 +110,8 @@ def make(
         with ``pixels=(width, stack)`` uint8 ``[stack, width, width]``, the newest image last.
 
     Raises:
-        UnsuitableEnvError: a space has no such form or no numbers, or pixels are asked for and it cannot be rendered.
+        UnsuitableEnvError: a space has no such form or no numbers, a wrapper learns statistics, or pixels are asked for
+            and it cannot be rendered.
     """
     log_mujocos_warnings()
     rendered = {}
@@ -121,6 +124,7 @@ def make(
             with suppress(ImportError):
                 import rlexp.envs.dm_control  # noqa: F401
     env: Env = gymnasium.make(env_id, **rendered | build_at("env.kwargs", lambda: build_nested(kwargs or {})))
+    _check_wrappers(env)
     env = checked(env, env_id)
     if repeat > 1:
         env = RepeatAction(env, repeat)
@@ -136,6 +140,19 @@ def make(
         own = in_own_form(env.action_space)
         env = TransformAction(env, lambda action: own(action), space)  # states of earlier runs name the lambda
     return env
+
+
+def _check_wrappers(env: Env) -> None:
+    """Refuse Gymnasium's normalisation, of which each simulator, in training and evaluation, learns its own."""
+    layer = env
+    while isinstance(layer, gymnasium.Wrapper):
+        if isinstance(layer, NormalizeObservation | NormalizeReward) and layer.update_running_mean:
+            ours = "env/transforms=running" if isinstance(layer, NormalizeObservation) else "loss.normalize_reward=true"
+            raise UnsuitableEnvError(
+                f"it has {type(layer).__name__} among its wrappers, whose statistics differ from simulator to "
+                f"simulator and no evaluation could freeze: leave it out, and use {ours}"
+            )
+        layer = layer.env
 
 
 def own_action_space(env: Env) -> spaces.Space[Any]:
