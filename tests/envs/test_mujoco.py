@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from contextlib import closing
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.envs.classic_control import PendulumEnv
+from gymnasium.wrappers import ClipReward
 
 from rlexp import load_config
 from rlexp.envs.gymnasium.batched import BatchedGymEnv
@@ -155,3 +158,20 @@ def test_auto_takes_it_where_it_knows_the_task_and_there_are_several_simulators(
         "env.backend=auto: gymnasium, since it steps a single simulator faster",
         "env.backend=auto: gymnasium, since mujoco.batch does not know env.kwargs.render_mode",
     ]
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_an_id_that_is_registered_anew_is_gymnasiums_to_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config: Any = load_config(["env=gym", f"env.id={name}", "env.num_envs=2"]).env
+    assert config.resolved_backend == "mujoco"
+    stock = gymnasium.spec(name)
+    for change in (
+        {"entry_point": PendulumEnv},
+        {"entry_point": "gymnasium.envs.mujoco.ant_v4:AntEnv"},
+        {"kwargs": {"reset_noise_scale": 0.0}},
+        {"additional_wrappers": (ClipReward.wrapper_spec(min_reward=-1, max_reward=1),)},
+    ):
+        monkeypatch.setitem(gymnasium.registry, name, dataclasses.replace(stock, **change))
+        assert config.resolved_backend == "gymnasium"
+        (problem,) = config.model_copy(update={"backend": "mujoco"}).problems()
+        assert f"{name} is registered otherwise than Gymnasium does" in problem.message

@@ -58,10 +58,17 @@ class GymConfig(SimulatorConfig):
 
     def _without_mujoco(self) -> str | None:
         """Why ``mujoco.batch`` cannot simulate this; None where it can."""
+        import gymnasium
+
         from rlexp.envs.mujoco.tasks import TASKS
 
         if self.id not in TASKS:
             return f"mujoco.batch has no task for {self.id} (docs/environments.md)"
+        spec, (name, version) = gymnasium.spec(self.id), self.id.split("-")
+        entry = str(spec.entry_point)
+        stock = entry.startswith("gymnasium.envs.mujoco.") and entry.endswith(f"_{version}:{name}Env")
+        if not stock or spec.kwargs or spec.additional_wrappers:
+            return f"{self.id} is registered otherwise than Gymnasium does"
         if self.from_pixels:
             return "env.from_pixels renders images"
         if self.action_mask == "info":
