@@ -57,6 +57,7 @@ def test_every_action_has_one_form_for_policies_and_comes_back_as_its_own(space:
         (spaces.Box(0, 5000, (2,), np.int32), "integers of more than 1,024 values"),
         (spaces.Box(-(2**63), 2**63 - 1, (1,), np.int64), "integers of more than 1,024 values"),
         (spaces.Box(0, 1, (0,)), "has no numbers"),
+        (spaces.Box(0.5, 0.5, (2,)), r"action space Box\(0\.5, 0\.5, \(2,\), float32\) has a single action"),
         (spaces.Dict(a=spaces.Discrete(2)), "a Box, Discrete, MultiDiscrete or MultiBinary is needed"),
     ],
 )
@@ -66,6 +67,14 @@ def test_actions_without_such_a_form_are_refused(
     monkeypatch.setitem(ACTIONS, "other", space)
     with pytest.raises(ConfigError, match=rf"env\.id=.*(.|\n)*{reason}"):
         BatchedGymEnv(ID, num_envs=1, kwargs={"action": "other"})
+
+
+def test_an_action_may_have_numbers_that_cannot_vary(monkeypatch: pytest.MonkeyPatch) -> None:
+    space = spaces.Box(np.zeros(2, np.float32), np.array([0, 1], np.float32))
+    monkeypatch.setitem(ACTIONS, "other", space)
+    env = BatchedGymEnv(ID, num_envs=1, kwargs={"action": "other"})
+    env.set_actions(np.array([[2.0, 0.5]], np.float32))
+    assert env.arrays.action.tolist() == [[0, 0.5]]
 
 
 @pytest.mark.parametrize("mask", ["entry", "info", "parts"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -14,6 +15,7 @@ from gymnasium.envs.classic_control import PendulumEnv
 from gymnasium.wrappers import ClipReward
 
 from rlexp import load_config
+from rlexp.config import ConfigError
 from rlexp.envs.gymnasium.batched import BatchedGymEnv
 from rlexp.envs.gymnasium.snapshot import StateUnavailableError
 from rlexp.envs.mujoco.batch import BatchedMujoco
@@ -158,6 +160,25 @@ def test_auto_takes_it_where_it_knows_the_task_and_there_are_several_simulators(
         "env.backend=auto: gymnasium, since it steps a single simulator faster",
         "env.backend=auto: gymnasium, since mujoco.batch does not know env.kwargs.render_mode",
     ]
+
+
+UNBOUNDED = """
+<mujoco>
+  <worldbody>
+    <body><joint name="slider" type="slide"/><geom size="0.1"/><body><joint/><geom size="0.1"/></body></body>
+  </worldbody>
+  <actuator><motor joint="slider"/></actuator>
+</mujoco>
+"""
+
+
+@pytest.mark.parametrize("backend", ["gymnasium", "mujoco"])
+def test_actuators_without_bounds_are_refused(backend: str, tmp_path: Path) -> None:
+    (tmp_path / "robot.xml").write_text(UNBOUNDED)
+    kwargs = f"env.kwargs.xml_file={tmp_path}/robot.xml"
+    env = load_config(["env=gym", "env.id=InvertedPendulum-v5", f"env.backend={backend}", kwargs]).env
+    with pytest.raises(ConfigError, match=r"has a single action: give MuJoCo's actuators a ctrlrange"):
+        env.build_base(2)
 
 
 @pytest.mark.parametrize("name", list(TASKS))

@@ -53,7 +53,8 @@ class ArrayEnv(EnvBase):
         with masks, action_mask ``[num_envs, values]``, and with lives end_of_life ``[num_envs, 1]``.
 
     Raises:
-        ConfigError: the observation space is no Box or Dict, or the action space no Box, Discrete or MultiDiscrete.
+        ConfigError: the observation space is no Box or Dict, or the action space no Box, Discrete or MultiDiscrete, or
+            a Box of a single action.
     """
 
     arrays: Arrays
@@ -82,12 +83,15 @@ class ArrayEnv(EnvBase):
                 raise ConfigError([Problem("env.id", message, env_id)])
         assert isinstance(observation_space, spaces.Box | spaces.Dict)
         assert isinstance(action_space, PolicySpace)
+        box = isinstance(action_space, spaces.Box)
+        if box and (action_space.low == action_space.high).all():
+            message = f"its action space {action_space} has a single action: give MuJoCo's actuators a ctrlrange."
+            raise ConfigError([Problem("env.id", message, env_id)])
         self.own_action_space = action_space if own_action_space is None else own_action_space
         self.masked, self._lives = masked, lives
         self.choices = choices(action_space) or []
         self.arrays = allocate(num_envs, observation_space, action_space, masked=masked, lives=lives)
         self._make_specs(observation_space, action_space)
-        box = isinstance(action_space, spaces.Box)
         self.bounds = (action_space.low, action_space.high) if box else None
 
     def _make_specs(self, space: spaces.Box | spaces.Dict, action_space: PolicySpace) -> None:
