@@ -114,7 +114,7 @@ def test_an_entry_that_changes_its_shape_is_named(monkeypatch: pytest.MonkeyPatc
     tensordict = env.rollout(9, break_when_any_done=False)[:, -1]["next"].exclude("reward")
     shown = parts.Parts._observation
     monkeypatch.setattr(parts.Parts, "_observation", lambda self: shown(self) | {"secret": np.zeros(1, np.float32)})
-    with pytest.raises(SimulatorError, match=r"'secret' has shape \(1,\), not \(3,\)"):
+    with pytest.raises(SimulatorError, match=r"'secret'\] of shape \(1,\), and its space has \(3,\)"):
         env.step(tensordict.set("action", torch.zeros(1, 2)))
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from commands import run_command
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 
 from rlexp import Trainer, load_config
 from rlexp.config import ConfigError
@@ -237,6 +238,40 @@ def test_observations_are_those_of_the_declared_space(
                 env.build_base(1).rollout(1)
     finally:
         del gymnasium.registry["Declared-v0"]
+
+
+BLACK = np.zeros((1, 4, 4), np.uint8)
+PAIR = spaces.MultiDiscrete([3, 4])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("entry", [False, True])
+@pytest.mark.parametrize(
+    ("space", "first", "later", "reported"),
+    [
+        (IMAGE, BLACK, np.full((1, 4, 4), 300), r"\[0, 0, 0\] = 300, and its space has 0 to 255"),
+        (IMAGE, BLACK, np.full((1, 4, 4), 0.7), "of type float64, and its space has uint8"),
+        (spaces.Discrete(4), 0, -1, r"= -1 \(int\), which is not in its space Discrete\(4\)"),
+        (spaces.Discrete(4), 0, 4, r"= 4 \(int\), which is not in its space Discrete\(4\)"),
+        (PAIR, [2, 0], [3, 0], r"= \[3, 0\] \(list\), which is not in its space MultiDiscrete\(\[3 4\]\)"),
+        (spaces.Tuple([PAIR, PAIR]), ([2, 0], [2, 0]), ([2, 0], [3, 0]), r"\[1\] = \[3, 0\] \(list\), which"),
+    ],
+)
+def test_what_would_be_misread_later_ends_the_run_with_the_simulator_named(
+    space: spaces.Space[Any], first: Any, later: Any, reported: str, entry: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if entry:
+        space = spaces.Dict(seen=space, position=spaces.Box(-1, 1, (3,), np.float32))
+        first, later = ({"seen": seen, "position": OBSERVATION} for seen in (first, later))
+    spec = EnvSpec("Declared-v0", Declared, max_episode_steps=20)
+    monkeypatch.setitem(gymnasium.registry, spec.id, spec)
+    env = BatchedGymEnv(spec.id, num_envs=1, kwargs={"space": space, "first": first, "later": later})
+    stepped, reported = env.rollout(6)[:, -1], rf"simulator 0 of Declared-v0 failed(.|\n)* observation.*{reported}"
+    with pytest.raises(SimulatorError, match=reported):
+        env.step(stepped)
+    env._simulators.envs[0].unwrapped.first = later
+    with pytest.raises(SimulatorError, match=reported):
+        env.reset()
 
 
 TROUBLE = """

@@ -20,7 +20,6 @@ from gymnasium import spaces
 from gymnasium.wrappers import (
     AddRenderObservation,
     DtypeObservation,
-    FlattenObservation,
     FrameStackObservation,
     GrayscaleObservation,
     NormalizeObservation,
@@ -28,13 +27,14 @@ from gymnasium.wrappers import (
     ResizeObservation,
     TransformObservation,
 )
+from gymnasium.wrappers import FlattenObservation as GymnasiumFlattenObservation
 from gymnasium.wrappers import TransformAction as GymnasiumTransformAction
 
 from rlexp.config import ConfigError, build_at, build_nested
 from rlexp.envs.actions import ACTION_MASK, ActionMask, in_own_form, policy_space
 from rlexp.envs.entries import RESERVED, row_type
 from rlexp.envs.errors import UnsuitableEnvError
-from rlexp.envs.gymnasium.raw_values import checked
+from rlexp.envs.gymnasium.raw_values import check_observation, checked
 
 Env: TypeAlias = "gymnasium.Env[Any, Any]"
 MaskSource: TypeAlias = Literal["auto", "info", False]
@@ -78,6 +78,15 @@ class RepeatAction(gymnasium.Wrapper[Any, Any, Any, Any]):  # type: ignore[misc,
 
 class TransformAction(GymnasiumTransformAction):  # type: ignore[misc, type-arg, unused-ignore]
     """Gymnasium's wrapper of this name, which `make` puts around an environment, and no one else."""
+
+
+class FlattenObservation(GymnasiumFlattenObservation):  # type: ignore[misc, type-arg, unused-ignore]
+    """Gymnasium's wrapper of this name, which would flatten what is not in the space to something else."""
+
+    def observation(self, observation: Any) -> Any:
+        """Flatten what is in the space."""
+        check_observation(self.env.observation_space, observation)
+        return super().observation(observation)
 
 
 def make(
@@ -193,14 +202,11 @@ class Entries(gymnasium.ObservationWrapper[Any, Any, Any]):
 
     def observation(self, observation: Mapping[str, Any]) -> npt.NDArray[Any]:
         """One structured row."""
-        row, own = np.empty((), self._type), self.env.observation_space.spaces
-        for name, box in self.observation_space.spaces.items():
-            value = observation[name]
-            if not isinstance(own[name], spaces.Box):
-                value = spaces.flatten(own[name], value)
-            if np.shape(value) != box.shape:  # it would broadcast
-                raise TypeError(f"the observation {name!r} has shape {np.shape(value)}, not {box.shape}")
-            row[name] = value
+        row, own = np.empty((), self._type), self.env.observation_space
+        check_observation(own, observation)
+        for name in self.observation_space.spaces:
+            part, value = own[name], observation[name]
+            row[name] = value if isinstance(part, spaces.Box) else spaces.flatten(part, value)
         return row
 
 

@@ -122,6 +122,16 @@ def check_every_step(env: Env) -> None:
         layer = layer.env
 
 
+def check_observation(space: spaces.Space[Any], observation: Any) -> None:
+    """Make sure that an observation is of its space's shape and type, and its integers among those of the space.
+
+    Raises:
+        TypeError: it would be misread.
+    """
+    if (reason := _mismatch(space, observation, "observation")) is not None:
+        raise TypeError(f"it gives {reason}")
+
+
 def _mismatch(space: spaces.Space[Any], value: Any, name: str) -> str | None:
     """What makes a value of another shape or type than its space, or None."""
     if isinstance(space, spaces.Dict):

@@ -23,7 +23,7 @@ from rlexp.envs.entries import row_type
 from rlexp.envs.errors import SimulatorError as SimulatorError
 from rlexp.envs.gymnasium.lives import END_OF_LIFE, has_lives
 from rlexp.envs.gymnasium.making import Env, MaskSource, make
-from rlexp.envs.gymnasium.raw_values import check_every_step
+from rlexp.envs.gymnasium.raw_values import check_every_step, check_observation
 from rlexp.envs.gymnasium.snapshot import State, StateUnavailableError, check_state, get_state, models, set_state
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ class Simulators:
             ConfigError: a simulator gives what it does not declare.
             SimulatorError: a simulator raised, or gives what would be misread.
         """
-        arrays, shape = self.arrays, self.arrays.observation.shape[1:]
+        arrays = self.arrays
         with self._named():
             for i, env in enumerate(self.envs):
                 self._at, total = i, 0.0
@@ -138,13 +138,10 @@ class Simulators:
                     total += float(reward)
                     if terminated or truncated:
                         break
-                if observation.__class__ is not np.ndarray:
-                    observation = np.asarray(observation)
-                if observation.shape != shape:  # it would broadcast
-                    raise TypeError(f"the observation has shape {observation.shape}, not {shape}")
+                row = self._row(env, observation)
                 if terminated.__class__ not in _FLAGS or truncated.__class__ not in _FLAGS:
                     raise TypeError(f"terminated and truncated are {terminated!r} and {truncated!r}, not bool")
-                arrays.observation[i], arrays.reward[i] = observation, total
+                arrays.observation[i], arrays.reward[i] = row, total
                 arrays.terminated[i], arrays.truncated[i] = terminated, truncated
                 if self.masked:
                     arrays.action_mask[i] = info[ACTION_MASK]
@@ -186,11 +183,19 @@ class Simulators:
     def _reset(self, env: Env, seed: int | None, mask: npt.NDArray[np.bool_]) -> Any:
         """Reset a simulator, and put the first mask of the episode into ``mask``."""
         observation, info = env.reset(seed=seed)
-        if np.shape(observation) != (shape := self.arrays.observation.shape[1:]):
-            raise TypeError(f"the observation of reset() has shape {np.shape(observation)}, not {shape}")
         if self.masked:
             mask[:] = info[ACTION_MASK]
-        return observation
+        return self._row(env, observation)
+
+    def _row(self, env: Env, observation: Any) -> npt.NDArray[Any]:
+        """An observation that its row holds as it is."""
+        row: npt.NDArray[Any] = np.asarray(observation)
+        rows = self.arrays.observation
+        if row.shape != rows.shape[1:]:  # it would broadcast
+            raise TypeError(f"the observation has shape {row.shape}, not {rows.shape[1:]}")
+        if row.dtype != rows.dtype:  # integers would wrap
+            check_observation(env.observation_space, row)
+        return row
 
     def _name(self, i: int) -> str:
         return f"simulator {self._first + i} of {self._env_id}"
