@@ -17,9 +17,9 @@ from gymnasium.wrappers import ClipReward
 from rlexp import load_config
 from rlexp.config import ConfigError
 from rlexp.envs.gymnasium.batched import BatchedGymEnv
-from rlexp.envs.gymnasium.snapshot import StateUnavailableError
 from rlexp.envs.mujoco.batch import BatchedMujoco
 from rlexp.envs.mujoco.tasks import TASKS
+from rlexp.envs.saving import StateUnavailableError
 
 NUM_ENVS, LIMIT = 3, 20
 # Everything that Gymnasium's constructors take, with values other than the defaults.

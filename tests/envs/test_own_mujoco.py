@@ -16,10 +16,10 @@ from mujoco.batch import Batch
 from rlexp import Trainer
 from rlexp.config import ConfigError
 from rlexp.envs.errors import SimulatorError
-from rlexp.envs.gymnasium.snapshot import StateUnavailableError
 from rlexp.envs.mujoco.batch import BatchedMujoco
 from rlexp.envs.mujoco.task import Array, MujocoTask, Rows
 from rlexp.envs.mujoco.tasks import TASKS
+from rlexp.envs.saving import StateUnavailableError
 from rlexp.runs import checkpoint
 
 HOPPER = ["env=mujoco", "env.task._target_=rlexp.envs.mujoco.tasks.Hopper", "env.name=hopper"]
@@ -203,12 +203,11 @@ def test_gymnasiums_goes_on_from_the_default_pose_and_mujocos_warning_leaves_no_
 
 
 class Smooth(Ball):
-    """Pays for changes of the action, whose previous one an attribute holds, a view of a larger array."""
+    """Pays for changes of the action, whose previous one an attribute holds."""
 
     def bind(self, batch: Batch) -> None:
         super().bind(batch)
-        self.memory = np.zeros((batch.nsim, 3))
-        self.last = self.memory[:, :1]
+        self.last = np.zeros((batch.nsim, 1))
 
     def restart(self, rows: Rows) -> None:
         self.last[rows] = 0
@@ -233,6 +232,10 @@ def test_what_a_task_remembers_is_saved_and_reset_by_rows(tmp_path: Path) -> Non
     other.load_simulator_state(state)
     other.step_arrays()
     assert other.arrays.reward.tolist() == one.arrays.reward.tolist() == [-0.5, -0.5]
+    vars(one.task)["view"] = vars(one.task)["last"][:, 0]
+    with pytest.raises(StateUnavailableError, match=r"Smooth\.last and Smooth\.view are views of the same numbers"):
+        one.simulator_state()
+    del vars(one.task)["view"]
     vars(one.task)["noise"] = np.random.default_rng()
     with pytest.raises(StateUnavailableError, match=r"Smooth\.noise is a Generator, which cannot be saved"):
         one.simulator_state()

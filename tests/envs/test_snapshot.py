@@ -10,7 +10,7 @@ from simulator_copies import PIXELS, assert_goes_on_exactly, stacked_images_go_o
 from warm import processes
 
 from rlexp import load_config
-from rlexp.envs.gymnasium.snapshot import StateUnavailableError
+from rlexp.envs.saving import StateUnavailableError
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
 
-from rlexp.envs.gymnasium.snapshot import StateUnavailableError, check_state, get_state, set_state
+from rlexp.envs.gymnasium.snapshot import check_state, get_state, set_state
+from rlexp.envs.saving import StateUnavailableError
 
 
 class Phase(enum.Enum):

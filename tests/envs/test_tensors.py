@@ -16,7 +16,7 @@ from rlexp import load_config
 from rlexp.config import ConfigError
 from rlexp.envs.cartpole import CartPole
 from rlexp.envs.errors import SimulatorError
-from rlexp.envs.gymnasium.snapshot import StateUnavailableError
+from rlexp.envs.saving import StateUnavailableError
 from rlexp.envs.tensors import uniform
 
 
@@ -151,6 +151,8 @@ def test_attributes_of_a_subclass_are_saved_or_named() -> None:
     env.generator = torch.Generator()
     with pytest.raises(StateUnavailableError, match=r"CartPole\.generator is a Generator, which cannot be saved"):
         env.simulator_state()
+    with pytest.raises(StateUnavailableError, match=r"CartPole\.dynamics is no part of its state"):
+        other.load_simulator_state(state | {"attributes": {"dynamics": 1}})
 
 
 def test_its_rows_and_its_device_are_the_experiments() -> None:

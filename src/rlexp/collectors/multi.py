@@ -14,8 +14,8 @@ from torchrl.collectors import BaseCollector
 from torchrl.envs import TransformedEnv
 
 from rlexp.collectors.share import ShareWorkers
-from rlexp.envs.gymnasium.snapshot import State
 from rlexp.envs.normalization import RunningObservationNorm, observation_norms
+from rlexp.envs.saving import State
 
 
 class MultiCollector(BaseCollector):

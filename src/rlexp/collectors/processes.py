@@ -7,7 +7,7 @@ from typing import Any
 
 from rlexp.collectors.share import Share, ShareWorker
 from rlexp.config import ConfigError
-from rlexp.envs.gymnasium.snapshot import StateUnavailableError
+from rlexp.envs.saving import StateUnavailableError
 from rlexp.workers import Workers
 
 

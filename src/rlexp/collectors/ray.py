@@ -14,7 +14,7 @@ from torchrl.collectors import BaseCollector
 
 from rlexp.collectors.share import Share, ShareWorker, WorkerError
 from rlexp.config import ConfigError, Problem
-from rlexp.envs.gymnasium.snapshot import StateUnavailableError
+from rlexp.envs.saving import StateUnavailableError
 
 if TYPE_CHECKING:
     from rlexp.collectors import RayCollectorConfig

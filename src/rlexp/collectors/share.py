@@ -13,9 +13,9 @@ from tensordict import TensorDictBase
 from torchrl.envs import ObservationNorm
 
 from rlexp.config import ConfigError, Problem
-from rlexp.envs.gymnasium.snapshot import State
 from rlexp.envs.normalization import RunningObservationNorm, observation_norms
 from rlexp.envs.raw_observations import keep_raw
+from rlexp.envs.saving import State
 from rlexp.envs.state import (
     episodes_state,
     load_episodes_state,

@@ -10,7 +10,7 @@ from torchrl.data import Binary, Composite, TensorSpec, Unbounded
 from torchrl.envs import EnvBase
 
 from rlexp.envs.errors import SimulatorError
-from rlexp.envs.gymnasium.snapshot import State, StateUnavailableError
+from rlexp.envs.saving import State, StateUnavailableError
 from rlexp.envs.state import own_attributes, set_attributes
 
 

@@ -15,8 +15,8 @@ from rlexp.agent.evaluation import Evaluation, evaluate, evaluation_seeds
 from rlexp.agent.video import recorded
 from rlexp.distributed import ALONE, Group
 from rlexp.envs import EnvConfig
-from rlexp.envs.gymnasium.snapshot import StateUnavailableError
 from rlexp.envs.normalization import copy_normalization
+from rlexp.envs.saving import StateUnavailableError
 from rlexp.envs.state import copy_buffers, episodes_state, load_episodes_state
 from rlexp.experiment import ExperimentConfig
 from rlexp.policies import ActorCritic

@@ -15,7 +15,7 @@ from rlexp.callbacks import Callback, Training
 from rlexp.config import ConfigError, Problem
 from rlexp.config.redaction import hidden_settings, hide, reveal
 from rlexp.distributed import Group
-from rlexp.envs.gymnasium.snapshot import SavesState, State, StateUnavailableError
+from rlexp.envs.saving import SavesState, State, StateUnavailableError
 from rlexp.envs.state import (
     episodes_state,
     load_episodes_state,

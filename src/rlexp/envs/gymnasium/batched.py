@@ -25,7 +25,8 @@ from rlexp.envs.gymnasium.simulators import (
     split_seeds,
     worker_simulators,
 )
-from rlexp.envs.gymnasium.snapshot import StateUnavailableError, get_state
+from rlexp.envs.gymnasium.snapshot import get_state
+from rlexp.envs.saving import StateUnavailableError
 from rlexp.workers import Worker, Workers
 
 W = TypeVar("W", bound=gymnasium.Env[Any, Any])

@@ -24,7 +24,8 @@ from rlexp.envs.errors import SimulatorError as SimulatorError
 from rlexp.envs.gymnasium.lives import END_OF_LIFE, has_lives
 from rlexp.envs.gymnasium.making import Env, MaskSource, make
 from rlexp.envs.gymnasium.raw_values import check_every_step, check_observation
-from rlexp.envs.gymnasium.snapshot import State, StateUnavailableError, check_state, get_state, models, set_state
+from rlexp.envs.gymnasium.snapshot import check_state, get_state, models, set_state
+from rlexp.envs.saving import State, StateUnavailableError
 
 log = logging.getLogger(__name__)
 

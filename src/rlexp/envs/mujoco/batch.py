@@ -14,10 +14,11 @@ from mujoco.batch import Batch
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.errors import SimulatorError
 from rlexp.envs.gymnasium.making import log_mujocos_warnings
-from rlexp.envs.gymnasium.snapshot import State, StateUnavailableError, model_digest
 from rlexp.envs.mujoco.exchange import from_gymnasium
+from rlexp.envs.mujoco.physics import model_digest
 from rlexp.envs.mujoco.randomization import Randomization, Ranges
 from rlexp.envs.mujoco.task import Array, MujocoTask, Rows
+from rlexp.envs.saving import State, StateUnavailableError
 from rlexp.envs.state import own_attributes, set_attributes
 
 _NO_STAGE = mujoco.mjtStage.mjSTAGE_NONE.value

@@ -7,7 +7,8 @@ import copy
 import mujoco
 import numpy as np
 
-from rlexp.envs.gymnasium.snapshot import DERIVED, State, StateUnavailableError
+from rlexp.envs.mujoco.physics import DERIVED
+from rlexp.envs.saving import State, StateUnavailableError
 
 
 def from_gymnasium(state: State, model: mujoco.MjModel, compared: str) -> State:
