@@ -9,7 +9,7 @@ from tensordict import TensorDict
 from rlexp import load_config
 from rlexp.config import ConfigError
 from rlexp.policies import ActorCritic
-from rlexp.policies.heads import within
+from rlexp.policies.heads import both_ways, within
 
 CPU = torch.device("cpu")
 
@@ -69,6 +69,10 @@ def test_beyond_a_bound_only_gradients_that_lead_back_pass() -> None:
     kept.backward(torch.tensor([2.0, -2.0, 3.0, -3.0, 4.0, -4.0]))
     assert scale.grad is not None
     assert scale.grad.tolist() == [2, -2, 3, 0, 0, -4]
+    with both_ways():
+        kept = within(scale, 0.1, 0.5)
+    assert torch.autograd.grad(kept.sum(), scale)[0].tolist() == [1] * 6
+    assert torch.autograd.grad(-kept.sum(), scale)[0].tolist() == [-1] * 6
 
 
 @pytest.mark.parametrize(

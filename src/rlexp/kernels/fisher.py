@@ -16,6 +16,7 @@ from rlexp.kernels.distributions import Gaussian, Parts
 from rlexp.kernels.mlp import MLPLayers, MLPTangents, body_and_head
 from rlexp.kernels.unsupported import UnsupportedError
 from rlexp.policies import ActorCritic
+from rlexp.policies.heads import both_ways
 
 
 class WrittenOutFisher:
@@ -56,7 +57,7 @@ class WrittenOutFisher:
             hidden = self._mean.hidden(inputs)
             like = inputs.new_zeros(self._head.state_independent_scale.shape)
         own = list(self._head.parameters())
-        with torch.enable_grad():
+        with torch.enable_grad(), both_ways():
             scale = self._head(like)[1]
             slopes = torch.autograd.grad(scale.log().sum(), own) if own else ()
         scale = scale.detach()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from math import inf
@@ -120,9 +121,28 @@ def _clamped(scale: Tensor, low: float, high: float) -> Tensor:
     return cast("Tensor", _Clamped.apply(scale, low, high)) if torch.is_grad_enabled() else scale.clamp(low, high)  # type: ignore[no-untyped-call]
 
 
+_one_way = True
+
+
+@contextmanager
+def both_ways() -> Iterator[None]:
+    """Let gradients of any sign pass at the bounds of a deviation, in policies that are evaluated inside.
+
+    For second derivatives: the signs of what they pass back do not say where a step leads.
+    """
+    global _one_way
+    _one_way = False
+    try:
+        yield
+    finally:
+        _one_way = True
+
+
 def _passing(x: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
     """``x``, with a gradient that passes where its deviation lies between the bounds, or a step leads it back there."""
-    return cast("Tensor", _Passing.apply(x, scale, low, high)) if torch.is_grad_enabled() else x  # type: ignore[no-untyped-call]
+    if not (_one_way and torch.is_grad_enabled()):
+        return x
+    return cast("Tensor", _Passing.apply(x, scale, low, high))  # type: ignore[no-untyped-call]
 
 
 class _Clamped(torch.autograd.Function):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rlexp import Trainer, load_config
 from rlexp.config import ConfigError
+from rlexp.policies.heads import both_ways
 from rlexp.runs import checkpoint
 from rlexp.training.learners import NaturalGradientLearner
 from rlexp.training.learners.natural_gradient import conjugate_gradients, fisher_product, flat_gradient
@@ -82,14 +83,16 @@ def test_a_parameter_that_nothing_depends_on_has_no_gradient() -> None:
     assert flat_gradient(first.sum(), [used, unused]).tolist() == [6, 18, 0]
 
 
+@pytest.mark.parametrize("lower_bound", [1e-4, 1.0], ids=["free", "at_the_bound"])
 @pytest.mark.parametrize("policy", ["normal", "tanh_normal"])
-def test_fisher_products_are_those_of_the_written_out_matrix(tmp_path: Path, policy: str) -> None:
-    trainer = trainer_of(tmp_path, "loss=npg", f"policy={policy}")
+def test_fisher_products_are_those_of_the_written_out_matrix(tmp_path: Path, policy: str, lower_bound: float) -> None:
+    trainer = trainer_of(tmp_path, "loss=npg", f"policy={policy}", f"policy.scale_lb={lower_bound}")
     learner, actor = trainer.learner, trainer.networks.actor
     assert isinstance(learner, NaturalGradientLearner)
     observation = torch.randn(20, 3)
     steps = {"observation": observation}
-    policy_now = actor.get_dist(_tensordict(steps))
+    with both_ways():
+        policy_now = actor.get_dist(_tensordict(steps))
     with torch.no_grad():
         before = actor.get_dist(_tensordict(steps))
     products = [fisher_product(before, policy_now, list(actor.parameters()), damping=0.1)]
@@ -202,11 +205,11 @@ def test_a_deviation_at_its_lower_bound_rises_and_does_not_fall(wider: bool, ker
     with torch.no_grad():
         far = (steps["action"] - trainer.networks.actor.get_dist(steps).mean).square().mean(-1, keepdim=True)
     steps["advantage"] = far if wider else -far
-    for _ in range(3):
-        learner._improve_policy(steps, 0.01)
+    rows = [learner._improve_policy(steps, 0.01) for _ in range(3)]
     trainer.close()
     if wider:
         assert scale.exp().item() > 0.51
+        assert [row["loss/step_fraction"] for row in rows] == [1, 1, 1]  # none of them goes beyond its KL
     else:
         assert scale.exp().item() == pytest.approx(0.499, abs=1e-4)
 

@@ -17,6 +17,7 @@ from rlexp.kernels.select import Kernels
 from rlexp.losses import NPGConfig, TRPOConfig
 from rlexp.optim.weights import flatten
 from rlexp.policies import ActorCritic
+from rlexp.policies.heads import both_ways
 from rlexp.training.learners.batches import explained_variance
 from rlexp.training.learners.critic import CriticFit
 from rlexp.training.learners.reward_norm import RewardNorm, take_norms
@@ -89,13 +90,14 @@ class NaturalGradientLearner:
             mean: Tensor = (log_ratio.exp() * advantage).mean()
             return mean
 
-        policy = self._policy(steps)
         with torch.no_grad():
             before = self._policy(steps)
-        objective = surrogate(policy)
+        objective = surrogate(self._policy(steps))
         # A bounded deviation passes gradients by their sign in minimisation, so the negative is differentiated.
-        gradient = -flat_gradient(-objective, self._actor, retain_graph=True)
+        gradient = -flat_gradient(-objective, self._actor)
         if self._fisher is None:
+            with both_ways():
+                policy = self._policy(steps)
             fisher = fisher_product(before, policy, self._actor, self.loss.damping)
         else:
             fisher = self._fisher(steps, self.loss.damping)
@@ -212,7 +214,7 @@ def fisher_product(
 
     Args:
         before: the policy as it is, without a graph.
-        policy: the same, differentiable by the parameters.
+        policy: the same, differentiable by the parameters, evaluated in `rlexp.policies.heads.both_ways`.
         parameters: of the policy.
         damping: $\lambda$.
     """
