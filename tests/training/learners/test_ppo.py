@@ -388,12 +388,18 @@ def test_epochs_without_an_importance_ratio_are_warned_of(tmp_path: Path, caplog
     assert "no importance ratio" in caplog.text
 
 
-def test_kl_adaptive_adapts_after_each_epoch_and_logs_the_rate_that_the_update_began_with(tmp_path: Path) -> None:
-    trainer = built(tmp_path, "optim.schedule=kl_adaptive", "optim.lr=1e-4")
+@KERNELS
+@pytest.mark.parametrize(("minibatch_size", "raised"), [(32, 3), (64, 2)])
+def test_kl_adaptive_adapts_after_each_epoch_that_measures_a_step_and_logs_the_rate_that_the_update_began_with(
+    minibatch_size: int, raised: int, kernels: str, tmp_path: Path
+) -> None:
+    settings = ["optim.schedule=kl_adaptive", "optim.lr=1e-4", f"minibatch_size={minibatch_size}"]
+    trainer = built(tmp_path, *settings, f"kernels={kernels}")
     rows = [trainer.iterate() for _ in range(2)]
     trainer.close()
-    # Steps at this rate change the policy by far less than the target: each of the three epochs raises it.
-    assert [row["train/lr"] for row in rows] == pytest.approx([1e-4, 1e-4 * 1.5**3])
+    # Steps at this rate change the policy by far less than the target: each of the epochs raises it, but not a first
+    # one of a single minibatch, before which there was no step.
+    assert [row["train/lr"] for row in rows] == pytest.approx([1e-4, 1e-4 * 1.5**raised])
 
 
 def test_schedules_make_one_step_per_batch(tmp_path: Path) -> None:

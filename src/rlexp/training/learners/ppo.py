@@ -121,9 +121,7 @@ class PPOLearner:
     def _check(self) -> None:
         """What uses the KL needs a second step: the KL is measured before each step, and is 0 before the first."""
         config = self.config
-        if config.num_epochs * config.minibatches_per_epoch > 1 or isinstance(
-            config.collector, MultiAsyncCollectorConfig
-        ):
+        if config.num_epochs * config.minibatches_per_epoch > 1 or self._lags:
             return
         by_kl = {
             "target_kl": config.target_kl is not None,
@@ -168,7 +166,8 @@ class PPOLearner:
             records += last
             if self._kl_decides:
                 kl = loss.kl(stacked(last))
-                self._adapt_lr(kl.item())
+                if len(records) > 1 or self._lags:  # before the first step the KL is 0 up to rounding
+                    self._adapt_lr(kl.item())
                 if beyond or self._beyond(kl):
                     break
         means, of_last = stacked(records), stacked(last)
@@ -241,6 +240,11 @@ class PPOLearner:
     def _beyond(self, kl: Tensor) -> bool:
         target = self.config.target_kl
         return target is not None and kl.item() > target
+
+    @property
+    def _lags(self) -> bool:
+        """Whether a batch may come from an earlier policy, so that even before the first step there is a KL."""
+        return isinstance(self.config.collector, MultiAsyncCollectorConfig)
 
     @property
     def _kl_decides(self) -> bool:
