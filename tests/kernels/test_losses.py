@@ -31,6 +31,7 @@ VARIANTS: dict[str, list[str]] = {
 GRU = ["policy=gru", "policy.hidden_size=8", "policy.sequence_length=8"]
 POLICIES: dict[str, list[str]] = {
     "state-dependent scale": ["policy.state_independent_scale=false"],
+    "scale at its bounds": ["policy.state_independent_scale=false", "policy.scale_lb=0.9", "policy.scale_ub=1.1"],
     "relu": ["policy.num_cells=[32]", "policy.activation_class=ReLU"],
     "elu": ["policy.activation_class=ELU"],
     "shared": ["policy.shared=true"],

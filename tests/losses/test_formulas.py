@@ -11,11 +11,13 @@ import torch
 from agents import batch_of, minibatch_loss, networks
 from tensordict import TensorDict
 from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.objectives import KLPENPPOLoss
 
 from rlexp.config import ConfigError
 from rlexp.kernels.losses import fast_loss
 from rlexp.kernels.unsupported import UnsupportedError
 from rlexp.losses import PolicyLossConfig
+from rlexp.losses.kl_penalty import KLPenaltyLoss
 from rlexp.losses.module import MinibatchLoss
 from rlexp.policies import ActorCritic
 
@@ -171,6 +173,24 @@ def test_penalty_adapts_once_per_update_as_the_paper_has_it(kl: float, factor: f
     assert reference.coefficients["beta"].item() == 3.0
     loss.end_update({"kl": torch.tensor([kl - 0.001, kl + 0.001])})
     assert reference.coefficients["beta"].item() == 3.0 * factor
+
+
+@pytest.mark.parametrize("policy", [[], ["policy=beta"], ["policy=gru", "policy.hidden_size=8"]], ids=" ".join)
+@pytest.mark.parametrize("variant", ["bonus", "clipped_value", "normalized"])
+def test_within_the_bounds_the_penalised_surrogate_is_torchrls(
+    variant: str, policy: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = networks(*policy)
+    batch = with_advantages(built, 4, 64)
+    # torchrl changes beta between a minibatch's loss and its gradient
+    loss = loss_of("kl_ppo", built, VARIANTS[variant] | {"increment": 1.0, "decrement": 1.0}, kernel=False)
+    losses, gradients = evaluated(loss, batch, built)
+    del losses["beta"]
+    monkeypatch.setattr(KLPenaltyLoss, "forward", KLPENPPOLoss.forward)
+    expected, slopes = evaluated(loss, batch, built)
+    torch.testing.assert_close(losses, expected)
+    for found, slope in zip(gradients, slopes, strict=True):
+        torch.testing.assert_close(found, slope, rtol=1e-4, atol=1e-6)
 
 
 def test_rpo_disturbs_the_update_alone_and_its_kl_is_that_of_the_policy() -> None:

@@ -6,19 +6,20 @@ Reference: the distributions of ``torchrl.modules.ProbabilisticActor`` and the c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import AddStateIndependentNormalScale
 from torch import Tensor, nn
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import Distribution
 from torchrl.modules import ProbabilisticActor, ValueOperator
 
 from rlexp.envs.actions import ACTION_MASK
 from rlexp.kernels.distributions import Parts
 from rlexp.kernels.mlp import MLPLayers, body_and_head, hooked
 from rlexp.kernels.reading import Reading
+from rlexp.losses.kl_penalty import divergence
 from rlexp.policies.recurrent import CARRIED, RecurrentActor, RecurrentCritic
 
 
@@ -83,11 +84,7 @@ class DistributionTerms:
 
     def _kl(self, minibatch: dict[str, Tensor], dist: Distribution) -> Tensor:
         old = self._actor.build_dist_from_params(TensorDict({key: minibatch[key] for key in self._parameters}))
-        try:
-            return kl_divergence(old, dist)
-        except NotImplementedError:
-            sample = old.sample()
-            return cast("Tensor", old.log_prob(sample) - dist.log_prob(sample))
+        return divergence(old, dist)
 
 
 class FamilyTerms:

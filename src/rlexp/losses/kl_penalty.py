@@ -2,36 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
+from torch.distributions import Distribution, kl_divergence
 from torchrl.objectives import KLPENPPOLoss
 
+from rlexp.losses.surrogates import SurrogateLoss
 
-class KLPenaltyLoss(KLPENPPOLoss):
+
+class KLPenaltyLoss(SurrogateLoss, KLPENPPOLoss):
     """``torchrl.objectives.KLPENPPOLoss`` (Schulman et al. 2017, eq. 8), its penalty adapted once per update.
 
-    The paper adapts the weight of the penalty after each update (section 4); torchrl does so with every minibatch.
+    The paper adapts the weight of the penalty after each update (section 4); torchrl does so with every minibatch. It
+    also evaluates the policy twice, for the surrogate and for the penalty: at the bounds of a standard deviation, where
+    a gradient's sign decides whether it passes, it is their sum that counts.
 
     Args:
-        args, kwargs: as for torchrl's class.
-        increment: factor of ``beta`` after an update whose KL is above 1.5 ``dtarg``.
-        decrement: factor of ``beta`` after an update whose KL is below ``dtarg`` / 1.5.
+        args, kwargs: as for torchrl's class; ``increment`` is the factor of ``beta`` after an update whose KL is above
+            1.5 ``dtarg``, ``decrement`` that after one whose KL is below ``dtarg`` / 1.5.
     """
-
-    def __init__(self, *args: Any, increment: float, decrement: float, **kwargs: Any) -> None:
-        super().__init__(*args, increment=1.0, decrement=1.0, **kwargs)
-        self.raised, self.lowered = increment, decrement
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Losses and diagnostics of a minibatch, as torchrl's, with ``beta`` beside them."""
-        out: TensorDictBase = super().forward(tensordict)
-        return out.set("beta", self.beta.clone())
+        steps = tensordict.clone(False)
+        old = self.actor_network.build_dist_from_params(tensordict)
+        advantage = self._maybe_normalize_advantage(steps["advantage"], steps, update_norm=False)
+        log_weight, dist, kl_approx, _ = self._log_weight(steps, adv_shape=advantage.shape[:-1])
+        kl = divergence(old, dist)[..., None]
+        loss = self.beta * kl - log_weight.exp() * advantage
+        out = {"loss_objective": loss.mean(), "kl": kl.detach().mean(), "kl_approx": kl_approx.detach().mean()}
+        return TensorDict(out | self.entropy_and_critic(dist, steps) | {"beta": self.beta.clone()})
 
     def end_update(self, kl: Tensor) -> None:
         """Raise or lower ``beta`` by the KL of the last epoch, in nats."""
         if kl > 1.5 * self.dtarg:
-            self.beta *= self.raised
+            self.beta *= self.increment
         elif kl < self.dtarg / 1.5:
-            self.beta *= self.lowered
+            self.beta *= self.decrement
+
+
+def divergence(old: Distribution, new: Distribution) -> Tensor:
+    """KL(old, new) ``[...]``; without a closed form it is estimated from one sample a step, as in torchrl."""
+    try:
+        return kl_divergence(old, new)
+    except NotImplementedError:
+        sample = old.sample()
+        return old.log_prob(sample) - new.log_prob(sample)

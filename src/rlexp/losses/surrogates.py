@@ -8,11 +8,29 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torchrl.modules import ProbabilisticActor
 from torchrl.objectives import ClipPPOLoss, PPOLoss
 
 
-class SPOLoss(PPOLoss):
+class SurrogateLoss(PPOLoss):
+    """Base of the losses whose surrogate torchrl has not, or computes differently."""
+
+    def entropy_and_critic(self, dist: Distribution, steps: TensorDictBase) -> dict[str, Tensor]:
+        """The parts beside the surrogate, as ``PPOLoss`` has them, with the policy ``dist`` at ``steps``."""
+        out: dict[str, Tensor] = {}
+        if self.entropy_bonus:
+            entropy = self._get_entropy(dist, adv_shape=steps.batch_size)
+            out |= {"entropy": entropy.detach().mean(), "loss_entropy": self._weighted_loss_entropy(entropy).mean()}
+        if self._has_critic:
+            loss_critic, clip_fraction, _ = self.loss_critic(steps)
+            out["loss_critic"] = loss_critic.mean()
+            if clip_fraction is not None:
+                out["value_clip_fraction"] = clip_fraction
+        return out
+
+
+class SPOLoss(SurrogateLoss):
     r"""Simple policy optimisation (Xie et al. 2024): $-\mathbb{E}[r A - |A| (r - 1)^2 / (2 \epsilon)]$.
 
     Where PPO's gradient is 0 beyond the clipping bound, this one leads back to the ratio
@@ -36,16 +54,8 @@ class SPOLoss(PPOLoss):
         log_weight, dist, kl_approx, _ = self._log_weight(steps, adv_shape=advantage.shape[:-1])
         ratio = log_weight.exp()
         gain = ratio * advantage - advantage.abs() * (ratio - 1).square() / (2 * self.epsilon)
-        out = TensorDict({"loss_objective": -gain.mean(), "kl_approx": kl_approx.detach().mean()})
-        if self.entropy_bonus:
-            entropy = self._get_entropy(dist, adv_shape=advantage.shape[:-1])
-            out["entropy"], out["loss_entropy"] = entropy.detach().mean(), self._weighted_loss_entropy(entropy).mean()
-        if self._has_critic:
-            loss_critic, clip_fraction, _ = self.loss_critic(steps)
-            out["loss_critic"] = loss_critic.mean()
-            if clip_fraction is not None:
-                out["value_clip_fraction"] = clip_fraction
-        return out
+        out = {"loss_objective": -gain.mean(), "kl_approx": kl_approx.detach().mean()}
+        return TensorDict(out | self.entropy_and_critic(dist, steps))
 
 
 class RPOLoss(ClipPPOLoss):
