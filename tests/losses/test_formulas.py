@@ -193,7 +193,7 @@ def test_within_the_bounds_the_penalised_surrogate_is_torchrls(
         torch.testing.assert_close(found, slope, rtol=1e-4, atol=1e-6)
 
 
-def test_rpo_disturbs_the_update_alone_and_its_kl_is_that_of_the_policy() -> None:
+def test_rpo_disturbs_the_update_alone_and_its_kl_and_sample_size_are_those_of_the_policy() -> None:
     built = networks()
     batch = with_advantages(built, 2, 16)
     with torch.no_grad():
@@ -201,7 +201,9 @@ def test_rpo_disturbs_the_update_alone_and_its_kl_is_that_of_the_policy() -> Non
     plain = evaluated(loss_of("clip_ppo", built, {}, kernel=False), batch, built)[0]
     disturbed = evaluated(loss_of("rpo", built, {}, kernel=False), batch, built)[0]
     assert (disturbed["loss_objective"] - plain["loss_objective"]).abs() > 1e-3
-    assert disturbed["kl"].item() == pytest.approx(0, abs=1e-5)
+    found = [disturbed[key].item() for key in ("kl", "kl_approx", "ESS")]
+    assert found == pytest.approx([0, 0, 1], abs=1e-5)
+    assert disturbed["max_ratio"] > 1.01
 
 
 def test_rpo_needs_a_gaussian() -> None:

@@ -75,6 +75,11 @@ class RPOLoss(ClipPPOLoss):
         disturbance = TensorDictModule(_Disturbance(alpha), in_keys=["loc"], out_keys=["loc"])
         super().__init__(ProbabilisticTensorDictSequential(*network, disturbance, sampler), *args, **kwargs)
 
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """As torchrl's, but ``kl_approx`` and ``ESS``, which `rlexp.losses.module.Loss` gives of the policy itself."""
+        out: TensorDictBase = super().forward(tensordict)
+        return out.exclude("kl_approx", "ESS")
+
 
 class _Disturbance(nn.Module):
     def __init__(self, alpha: float) -> None:
