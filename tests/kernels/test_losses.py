@@ -15,7 +15,7 @@ from torchrl.modules import ProbabilisticActor
 from torchrl.objectives import A2CLoss, ClipPPOLoss, KLPENPPOLoss, LossModule, PPOLoss, ReinforceLoss
 
 from rlexp.kernels.distributions import CategoricalFamily, Parts
-from rlexp.kernels.losses import FastClipPPO, fast_loss
+from rlexp.kernels.losses import FastClipPPO, clipped_surrogate, fast_loss
 from rlexp.kernels.terms import DistributionTerms, FamilyTerms
 from rlexp.kernels.unsupported import UnsupportedError
 from rlexp.losses.module import Loss, Minibatch, MinibatchLoss
@@ -202,3 +202,10 @@ def test_kl_of_categorical_distributions_is_torchs() -> None:
     old, new = torch.randn(5, 3), torch.randn(5, 3)
     expected = distributions.kl_divergence(Categorical(logits=old), Categorical(logits=new))
     torch.testing.assert_close(CategoricalFamily().kl((old,), (new,)), expected)
+
+
+def test_a_clipped_ratio_has_no_gradient_even_where_it_overflows() -> None:
+    log_prob, old, advantage = torch.tensor([95.0, 0.0]), torch.zeros(2), torch.tensor([1.0, 1.0])
+    objective, _, slope = clipped_surrogate(log_prob, old, advantage, 0.8, 1.2)
+    assert objective.item() == pytest.approx(-1.1)
+    assert slope.tolist() == [0, -0.5]

@@ -298,7 +298,8 @@ def clipped_surrogate(
     log_weight = log_prob - old_log_prob
     ratio = log_weight.exp()
     gain, clipped = ratio * advantage, ratio.clamp(low, high) * advantage
-    return -torch.minimum(gain, clipped).mean(), log_weight, gain.mul_(gain <= clipped).div_(-len(gain))
+    lower = torch.minimum(gain, clipped)  # finite where it is clipped, even if the ratio overflows
+    return -lower.mean(), log_weight, lower.mul_(gain <= clipped).div_(-len(gain))
 
 
 class _ClippedSurrogate(torch.autograd.Function):
