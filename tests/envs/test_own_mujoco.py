@@ -233,7 +233,7 @@ def test_what_a_task_remembers_is_saved_and_reset_by_rows(tmp_path: Path) -> Non
     other.step_arrays()
     assert other.arrays.reward.tolist() == one.arrays.reward.tolist() == [-0.5, -0.5]
     vars(one.task)["view"] = vars(one.task)["last"][:, 0]
-    with pytest.raises(StateUnavailableError, match=r"Smooth\.last and Smooth\.view are views of the same numbers"):
+    with pytest.raises(StateUnavailableError, match=r"Smooth\.view and Smooth\.last are views of the same numbers"):
         one.simulator_state()
     del vars(one.task)["view"]
     vars(one.task)["noise"] = np.random.default_rng()
