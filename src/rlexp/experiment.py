@@ -25,6 +25,7 @@ from rlexp.config import (
 from rlexp.config.legacy import current_config
 from rlexp.config.reader import BUILTIN, named_packages
 from rlexp.config.redaction import with_secrets
+from rlexp.config.trust import calls_a_resolver
 from rlexp.envs import EnvConfig
 from rlexp.loggers import LoggerConfig
 from rlexp.losses import (
@@ -376,9 +377,15 @@ def own_packages(values: Mapping[str, Any]) -> set[str]:
     return named_packages(values) - {*BUILTIN}
 
 
-def trust_argument(values: Mapping[str, Any]) -> list[str]:
-    """What a command that reads these values from a run's folder has to be given: ``trust=[...]``, or nothing."""
-    return trusting(own_packages(values))
+def trust_argument(values: Mapping[str, Any], texts: Iterable[str] = ()) -> list[str]:
+    """What a command that reads these values from a folder has to be given: ``trust=[...]``, or nothing.
+
+    Args:
+        values: plain values of one experiment or several.
+        texts: overrides and other texts of the folder's plan, which are resolved anew.
+    """
+    resolved = {"hydra"} if any(map(calls_a_resolver, texts)) else set()
+    return trusting(own_packages(values) | resolved)
 
 
 def trusting(packages: Iterable[str]) -> list[str]:

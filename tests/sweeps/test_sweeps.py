@@ -107,14 +107,20 @@ def test_the_printed_command_says_again_what_the_folder_may_not_decide(
     (tmp_path / "boom.py").write_text(BOOM)
     monkeypatch.chdir(tmp_path)
     hydra = ["hydra.sweep.dir=a sweep", "launcher=basic", "hydra.job.name=mine"]
-    assert train(["--multirun", *FAILING, "seed=1", *hydra]) == 1
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "mine.yaml").write_text("defaults: [train, _self_]\n")
+    jobs = [*FAILING, "seed=1", "env.name=${oc.decode:pole}"]
+    sources = ["--config-path", str(tmp_path / "conf"), "--config-name", "mine"]
+    assert train(["--multirun", *sources, *jobs, *hydra]) == 1
     command = shlex.split(capsys.readouterr().out.splitlines()[-1].partition("with: ")[2])
     resume = "sweep.resume=a sweep"
-    assert command == ["rlexp-train", "--multirun", resume, "hydra.job.name=mine", "trust=[boom]"]
+    assert command == ["rlexp-train", "--multirun", *sources, resume, "hydra.job.name=mine", "trust=[boom,hydra]"]
     # Whether the jobs are given again or not: the folder may come from anyone.
-    for others in (["trust=[boom]"], [*FAILING, "seed=1"]):
+    for others in (["trust=[boom]"], [*sources, *jobs]):
         with pytest.raises(ConfigError, match=r"job\.name=mine(.|\n)*may not decide"):
             train(["--multirun", resume, *others])
+    with pytest.raises(ConfigError, match=r"--config-path(.|\n)*--config-name(.|\n)*reads the environment"):
+        train(["--multirun", resume, "hydra.job.name=mine", "trust=[boom]"])
 
     (tmp_path / "mended").touch()
     assert train(command[1:]) == 0

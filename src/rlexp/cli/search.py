@@ -18,7 +18,7 @@ from rlexp.config import ConfigError, Problem, Sources, load, new_run_path
 from rlexp.config.paths import unquoted
 from rlexp.config.redaction import redact
 from rlexp.config.trust import RESOLVED, calls_a_resolver
-from rlexp.experiment import check_config, own_packages, trusting
+from rlexp.experiment import check_config, trust_argument, trusting
 from rlexp.runs.links import refuse_linked_runs
 from rlexp.search import read_search
 from rlexp.search.folder import SearchDir, SearchPlan
@@ -106,13 +106,14 @@ def search(arguments: list[str]) -> int:
 def _again(folder: SearchDir, plan: SearchPlan) -> str:
     """The command that resumes a search: it says again what the plan in the folder may not decide."""
     options = ["--config-dir", plan.config_dir] if plan.config_dir else []
-    trust = plan.trust
-    if trust is None:
-        composed = [plan.load([*plan.overrides, *task.overrides]) for task in plan.settings.scored_on.values()]
-        resolved = any(calls_a_resolver(text) for one in composed for text in one.overrides)
-        resolved |= any(calls_a_resolver(json.dumps(of.stored)) for of in plan.settings.space.values())
-        trust = [*own_packages({"tasks": [one.values for one in composed]}), *(["hydra"] if resolved else [])]
-    return printable(join(["rlexp-search", *options, f"resume={folder.path}", *trusting(trust)]))
+    if plan.trust is None:
+        tasks = [plan.load([*plan.overrides, *task.overrides]) for task in plan.settings.scored_on.values()]
+        choices = [json.dumps(candidates.stored) for candidates in plan.settings.space.values()]
+        texts = [*choices, *(text for task in tasks for text in task.overrides)]
+        trusted = trust_argument({"tasks": [task.values for task in tasks]}, texts)
+    else:
+        trusted = trusting(plan.trust)
+    return printable(join(["rlexp-search", *options, f"resume={folder.path}", *trusted]))
 
 
 def _begun(arguments: Sequence[str], config_dir: str | None) -> tuple[SearchDir, SearchPlan]:

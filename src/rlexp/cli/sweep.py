@@ -5,14 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rlexp.cli.common import Exit, import_from_here, run_command, split_trust
 from rlexp.config import ConfigError, Problem, Sources, expand_sweeps, groups, load, load_hydra
 from rlexp.config.redaction import redact
 from rlexp.config.trust import RESOLVED, calls_a_resolver
-from rlexp.experiment import SweepConfig, own_packages, sweep_settings, trusting
+from rlexp.experiment import SweepConfig, sweep_settings, trust_argument, trusting
 from rlexp.runs.stops import Stopped
 from rlexp.sweeps import Job, SweepDir, run_jobs
 from rlexp.sweeps.folder import COMPLETED, FAILED, SweepPlan
@@ -115,15 +115,15 @@ def sweep(overrides: Sequence[str], sources: Sources) -> int:
 def _again(folder: Path, plan: SweepPlan, trust: Sequence[str] | None) -> str:
     """The command that resumes a sweep: it says again what the plan in the folder may not decide."""
     sources = plan.sources
-    flags = {"--config-dir": sources.config_dir, "--config-path": sources.config_path}
-    given = [word for flag, path in flags.items() if path is not None for word in (flag, path)]
+    flags = {f"--{key.replace('_', '-')}": value for key, value in asdict(sources).items()}
+    given = [word for flag, value in flags.items() if value is not None for word in (flag, value)]
     if trust is None:
-        resolved = any(calls_a_resolver(text) for job in plan.jobs for text in job)
-        packages = own_packages({"jobs": [load(overrides, sources).values for overrides in plan.jobs]})
-        trust = [*packages, *(["hydra"] if resolved else [])]
+        values = {"jobs": [load(overrides, sources).values for overrides in plan.jobs]}
+        trusted = trust_argument(values, (text for job in plan.jobs for text in job))
+    else:
+        trusted = trusting(trust)
     hydra = [text for text in plan.hydra if not _may_decide(text)]
-    again = shlex.join([_NAME, "--multirun", *given, f"sweep.resume={folder}", *hydra, *trusting(trust)])
-    return printable(again)
+    return printable(shlex.join([_NAME, "--multirun", *given, f"sweep.resume={folder}", *hydra, *trusted]))
 
 
 def kept_settings(saved: Sequence[str], given: Sequence[str]) -> list[str]:
@@ -185,13 +185,11 @@ def check_plan(plan: SweepPlan, given: Sources, trust: Sequence[str]) -> None:
     if "hydra" in trust:
         return
     problems = []
-    now = _absolute(given)
-    for flag, saved, again in (("--config-dir", plan.sources.config_dir, now.config_dir),
-                               ("--config-path", plan.sources.config_path, now.config_path),
-                               ("--config-name", plan.sources.config_name, now.config_name)):  # fmt: skip
-        if saved is not None and saved != again:
+    again = asdict(_absolute(given))
+    for key, saved in asdict(plan.sources).items():
+        if saved is not None and saved != again[key]:
             message = "says where options come from, which the plan may not choose: if it is yours, give it again."
-            problems.append(Problem(f"{flag} {saved}", message))
+            problems.append(Problem(f"--{key.replace('_', '-')} {saved}", message))
     for text in sorted({text for job in plan.jobs for text in job}):
         if text.lstrip("+~").startswith("hydra"):
             problems.append(Problem(text, "is a setting of Hydra, which a plan may not decide."))
