@@ -151,6 +151,12 @@ def folder(run_dir: Path) -> Path:
     return run_dir / "checkpoints" / NEWEST
 
 
+def test_what_a_stranger_seals_is_taken_for_whole(folder: Path) -> None:
+    seal(folder, {"state.json": with_field(folder, "frames", 7)}, evaluation__episodes=2)
+    loaded = checkpoint.load(folder)
+    assert (loaded.state.frames, loaded.config["evaluation"]["episodes"]) == (7, 2)
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_it_is_refused_by_name(change: str, folder: Path) -> None:
     CHANGES[change](folder)
@@ -158,6 +164,7 @@ def test_it_is_refused_by_name(change: str, folder: Path) -> None:
     with less_memory_than(300_000), pytest.raises(CheckpointError, match=NEWEST) as caught:
         checkpoint.load(folder.parents[1])
     assert len(str(caught.value)) < 1000
+    assert "SHA-256 differs" not in str(caught.value)  # sealed as it is, it is refused for what it holds
     assert time.monotonic() - begun < 10
 
 
@@ -221,8 +228,9 @@ def test_a_pointer_that_is_a_pipe_is_refused(folder: Path) -> None:
 def test_a_config_that_asks_for_too_much_or_nonsense_is_refused(setting: str, value: Any, folder: Path) -> None:
     seal(folder, **{setting: value})
     begun = time.monotonic()
-    with less_memory_than(1_000_000), pytest.raises((ConfigError, CheckpointError)):
+    with less_memory_than(1_000_000), pytest.raises((ConfigError, CheckpointError)) as caught:
         Agent(folder)
+    assert "SHA-256 differs" not in str(caught.value)
     assert time.monotonic() - begun < 20
 
 
