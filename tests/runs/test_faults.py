@@ -73,7 +73,9 @@ def test_a_signal_saves_and_the_run_goes_on(number: signal.Signals, code: int, s
     with (run_dir / "metrics.csv").open(newline="") as file:
         assert [float(row["frames"]) for row in csv.DictReader(file)] == [row["frames"] for row in stopped]
     complete(["resume=run", f"total_frames={int(stopped[-1]['frames']) + 256}"], tmp_path)
-    assert rows_of(run_dir)[: len(stopped)] == stopped
+    resumed = rows_of(run_dir)
+    assert resumed[: len(stopped)] == stopped
+    assert resumed[-1]["frames"] == stopped[-1]["frames"] + 256
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
