@@ -8,11 +8,12 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import gymnasium
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
@@ -165,22 +166,31 @@ class Colours(gymnasium.Env[Any, Any]):  # type: ignore[misc]
 
 
 def frames_of(video: Path) -> tuple[dict[str, Any], list[Any]]:
-    import imageio_ffmpeg
-
     reader = imageio_ffmpeg.read_frames(str(video))
     facts = next(reader)
     width, height = facts["size"]
     return facts, [np.frombuffer(frame, dtype=np.uint8).reshape(height, width, 3) for frame in reader]
 
 
-def test_recorder_writes_the_first_episode_and_no_other(tmp_path: Path) -> None:
+def test_recorder_writes_the_first_episode_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "videos" / "first.mp4"
+    there_when_encoded: list[bool] = []
+
+    def encode(*arguments: Any, **settings: Any) -> Iterator[None]:
+        try:
+            yield from write_frames(*arguments, **settings)
+        finally:  # the encoder, which takes its time, has ended
+            there_when_encoded.append(path.exists())
+
+    write_frames = imageio_ffmpeg.write_frames
+    monkeypatch.setattr(imageio_ffmpeg, "write_frames", encode)
     env = EpisodeRecorder(Colours(), path)
-    for _ in range(2):
+    for episode in range(2):
         env.reset()
         while not env.step(None)[2]:
-            assert not path.exists() or path.stat().st_size
+            assert path.exists() == (episode == 1)
     env.close()
+    assert there_when_encoded == [False]
     facts, frames = frames_of(path)
     assert facts["size"] == (64, 48)
     assert facts["fps"] == 5
