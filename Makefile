@@ -16,10 +16,10 @@ train: $(STAMP)
 	$(VENV)/bin/rlexp-train $(ARGS)
 
 test: lint
-	$(VENV)/bin/pytest -n 2 --dist loadgroup $(ARGS)
+	$(VENV)/bin/pytest -n 3 --dist loadgroup $(ARGS)
 
 quick: $(STAMP)
-	$(VENV)/bin/pytest -n 2 --dist loadgroup -m "not (kill or wheel or slow)" $(ARGS)
+	$(VENV)/bin/pytest -n 3 --dist loadgroup -m "not (kill or wheel or slow)" $(ARGS)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

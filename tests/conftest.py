@@ -27,7 +27,7 @@ os.fsync = lambda fd: None
 for _name in [name for name in os.environ if name.startswith("WANDB_")]:
     del os.environ[_name]
 os.environ["NETRC"] = os.devnull
-# Two workers on two cores: threads would only spin against each other.
+# Three workers on two cores: threads would only spin against each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ |= {"RAY_gcs_server_port_wait_time_s": "120"}  # 30 by default, which a busy machine may exceed
 workers._start_program = warm.start_program  # type: ignore[assignment]
@@ -55,6 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(f"{item.module.__name__} {min(shared)} {of_it}"))
         if (shares_run or STARTERS & vars(item.module).keys()) and not item.get_closest_marker("quick"):
             item.add_marker("slow")
+    items.sort(key=lambda item: item.get_closest_marker("kill") is None)  # what takes longest begins first
 
 
 def pytest_collection_finish() -> None:

@@ -18,7 +18,7 @@ from torchrl.envs import TransformedEnv
 from warm import processes
 
 from rlexp import Trainer
-from rlexp.distributed import GroupError
+from rlexp.distributed import GroupError, process_group
 from rlexp.distributed.process_group import ProcessGroup
 from rlexp.envs import normalization
 from rlexp.envs.normalization import Moments, RunningObservationNorm, observation_norms
@@ -153,8 +153,9 @@ def differ(rank: int) -> None:
 def wait_silently(rank: int, port: int, answers: Any) -> None:
     """One reduction that the second process does not come to."""
     os.environ |= variables(rank, 2, port)
+    process_group._GRACE = 1.0  # seconds
     store, *_ = next(rendezvous("env://"))
-    group = ProcessGroup(store, rank, 2, timedelta(seconds=2))
+    group = ProcessGroup(store, rank, 2, timedelta(seconds=5))  # in which it also has to come up
     if rank == 1:
         answers.recv()
         os._exit(0)

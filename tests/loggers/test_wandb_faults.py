@@ -23,7 +23,7 @@ from wandb_server import KEY, Server, environment, serving
 from rlexp import load_config
 from rlexp.loggers.wandb import group_of
 
-ONLINE = [*TINY, "hydra.run.dir=run", "logger.mode=online", "logger.init_timeout=4", "logger.finish_timeout=4"]
+ONLINE = [*TINY, "hydra.run.dir=run", "logger.mode=online", "logger.init_timeout=20", "logger.finish_timeout=4"]
 UNHEARD = [*ONLINE, "logger.init_timeout=1", "logger.finish_timeout=1"]
 
 
