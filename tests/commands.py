@@ -13,6 +13,7 @@ import sys
 import tempfile
 import warnings
 from importlib.metadata import entry_points
+from multiprocessing import util
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,7 @@ def _main(
     importlib.invalidate_caches()
     warnings.simplefilter("default")
     workers._start_program = warm.start_program  # type: ignore[assignment]
+    util.spawnv_passfds = warm.start_job_server  # type: ignore[assignment]
     sys.argv = [console_script(name), *arguments]
     (script,) = entry_points(group="console_scripts", name=name)
     try:

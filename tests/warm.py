@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
-from multiprocessing import forkserver
+from multiprocessing import forkserver, util
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -22,6 +22,7 @@ processes.set_forkserver_preload(["preloaded"])
 
 ADDRESS = "RLEXP_TESTS_WARM"  # the variable with the path of the warm process's socket
 _held: list[Connection] = []  # as long as this process lives
+_spawn = util.spawnv_passfds
 _HIGH = 500  # above every file descriptor of a program
 
 
@@ -78,6 +79,24 @@ def start_program(control_fd: int, pipe_fds: Sequence[int], fds: Sequence[int]) 
     pipe = Connection(connection.detach())
     pipe.send((numbers, len(pipe_fds), [str(path) for path in sys.path], str(Path.cwd()), dict(os.environ)))
     return WarmProgram(pipe)
+
+
+def start_job_server(path: bytes, arguments: Sequence[str], passed: Sequence[int]) -> int:
+    """As `multiprocessing.util.spawnv_passfds`; the server of a sweep's jobs is forked from the sweep's process."""
+    if "multiprocessing.forkserver" not in arguments[-1]:
+        return _spawn(path, arguments, passed)
+    if (pid := os.fork()) == 0:
+        try:
+            kept = sorted({0, 1, 2, *passed})
+            for fd, following in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
+                os.closerange(fd + 1, following)  # the lock of the sweep among them
+            for number in signal.valid_signals():
+                if callable(signal.getsignal(number)):
+                    signal.signal(number, signal.SIG_DFL)
+            exec(arguments[-1], {})
+        finally:
+            os._exit(0)
+    return pid
 
 
 def serve(listener: socket.socket, alive: Connection) -> None:
