@@ -5,14 +5,30 @@ from __future__ import annotations
 import copy
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import hydra
 from hydra import compose
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from rlexp.config import conf_dir
+
+load_file = OmegaConf.load
+
+
+def copy_shipped() -> None:
+    """Have Hydra copy the files that rlexp and Hydra itself ship: they are parsed here, and not with each config."""
+    folders = (conf_dir(), Path(hydra.__file__).parent)
+    parsed = {str(path): load_file(path) for folder in folders for path in folder.rglob("*.yaml")}
+
+    def load(file: Any) -> Any:
+        found = parsed.get(getattr(file, "name", ""))
+        return load_file(file) if found is None else copy.deepcopy(found)
+
+    OmegaConf.load = load  # type: ignore[assignment, method-assign]
 
 
 def compose_once(config_name: str, overrides: list[str], return_hydra_config: bool) -> DictConfig:

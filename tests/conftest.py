@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import warm
 from commands import TINY, clean_environment, only_run, run_command, without_plots
-from composing import compose_once
+from composing import compose_once, copy_shipped
 
 from rlexp import workers
 from rlexp.config import compose
@@ -32,6 +32,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ |= {"RAY_gcs_server_port_wait_time_s": "120"}  # 30 by default, which a busy machine may exceed
 workers._start_program = warm.start_program  # type: ignore[assignment]
 compose.compose = compose_once  # type: ignore[assignment, attr-defined]
+copy_shipped()
 without_plots()
 # Processes inherit a SIGINT that is ignored, as it is where a shell runs the suite in the background.
 signal.signal(signal.SIGINT, signal.default_int_handler)

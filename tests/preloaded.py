@@ -8,6 +8,7 @@ import os
 from contextlib import suppress
 
 from commands import without_plots
+from composing import copy_shipped
 from hydra.core.plugins import Plugins
 
 # The commands, and what they or other packages import only when it is used.
@@ -24,6 +25,7 @@ for _module in (
     with suppress(ImportError):  # of a package that is not installed
         importlib.import_module(_module)
 Plugins.instance()  # Hydra imports all of its plugins
+copy_shipped()
 without_plots()
 os.fsync = lambda fd: None  # as in conftest.py
 for _module in ("study", "confirmation"):

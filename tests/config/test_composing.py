@@ -6,7 +6,8 @@ from pathlib import Path
 
 import hydra
 import pytest
-from composing import compose_once
+from composing import compose_once, load_file
+from omegaconf import OmegaConf
 
 from rlexp.config import ConfigError, Sources, compose, load
 from rlexp.experiment import load_config
@@ -24,9 +25,10 @@ from rlexp.experiment import load_config
     ],
 )
 def test_composed_once_is_what_hydra_composes(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    found = []
+    found, copied = [], OmegaConf.load
     for how in (hydra.compose, compose_once, compose_once):
         monkeypatch.setattr(compose, "compose", how)
+        monkeypatch.setattr(OmegaConf, "load", load_file if how is hydra.compose else copied)
         try:
             composed = load(overrides, Sources())
             found.append((composed.values, composed.problems))
