@@ -11,6 +11,8 @@ from commands import without_plots
 from composing import copy_shipped
 from hydra.core.plugins import Plugins
 
+from rlexp import workers
+
 # The commands, and what they or other packages import only when it is used.
 for _module in (
     *("rlexp.cli.train", "rlexp.cli.evaluate", "rlexp.cli.export", "rlexp.cli.report", "rlexp.cli.config"),
@@ -32,5 +34,6 @@ for _module in ("study", "confirmation"):
     vars(importlib.import_module(f"rlexp.search.{_module}"))["POLL"] = (
         0.05  # seconds; processes of a search wait for each other
     )
+workers._GRACE = 1.0  # seconds; what is started cold has the whole time
 gc.collect()
 gc.freeze()  # a collection writes to every object, and the forked processes would copy the memory that they share
