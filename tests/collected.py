@@ -26,8 +26,7 @@ def trainer(kind: str, folder: Path, *overrides: str) -> Trainer:
 
 def simulate(folder: Path, warm_process: str, env_id: str, *, die: bool = False) -> None:
     """Step simulators of two processes in a folder, which then holds the workers' numbers; close them, or be killed."""
-    os.environ[warm.ADDRESS] = warm_process
-    workers._start_program = warm.start_program  # type: ignore[assignment]
+    _start_workers_by(warm_process)
     os.chdir(folder)
     env = BatchedGymEnv(env_id, num_envs=2, num_workers=2)
     env.rollout(2)
@@ -37,9 +36,15 @@ def simulate(folder: Path, warm_process: str, env_id: str, *, die: bool = False)
     env.close()
 
 
-def die_while_workers_work(folder: Path) -> None:
+def die_while_workers_work(folder: Path, warm_process: str) -> None:
+    _start_workers_by(warm_process)
     subject = trainer("multi_sync", folder / "run", "collector.frames_per_batch=400_000", "total_frames=400_000")
     (folder / "pids").write_text(" ".join(map(str, subject.collector.workers.pids)))
     subject.collector._ask()
     time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _start_workers_by(warm_process: str) -> None:
+    os.environ[warm.ADDRESS] = warm_process
+    workers._start_program = warm.start_program  # type: ignore[assignment]

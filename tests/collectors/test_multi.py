@@ -16,6 +16,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+import warm
 from collected import SMALL, die_while_workers_work, trainer
 from commands import alive, complete, launch
 from torch import Tensor
@@ -329,12 +330,12 @@ def test_close_ends_every_worker_and_ctrl_c_is_the_main_process_s_to_answer(tmp_
 
 
 def test_workers_do_not_outlive_a_killed_main_process_though_they_are_in_the_middle_of_a_batch(tmp_path: Path) -> None:
-    process = processes.Process(target=die_while_workers_work, args=(tmp_path,))
+    process = processes.Process(target=die_while_workers_work, args=(tmp_path, warm.start()))
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
     pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 8  # the batch itself would take much longer
     while any(alive(pid) for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.05)
