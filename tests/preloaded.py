@@ -10,6 +10,7 @@ from contextlib import suppress
 from commands import without_plots
 from composing import copy_shipped
 from hydra.core.plugins import Plugins
+from wandb import wandb_agent
 
 from rlexp import workers
 
@@ -34,6 +35,7 @@ for _module in ("study", "confirmation"):
     vars(importlib.import_module(f"rlexp.search.{_module}"))["POLL"] = (
         0.05  # seconds; processes of a search wait for each other
     )
+wandb_agent.Agent.POLL_INTERVAL = 0.5  # seconds
 workers._GRACE = 1.0  # seconds; what is started cold has the whole time
 gc.collect()
 gc.freeze()  # a collection writes to every object, and the forked processes would copy the memory that they share

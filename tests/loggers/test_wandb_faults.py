@@ -87,7 +87,7 @@ def test_an_agent_of_a_sweep_runs_rlexp_train(tmp_path: Path) -> None:
         online = environment(server.server_port, tmp_path)
         online["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         done = run_command(
-            "wandb", "agent", "me/rlexp/s", "--count", "1", cwd=tmp_path, timeout=100, cold=True, **online
+            "wandb", "agent", "me/rlexp/s", "--count", "1", cwd=tmp_path, timeout=100, cold=False, **online
         )
     assert done.returncode == 0, done.stderr
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
