@@ -82,7 +82,7 @@ def test_a_signal_saves_and_the_run_goes_on(number: signal.Signals, code: int, s
 def test_a_second_signal_leaves_at_once(
     second: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with running(tmp_path, "num_epochs=800") as process:  # so that a batch takes seconds
+    with running(tmp_path, "num_epochs=300") as process:  # so that a batch takes a second
         os.kill(process.pid, signal.SIGSTOP)  # so that it finds both when it goes on
         os.kill(process.pid, signal.SIGTERM)
         os.kill(process.pid, signal.SIGCONT)
