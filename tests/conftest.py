@@ -39,8 +39,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Names by which a test module has processes started.
 STARTERS = {"run_command", "start_command", "launch", "complete", "call_command", "launch_ranks"}
-# Fixtures of a module that train: its tests that use one are run by one worker, which then makes it once.
-TRAINED = {"undisturbed", "teachers", "trained", "halves", "ant", "gymnasium_ant"}
+# Fixtures of a module that train or take as long: its tests that use one are run by one worker, which makes it once.
+MADE_ONCE = {"undisturbed", "teachers", "trained", "halves", "ant", "gymnasium_ant", "sweep", "written"}
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         shares_run = "tiny_run" in item.fixturenames
         if shares_run:
             item.add_marker(pytest.mark.xdist_group("tiny_run"))
-        elif shared := TRAINED & {*item.fixturenames}:
+        elif shared := MADE_ONCE & {*item.fixturenames}:
             of_it = item.callspec.id if hasattr(item, "callspec") and shared & item.callspec.params.keys() else ""
             item.add_marker(pytest.mark.xdist_group(f"{item.module.__name__} {min(shared)} {of_it}"))
         if (shares_run or STARTERS & vars(item.module).keys()) and not item.get_closest_marker("quick"):

@@ -37,15 +37,15 @@ ARGUMENTS = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where ``run`` is a whole run."""
     path = tmp_path_factory.mktemp("entries")
     Trainer.from_config(load_config(ARGUMENTS), path / "run").fit()
     return path
 
 
-def test_resumed_from_its_middle_it_ends_as_it_did(folder: Path) -> None:
-    resumed = shutil.copytree(folder / "run", folder / "resumed")
+def test_resumed_from_its_middle_it_ends_as_it_did(trained: Path) -> None:
+    resumed = shutil.copytree(trained / "run", trained / "resumed")
     (first, *later) = sorted(path for path in (resumed / "checkpoints").glob("0*") if path.name != "0" * 12)
     assert later
     for path in later:
@@ -53,8 +53,8 @@ def test_resumed_from_its_middle_it_ends_as_it_did(folder: Path) -> None:
     for link in ("latest", "best"):
         (resumed / "checkpoints" / link).write_text(f"{first.name}\n")
     Trainer.resume(resumed).fit()
-    assert rows_of(folder / "run") == rows_of(resumed)
-    assert checkpoint_hashes(folder / "run") == checkpoint_hashes(resumed)
+    assert rows_of(trained / "run") == rows_of(resumed)
+    assert checkpoint_hashes(trained / "run") == checkpoint_hashes(resumed)
 
 
 def returns(seeds: list[int], act: Any) -> list[float]:
@@ -71,28 +71,28 @@ def returns(seeds: list[int], act: Any) -> list[float]:
     return found
 
 
-def test_the_image_alone_earns_the_evaluation(folder: Path) -> None:
-    final = checkpoint.load(folder / "run").state.evaluator["final"]
-    policy = load_policy(folder / "run")
+def test_the_image_alone_earns_the_evaluation(trained: Path) -> None:
+    final = checkpoint.load(trained / "run").state.evaluator["final"]
+    policy = load_policy(trained / "run")
     assert returns(final["seeds"], lambda image: policy({"image": image})) == pytest.approx(final["returns"], rel=1e-4)
 
-    export_policy(Agent(folder / "run"), "onnx", folder / "policy.onnx")
-    session = onnxruntime.InferenceSession(folder / "policy.onnx")
+    export_policy(Agent(trained / "run"), "onnx", trained / "policy.onnx")
+    session = onnxruntime.InferenceSession(trained / "policy.onnx")
     (given,) = session.get_inputs()
     assert (given.name, given.type, given.shape) == ("image", "tensor(uint8)", ["batch", 1, 16, 16])
     exported = returns(final["seeds"], lambda image: session.run(["action"], {"image": image[None]})[0][0])
     assert exported == pytest.approx(final["returns"], rel=1e-4)
 
 
-def test_a_torch_export_takes_a_dictionary_too(folder: Path) -> None:
-    export_policy(Agent(folder / "run"), "torch", folder / "policy.pt2")
+def test_a_torch_export_takes_a_dictionary_too(trained: Path) -> None:
+    export_policy(Agent(trained / "run"), "torch", trained / "policy.pt2")
     images = torch.randint(0, 256, (5, 1, 16, 16), dtype=torch.uint8)
-    exported = torch.export.load(folder / "policy.pt2").module()({"image": images})
-    torch.testing.assert_close(exported, load_policy(folder / "run")({"image": images}))
+    exported = torch.export.load(trained / "policy.pt2").module()({"image": images})
+    torch.testing.assert_close(exported, load_policy(trained / "run")({"image": images}))
 
 
-def test_what_is_no_such_observation_is_refused(folder: Path) -> None:
-    policy = load_policy(folder / "run")
+def test_what_is_no_such_observation_is_refused(trained: Path) -> None:
+    policy = load_policy(trained / "run")
     image = np.zeros((1, 16, 16), np.uint8)
     for wrong, told in (
         (image, "reads the entries image"),
