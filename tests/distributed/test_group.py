@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from agents import composed
-from commands import TINY, alive, clean_environment, rows_of
+from commands import TINY, alive, console_script, rows_of, start_command
 from ranks import (
     break_second,
     differ,
@@ -236,25 +234,22 @@ def test_a_share_of_a_config() -> None:
 
 
 def test_torchrun_ends_all_when_one_is_killed(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    with (tmp_path / "output.txt").open("w") as file:
-        torchrun = subprocess.Popen(
-            [*command, "--no-python", str(Path(sys.executable).with_name("rlexp-train")), *LONG],
-            cwd=tmp_path,
-            env=clean_environment(tmp_path),
-            stdout=file,
-            stderr=file,
-        )
-        try:
-            wait_for(lambda: rows_so_far(tmp_path) >= 1, [torchrun])
-            ranks = children(torchrun.pid)
-            first = int((tmp_path / "run" / ".lock").read_text().split()[1])
-            (second,) = set(ranks) - {first}
-            os.kill(second, signal.SIGKILL)
-            assert torchrun.wait(60) != 0
-        finally:
-            torchrun.kill()
-            torchrun.wait()
+    trained = ["--no-python", console_script("rlexp-train"), *LONG]
+    output = tmp_path / "output.txt"
+    torchrun = start_command(
+        "torchrun", "--standalone", "--nproc-per-node=2", *trained, cwd=tmp_path, stdout=output, stderr=output
+    )
+    try:
+        wait_for(lambda: rows_so_far(tmp_path) >= 1, [torchrun])
+        ranks = children(torchrun.pid or 0)
+        first = int((tmp_path / "run" / ".lock").read_text().split()[1])
+        (second,) = set(ranks) - {first}
+        os.kill(second, signal.SIGKILL)
+        torchrun.join(60)
+        assert torchrun.exitcode == 1
+    finally:
+        torchrun.kill()
+        torchrun.join()
     assert not any(map(alive, ranks))
     assert "rank 1 of 2 has died" in (tmp_path / "run" / "train.log").read_text()
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
@@ -275,6 +270,5 @@ def wait_for(what: Any, started: list[Any]) -> None:
     while not what():
         assert time.monotonic() < deadline
         for process in started:
-            ended = process.poll() if isinstance(process, subprocess.Popen) else process.exitcode
-            assert ended is None
+            assert process.exitcode is None
         time.sleep(0.02)
