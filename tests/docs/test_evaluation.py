@@ -31,6 +31,7 @@ def test_command(line: str, run_dir: Path, request: pytest.FixtureRequest, monke
     assert call_command(name, *arguments, cwd=run_dir) == 0
 
 
+@pytest.mark.usefixtures("quickly_checked")
 def test_python_reads_what_is_exported(run_dir: Path) -> None:
     for language, block in BLOCKS:
         if language == "python":
