@@ -83,7 +83,7 @@ def start_program(control_fd: int, pipe_fds: Sequence[int], fds: Sequence[int]) 
 
 def start_job_server(path: bytes, arguments: Sequence[str], passed: Sequence[int]) -> int:
     """As `multiprocessing.util.spawnv_passfds`; the server of a sweep's jobs is forked from the sweep's process."""
-    if "multiprocessing.forkserver" not in arguments[-1]:
+    if not str(arguments[-1]).startswith("from multiprocessing.forkserver import main"):  # joblib's are bytes
         return _spawn(path, arguments, passed)
     if (pid := os.fork()) == 0:
         try:
