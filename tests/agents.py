@@ -27,6 +27,14 @@ def composed(*overrides: str) -> ExperimentConfig:
     return load_config(overrides)
 
 
+# Three batches of 64 frames: every part of the loop, in a fraction of a second.
+SMALL = [
+    *("collector.frames_per_batch=64", "env.num_envs=2", "minibatch_size=16", "num_epochs=1", "total_frames=192"),
+    *("env.init_random_steps=16", "evaluation.interval=1_000", "evaluation.episodes=1", "logger=none", "threads=1"),
+    *("policy.num_cells=[8]", "env.max_episode_steps=10"),
+]
+
+
 def minibatch_loss(*overrides: str) -> MinibatchLossConfig:
     """The config of a loss that minibatches minimise."""
     config = composed(*overrides).loss

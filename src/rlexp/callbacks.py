@@ -47,8 +47,8 @@ class Training(Protocol):
 class Callback:
     """Subclass it, override what you need, and name it in the config: ``callbacks.mine._target_=my_module.Mine``.
 
-    A callback sees the live trainer; what it draws from the global random generators changes the run that follows.
-    A resumed run builds it anew, and restores what `state` returned.
+    A callback sees the live trainer; what its first three methods draw from the global random generators changes the
+    run that follows. A resumed run builds it anew, and restores what `state` returned.
     """
 
     def after_collect(self, trainer: Training, batch: TensorDictBase) -> None:
@@ -61,7 +61,7 @@ class Callback:
         """An evaluation has ended."""
 
     def at_checkpoint(self, trainer: Training, path: Path) -> None:
-        """A checkpoint was saved."""
+        """A checkpoint was saved, with what `state` returned before; called again where a run is resumed from it."""
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs to know: numbers, strings, arrays, tensors, containers of them."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from agents import composed
+from agents import SMALL, composed
 from tensordict import TensorDictBase
 from torch import nn
 
@@ -20,12 +20,6 @@ from rlexp.envs.normalization import observation_norms
 from rlexp.runs.rundir import RunDir
 from rlexp.training.checks import check_actor
 from rlexp.training.finite import TrainingError
-
-SMALL = [
-    *("collector.frames_per_batch=64", "env.num_envs=2", "minibatch_size=16", "num_epochs=1", "total_frames=192"),
-    *("env.init_random_steps=16", "evaluation.interval=1_000", "evaluation.episodes=1", "logger=none", "threads=1"),
-    *("policy.num_cells=[8]", "env.max_episode_steps=10"),
-]
 
 
 @pytest.mark.parametrize("kernels", ["auto", "false"])

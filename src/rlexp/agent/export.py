@@ -32,7 +32,7 @@ class ExportError(RlexpError):
 def export_policy(agent: Agent, kind: Literal["onnx", "torch"], path: Path) -> Path:
     """Write the policy of an agent as one graph, from raw observations to the environment's actions.
 
-    The graph takes ``observation`` ``[batch, *observation]`` in the simulator's own type, for any batch size of at
+    The graph takes ``observation`` ``[batch, *observation]`` in the type of the entry, for any batch size of at
     least one, and returns ``action`` ``[batch, *action]``; it includes normalisation and action bounds. Where there are
     several entries, it takes those that the actor reads, by their names, or for ``torch`` a dictionary of them; with
     action masks also ``action_mask`` ``[batch, values]`` bool. The graph of a recurrent policy also takes

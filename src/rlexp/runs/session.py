@@ -26,6 +26,12 @@ from rlexp.runs.stops import StopSignals
 log = logging.getLogger(__name__)
 
 
+def _note_all() -> None:
+    """Have rlexp's messages noted in ``train.log``, unless the program has chosen a level."""
+    if (logger := logging.getLogger("rlexp")).level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
+
+
 class LogBuffer(logging.Handler):
     """Keeps what is logged while a run is built, until its `Session` writes it to ``train.log``; a context manager."""
 
@@ -38,6 +44,7 @@ class LogBuffer(logging.Handler):
         self.records.append(record)
 
     def __enter__(self) -> LogBuffer:
+        _note_all()
         logging.getLogger("rlexp").addHandler(self)
         return self
 

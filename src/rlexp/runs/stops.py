@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 from types import FrameType
 from typing import Any
 
@@ -41,7 +42,10 @@ class StopSignals:
         self._previous: dict[int, Any] = {}
 
     def open(self) -> None:
-        """Take them from now on."""
+        """Take them from now on; Python lets only the main thread do so."""
+        if threading.current_thread() is not threading.main_thread():
+            log.info("Trained in a thread: signals that ask to stop are left to the program.")
+            return
         self._previous = {number: signal.signal(number, self._on_signal) for number in STOPS}
 
     def close(self) -> None:

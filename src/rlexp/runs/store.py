@@ -85,8 +85,9 @@ def pointed_to(pointer: Path) -> Path:
         name = read_regular(pointer, _LONGEST_NAME).decode().strip()
     except FileNotFoundError as error:
         if pointer.parent.is_dir():
-            made = "evaluated" if pointer.name == "best" else "saved"
-            message = f"{pointer.parent} has no {pointer.name} checkpoint yet: nothing has been {made} so far."
+            made = "evaluated since the run began, or went back to an earlier checkpoint"
+            made = made if pointer.name == "best" else "saved so far"
+            message = f"{pointer.parent} has no {pointer.name} checkpoint yet: nothing has been {made}."
             raise CheckpointError(f"{message} Name the run's folder for its newest checkpoint.") from error
         raise CheckpointError(f"{pointer} is no checkpoint: there is no such folder.") from error
     except (OSError, ValueError) as error:
@@ -118,7 +119,7 @@ def saved(folder: Path) -> list[Path]:
     return sorted(path for path in found if _NAME.fullmatch(path.name) and path.is_dir())
 
 
-def resume_from(checkpoint: Path, best_frames: int | None) -> None:
+def resume_from(checkpoint: Path, best_frames: int | None) -> bool:
     """Make a checkpoint the newest of its run, and ``best`` what it was then.
 
     Newer ones, which are damaged or belong to what is trained again, are kept as ``superseded-<frames>``, those of the
@@ -127,6 +128,9 @@ def resume_from(checkpoint: Path, best_frames: int | None) -> None:
     Args:
         checkpoint: what the run resumes from.
         best_frames: the best checkpoint at that time.
+
+    Returns:
+        Whether that is still there; it was pruned if a newer one was better.
     """
     for newer in (path for path in saved(checkpoint.parent) if path.name > checkpoint.name):
         name = f"{_SUPERSEDED}{newer.name}"
@@ -140,8 +144,9 @@ def resume_from(checkpoint: Path, best_frames: int | None) -> None:
     best = None if best_frames is None else checkpoint.with_name(f"{best_frames:012d}")
     if best is not None and best.is_dir():
         point(checkpoint.parent, "best", best)
-    else:
-        (checkpoint.parent / "best").unlink(missing_ok=True)
+        return True
+    (checkpoint.parent / "best").unlink(missing_ok=True)
+    return best is None
 
 
 def _prune(folder: Path, keep_last: int) -> None:

@@ -130,6 +130,11 @@ class Evaluator:
             return None
         return path
 
+    def count_anew(self, frames: int) -> None:
+        """Forget the best evaluation, of a policy that no checkpoint holds any more, but for one of this moment."""
+        log.warning("The best checkpoint so far is no longer there: the best evaluation is counted anew.")
+        self.best, self.best_frames = (self.final, frames) if self.final_frames == frames else (None, None)
+
     def state_dict(self) -> dict[str, Any]:
         """The newest and the best evaluation, field by field, and the average.
 

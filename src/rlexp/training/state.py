@@ -26,7 +26,7 @@ from rlexp.runs import store
 from rlexp.runs.checkpoint import Checkpoint, TrainState
 from rlexp.runs.errors import CheckpointError
 from rlexp.runs.rundir import RunDir
-from rlexp.seeding import load_rng_state, rng_state
+from rlexp.seeding import load_rng_state
 from rlexp.training.evaluator import Evaluator
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ class Restorable(Training, Protocol):
         run_id: identifies the run to its sinks.
         seconds: spent so far on each part of the loop.
         saved: the newest checkpoint.
+        rng: states of the random generators, where its steps have left them.
     """
 
     device: torch.device
@@ -54,6 +55,7 @@ class Restorable(Training, Protocol):
     run_id: str
     seconds: dict[str, float]
     saved: Path | None
+    rng: dict[str, Any]
 
 
 def state_of(trainer: Restorable) -> TrainState:
@@ -77,8 +79,8 @@ def state_of(trainer: Restorable) -> TrainState:
         simulators=group.joined(simulators),
         collector=group.joined(trainer.collector.state_dict()),
         callbacks={name: callback.state() for name, callback in trainer.callbacks.items()},
-        rng=group.joined(rng_state() | group.stream()),
-        unverified=trainer.config.env.has_own_code,
+        rng=group.joined(trainer.rng | group.stream()),
+        unverified=trainer.config.env.has_own_code or bool(trainer.callbacks),
         inexact=group.union([*inexact, *trainer.evaluator.inexact]),
         session={"seconds": dict(trainer.seconds), "run_id": trainer.run_id},
     )
@@ -129,9 +131,10 @@ def restore(trainer: Restorable, start: Checkpoint) -> None:
         raise
     except Exception as error:  # whatever a state that is not this run's leads to
         raise CheckpointError(f"{start.path} does not fit its run: {error!r:.200}") from error
-    trainer.saved = trainer.run.checkpoints / start.path.name
-    if trainer.group.main:
-        store.resume_from(trainer.saved, trainer.evaluator.best_frames)
+    trainer.saved = saved = trainer.run.checkpoints / start.path.name
+    evaluator = trainer.evaluator
+    if not trainer.group.from_main(lambda: store.resume_from(saved, evaluator.best_frames)):
+        evaluator.count_anew(trainer.frames)
 
 
 def warm_start(trainer: Restorable, source: Checkpoint) -> None:

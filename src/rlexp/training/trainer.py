@@ -7,10 +7,11 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from tensordict import TensorDictBase
@@ -22,6 +23,7 @@ from rlexp.config.redaction import redact, remember_secrets
 from rlexp.distributed import ALONE, Group
 from rlexp.envs.gymnasium.lives import end_lives
 from rlexp.envs.normalization import commit_normalization
+from rlexp.errors import RlexpError
 from rlexp.experiment import ExperimentConfig, read_config
 from rlexp.files import write_json
 from rlexp.runs import checkpoint, store
@@ -30,12 +32,39 @@ from rlexp.runs.resume import resume_run
 from rlexp.runs.rundir import RunDir
 from rlexp.runs.session import Follower, LogBuffer, Session
 from rlexp.runs.stops import Stopped
+from rlexp.seeding import load_rng_state, rng_state
 from rlexp.training.checks import check_checkpoint, check_learners
 from rlexp.training.evaluator import passed
 from rlexp.training.finite import TrainingError, check_additions, check_batch, check_metrics, check_statistics
 from rlexp.training.parts import build_parts
 from rlexp.training.state import restore, state_of, warm_start
 from rlexp.training.watchdog import Watchdog
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class TrainerEndedError(RlexpError):
+    """A trainer was closed, or interrupted in the middle of a batch, and cannot go on; the message says what can."""
+
+
+def _step(method: Callable[Concatenate[Trainer, P], T]) -> Callable[Concatenate[Trainer, P], T]:
+    """A part of an iteration: it has the trainer's own generators and threads, and one that raises ends the trainer."""
+
+    @wraps(method)
+    def step(self: Trainer, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        self._check_open()
+        torch.set_num_threads(self.threads)
+        load_rng_state(self.rng)
+        try:
+            found = method(self, *args, **kwargs)
+        except BaseException:
+            self._ended = "was interrupted in the middle of a batch"
+            raise
+        self.rng = rng_state()
+        return found
+
+    return step
 
 
 class Trainer:
@@ -60,6 +89,7 @@ class Trainer:
         evaluator: evaluates the policy.
         frames: simulator frames collected.
         iteration: batches trained on.
+        rng: states of the random generators; what others draw between two steps of this trainer does not change it.
 
     Raises:
         ConfigError: a part cannot be built with these settings, or the folder holds a run that would be spoilt.
@@ -107,6 +137,7 @@ class Trainer:
             self.seconds = {"collect": 0.0, "update": 0.0, "eval": 0.0}
             self._stop = False
             self._failure: TrainingError | None = None
+            self._ended = ""
             # The agent of a W&B sweep has named its run already; W&B would log under no other id.
             named = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
             self.run_id = named or secrets.token_hex(4)
@@ -114,6 +145,9 @@ class Trainer:
                 restore(self, start)
             elif source is not None:
                 warm_start(self, source)
+            self.rng = rng_state()
+            if self.saved is not None:  # what callbacks change there is not in it
+                self._call("at_checkpoint", self.saved)
             self._closing = on_failure.pop_all()
         self._logged = logged.records
 
@@ -152,8 +186,12 @@ class Trainer:
             TrainingError: an observation, reward, loss or gradient is not finite, or an evaluation episode never ends.
             SimulatorError, WorkerError, GroupError: a simulator, a worker or another learner has failed.
             CheckError: ``checks`` is on, and the checkpoint does not hold the agent.
+            TrainerEndedError: it has ended before, and the budget is not spent.
             Stopped: a signal came; the run is saved.
         """
+        if self._ended and self.finished:
+            return self.summary("completed")
+        self._check_open()
         with (
             closing(self),
             torch.autograd.set_detect_anomaly(self.config.checks),
@@ -208,6 +246,7 @@ class Trainer:
             yield self.iterate()
         self._raise_failure()
 
+    @_step
     def collect(self) -> TensorDictBase:
         """One batch of transitions ``[num_envs, steps]`` from the current policy."""
         with self._timed("collect"):
@@ -218,6 +257,7 @@ class Trainer:
         self._call("after_collect", batch)
         return batch
 
+    @_step
     def update(self, batch: TensorDictBase) -> dict[str, float]:
         """Improve the policy on one batch ``[num_envs, steps]``, and let the statistics take it in.
 
@@ -241,6 +281,7 @@ class Trainer:
         self.group.check_equal(f"At {self.frames:,} frames torch's generators", fingerprint(torch.get_rng_state()))
         return metrics | {"train/parameters_hash": digest}
 
+    @_step
     def evaluate(self) -> dict[str, float]:
         """Evaluate the policy if that is due after this batch; the ``eval/*`` entries of a metrics row."""
         if not self.evaluator.due(self._frames_before, self.frames):
@@ -269,7 +310,12 @@ class Trainer:
         return self.group.from_main(lambda: by_clock or by_frames or self.evaluator.best_frames == self.frames)
 
     def save(self) -> Path:
-        """Save a checkpoint of this moment, once; it is the best one if the best evaluation is of this moment."""
+        """Save a checkpoint of this moment, once; it is the best one if the best evaluation is of this moment.
+
+        Raises:
+            TrainerEndedError: it has ended.
+        """
+        self._check_open()
         path = self.run.checkpoints / f"{self.frames:012d}"
         best = self.evaluator.best_frames == self.frames
         if self.saved == path:
@@ -328,6 +374,7 @@ class Trainer:
 
     def close(self) -> None:
         """Close the simulators and the collector, and let other processes into the run's folder."""
+        self._ended = self._ended or "has ended, and left its folder to others"
         self._closing.close()
 
     @property
@@ -356,6 +403,12 @@ class Trainer:
         """Run every callback's method for a point of the loop."""
         for callback in self.callbacks.values():
             getattr(callback, point)(self, *arguments)
+
+    def _check_open(self) -> None:
+        if self._ended:
+            path = str(self.run.path)
+            message = f"rlexp.Trainer.resume({path!r}) continues the run from its newest checkpoint."
+            raise TrainerEndedError(f"This trainer {self._ended}: {message}")
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
