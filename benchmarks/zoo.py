@@ -1,4 +1,6 @@
-"""stable-baselines3's PPO with its zoo's tuned settings, evaluated as rlexp's runs are; needs the extra rlexp[bench].
+"""stable-baselines3's PPO with its zoo's tuned settings, on the tasks of rlexp's presets and evaluated as its runs are.
+
+Needs the extra rlexp[bench].
 
     python benchmarks/zoo.py                                  HalfCheetah, Ant, Hopper and Walker2d, seeds 0 to 4
     python benchmarks/zoo.py --tasks ant --seeds 0-2 --workers 2
@@ -71,14 +73,16 @@ def train(task: str, seed: int, frames: int = FRAMES, episodes: int = EPISODES) 
     from stable_baselines3.common.vec_env import VecNormalize
 
     torch.set_num_threads(1)
-    env_id = load_config([f"experiment={task}"]).to_dict()["env"]["id"]
-    settings = SETTINGS[task]
-    env = VecNormalize(make_vec_env(env_id, n_envs=1, seed=seed), gamma=settings.get("gamma", 0.99))
+    preset = load_config([f"experiment={task}"]).to_dict()["env"]
+    settings, kwargs = SETTINGS[task], preset["kwargs"]
+    env = VecNormalize(
+        make_vec_env(preset["id"], n_envs=1, seed=seed, env_kwargs=kwargs), gamma=settings.get("gamma", 0.99)
+    )
     model = PPO("MlpPolicy", env, seed=seed, device="cpu", **settings)
     start = time.perf_counter()
     model.learn(frames)
     seconds = time.perf_counter() - start
-    returns, simulator = [], gymnasium.make(env_id)
+    returns, simulator = [], gymnasium.make(preset["id"], **kwargs)
     for episode in evaluation_seeds(seed, episodes):
         observation, _ = simulator.reset(seed=episode)
         total, ended = 0.0, False
@@ -117,22 +121,20 @@ def run(wanted: Sequence[tuple[str, int]], workers: int) -> Iterator[tuple[tuple
 
 
 def table(path: Path, results: Results, seeds: Sequence[int]) -> str:
-    """Markdown: a row a task, stable-baselines3 beside rlexp's first as many seeds; without those that neither has."""
+    """Markdown: a row a task, stable-baselines3 beside rlexp, of the seeds that both have."""
     found = read(path)
     rows = ["| task | stable-baselines3, zoo | every seed | rlexp, same seeds | every seed |", "|" + " --- |" * 5]
     for task in SETTINGS:
-        wanted, curves = seeds_of(task, seeds), results.read(task)
-        theirs = [found[task, seed][2] for seed in wanted if (task, seed) in found]
-        ours = [curves[seed].returns[-1] for seed in wanted if seed in curves]
-        if theirs or ours:
+        curves = results.read(task)
+        both = [seed for seed in seeds_of(task, seeds) if (task, seed) in found and seed in curves]
+        if both:
+            theirs, ours = [found[task, seed][2] for seed in both], [curves[seed].returns[-1] for seed in both]
             cells = [cell for scores in (theirs, ours) for cell in _cells(np.array(scores))]
             rows.append(f"| {task} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
 
 def _cells(scores: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[str, str]:
-    if not scores.size:
-        return "", "not run"
     return interval(statistics.estimate([scores], statistics.mean)), ", ".join(map(shown, scores))
 
 
