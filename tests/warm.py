@@ -46,7 +46,6 @@ class WarmProgram:
 def start() -> str:
     """Start the warm process, which ends with this one, where it does not run yet; the path of its socket."""
     if ADDRESS not in os.environ:
-        _start_fork_server()
         theirs, ours = multiprocessing.Pipe(duplex=False)
         _held.append(ours)
         os.environ[ADDRESS] = path = str(Path(tempfile.mkdtemp(prefix="warm_"), "socket"))
@@ -59,15 +58,23 @@ def start() -> str:
 
 def _start_fork_server() -> None:
     """Start it where it finds `preloaded`; before Python 3.13 it ignores this process's ``sys.path``, in silence."""
+    if util.spawnv_passfds is not _spawn:  # in a command that was itself started warm
+        _ensure_running()
+        return
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([before] if before else [])])
     try:
-        forkserver.ensure_running()
+        _ensure_running()
     finally:
         if before is None:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = before
+
+
+# Whichever process is the first to be forked.
+_ensure_running = forkserver.ensure_running
+vars(forkserver._forkserver)["ensure_running"] = _start_fork_server
 
 
 def start_program(control_fd: int, pipe_fds: Sequence[int], fds: Sequence[int]) -> WarmProgram:

@@ -304,7 +304,8 @@ class Trouble(gymnasium.Env):
             raise SystemExit(0)
         here = os.environ["TRAINING"] == str(os.getpid())
         if self.steps == 25 and (self.kind == "stopped" or self.kind == "stopped by a worker" and not here):
-            wake = subprocess.Popen(["sh", "-c", f"sleep 3; kill -CONT {os.environ['TRAINING']}"])
+            seconds = 3 if here else 6  # more than collector.timeout
+            wake = subprocess.Popen(["sh", "-c", f"sleep {seconds}; kill -CONT {os.environ['TRAINING']}"])
             os.kill(int(os.environ["TRAINING"]), signal.SIGSTOP)
             wake.wait()
             time.sleep(1 if here else 0)  # until the watchdog has looked
@@ -336,12 +337,13 @@ gymnasium.register("Trouble-v0", Trouble, max_episode_steps=20)
 )
 def test_exit_code_status_and_message_agree(kind: str, code: int, status: str, reported: str, tmp_path: Path) -> None:
     (tmp_path / "trouble.py").write_text(TROUBLE)
+    in_worker = kind == "stopped by a worker"  # which may be slow to answer where many processes run
     done = run_command(
         "rlexp-train",
         *("env=gym", "env.id=trouble:Trouble-v0", f"env.kwargs.kind={kind}", "env.num_envs=2", "total_frames=40"),
-        f"env.num_workers={1 + (kind == 'stopped by a worker')}",
+        f"env.num_workers={1 + in_worker}",
         *("env.init_random_steps=20", "logger=none", "threads=1", "device=cpu"),
-        "collector.timeout=2",
+        f"collector.timeout={5 if in_worker else 2}",
         *("collector.frames_per_batch=40", "minibatch_size=20", "num_epochs=1", "evaluation.episodes=1"),
         "hydra.run.dir=run",
         cwd=tmp_path,

@@ -80,10 +80,6 @@ def test_a_run_that_was_killed_has_a_page_and_no_tables(tmp_path: Path) -> None:
     page = (tmp_path / "report" / "index.html").read_text()
     commands = [shlex.split(html.unescape(command)) for command in re.findall(r"<pre>(.*)</pre>", page)]
     assert commands[0] == ["rlexp-train", f"resume={killed}"]
-    own = config()
-    own["env"] |= {"id": "my_lab:Reach-v0"}
-    (run,) = load_runs([write_run(tmp_path / "own", own, [1.0])])
-    assert f"resume={tmp_path / 'own'} total_frames=2000 &#39;trust=[my_lab]&#39;" in run_page(run)
     assert values(page, r"Return (test)") == [[1000, 1], [2000, 2]]
     assert "<dd>unfinished</dd>" in page
 

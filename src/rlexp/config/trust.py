@@ -157,8 +157,8 @@ class Trust:
 
 
 def _names_entries(value: object) -> bool:
-    """Whether it is the name of an entry of a tensordict, or nested lists of names."""
-    return all(map(_names_entries, value)) if isinstance(value, list) else value is None or isinstance(value, str)
+    """Whether it is no more than names of a tensordict's entries, in nested lists, or a flag that concerns them."""
+    return all(map(_names_entries, value)) if isinstance(value, list) else not isinstance(value, Mapping)
 
 
 def calls_a_resolver(text: str) -> bool:

@@ -26,7 +26,7 @@ from rlexp.runs import store
 from rlexp.runs.checkpoint import Checkpoint, TrainState
 from rlexp.runs.errors import CheckpointError
 from rlexp.runs.rundir import RunDir
-from rlexp.seeding import load_rng_state
+from rlexp.seeding import load_rng_state, rng_state
 from rlexp.training.evaluator import Evaluator
 
 log = logging.getLogger(__name__)
@@ -117,6 +117,7 @@ def load_state(trainer: Restorable, state: TrainState) -> None:
     rng = trainer.group.own(state.rng)
     trainer.group.load_stream(rng)
     load_rng_state(rng)  # last: everything above may draw
+    trainer.rng = rng_state()
 
 
 def restore(trainer: Restorable, start: Checkpoint) -> None:
