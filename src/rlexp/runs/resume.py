@@ -58,15 +58,6 @@ class Start:
             return False
         return self.run.summary.exists() and _read_json(self.run.summary).get("status") == "completed"
 
-    @property
-    def complete_return(self) -> float:
-        """The final evaluation's mean return of a complete run."""
-        try:
-            return float(_read_json(self.run.summary)["final"]["eval/return"])
-        except (KeyError, TypeError, ValueError) as error:
-            message = f"{self.run.summary} has no final evaluation, although its run is complete: remove it."
-            raise CheckpointError(message) from error
-
 
 def open_run(
     composed: Composed,

@@ -22,9 +22,9 @@ from rlexp.runs.links import refuse_links
 from rlexp.runs.resume import Start, open_run
 from rlexp.runs.rundir import RunBusyError, RunDir
 from rlexp.runs.stops import Stopped
-from rlexp.search.folder import SearchDir, SearchPlan, state_of
+from rlexp.search.folder import SearchDir, SearchPlan, final_return, state_of
 from rlexp.search.study import POLL, EndedEarlyError
-from rlexp.sweeps.folder import COMPLETED, DamagedSummaryError, read_summary
+from rlexp.sweeps.folder import COMPLETED, read_summary
 from rlexp.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -130,14 +130,6 @@ def _train(folder: SearchDir, plan: SearchPlan, path: Path, overrides: Sequence[
     finally:
         start.run.unlock()
     return True
-
-
-def final_return(run: RunDir) -> float:
-    """The mean return of a complete run's final evaluation."""
-    final = read_summary(run).get("final")
-    if final is None:
-        raise DamagedSummaryError(f"{run.summary} has no final evaluation, although its run is complete: remove it.")
-    return float(final["eval/return"])
 
 
 def _confirmed(folder: SearchDir, plan: SearchPlan, trial: FrozenTrial) -> Confirmed:

@@ -21,6 +21,7 @@ from rlexp.config.paths import quoted
 from rlexp.files import alone, read_yaml, write_text
 from rlexp.runs.rundir import RunDir
 from rlexp.search.config import SearchConfig, TaskConfig
+from rlexp.sweeps.folder import DamagedSummaryError, read_summary
 from rlexp.text import csv_cell
 
 if TYPE_CHECKING:
@@ -216,6 +217,14 @@ def _preset(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
     """The option of ``experiment`` among overrides, and the others."""
     found = [text for text in overrides if text.lstrip("+").startswith("experiment=")]
     return (found[-1].partition("=")[2] if found else None), [text for text in overrides if text not in found]
+
+
+def final_return(run: RunDir) -> float:
+    """The mean return of a complete run's final evaluation."""
+    final = read_summary(run).get("final")
+    if final is None:
+        raise DamagedSummaryError(f"{run.summary} has no final evaluation, although its run is complete: remove it.")
+    return float(final["eval/return"])
 
 
 def best_of(study: Study) -> FrozenTrial | None:

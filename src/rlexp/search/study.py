@@ -30,7 +30,7 @@ from rlexp.runs.resume import open_run
 from rlexp.runs.rundir import RunBusyError, RunDir
 from rlexp.runs.stops import Stopped
 from rlexp.search.config import SearchConfig
-from rlexp.search.folder import SearchDir, SearchPlan, best_of, overrides_of, state_of
+from rlexp.search.folder import SearchDir, SearchPlan, best_of, final_return, overrides_of, state_of
 from rlexp.sweeps.folder import COMPLETED
 from rlexp.training.trainer import Trainer
 
@@ -243,7 +243,7 @@ def _run(study: optuna.Study, trial: Trial, folder: SearchDir, plan: SearchPlan)
         begin = open_run(composed, overrides, folder.run(trial.number, name, seed), "auto", plan.trust)
         total = begin.config.total_frames
         if begin.complete:
-            scores.append(task.score(begin.complete_return))
+            scores.append(task.score(final_return(begin.run)))
             frames += total
             continue
         pruning = Pruning(trial, reported, scores, task.score, frames, plan.settings.warmup * total)
