@@ -29,7 +29,9 @@ from rlexp.config.trust import most_weights
 from rlexp.plots import plot_training
 from rlexp.runs import checkpoint, manifest
 from rlexp.runs.errors import CheckpointError
+from rlexp.runs.links import refuse_links
 from rlexp.runs.resume import resume_run
+from rlexp.runs.rundir import RunDir
 
 NEWEST = "000000001024"
 
@@ -370,6 +372,14 @@ def test_a_new_run_is_not_written_through_links(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").symlink_to("/dev/null")
     with pytest.raises(CheckpointError, match="no regular file"):
         train(["env=pendulum", "logger=none", f"hydra.run.dir={tmp_path}"])
+
+
+def test_what_another_process_renames_meanwhile_is_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is asked about before its lock is taken, so another process may be writing it."""
+    monkeypatch.setattr(Path, "iterdir", lambda path: iter([path / ".metadata.json.tmp", path / "train.log"]))
+    (tmp_path / "train.log").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match=r"train\.log is no regular file"):
+        refuse_links(RunDir(tmp_path))
 
 
 def test_a_run_does_not_say_where_wandb_logs_to(folder: Path) -> None:

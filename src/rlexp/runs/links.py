@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 from rlexp.runs.errors import CheckpointError
@@ -29,10 +30,14 @@ def refuse_links(run: RunDir) -> None:
         CheckpointError: with the first such file.
     """
     for path in run.path.iterdir() if run.path.is_dir() else ():
+        try:
+            mode = path.lstat().st_mode
+        except FileNotFoundError:  # by a process that writes the run, which has renamed what it had written aside
+            continue
         own = path.name in _FILES or path.name.endswith(".tmp")
-        if own and (path.is_symlink() or not path.is_file()):
+        if own and not stat.S_ISREG(mode):
             raise CheckpointError(f"{path} is no regular file, so no run can be written to its folder.")
-        if path.name in _FOLDERS and (path.is_symlink() or not path.is_dir()):
+        if path.name in _FOLDERS and not stat.S_ISDIR(mode):
             message = "is a link or no folder, so no run can be written there: replace it by a folder"
             raise CheckpointError(f"{path} {message}, and move into that what it led to.")
     settings = run.path / "wandb" / "settings"
