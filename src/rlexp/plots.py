@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -52,6 +53,19 @@ TRAINING_PLOTS = (
 )
 
 
+@contextmanager
+def default_style() -> Iterator[None]:
+    """Draw with matplotlib's defaults, whatever a ``matplotlibrc`` says; also a decorator.
+
+    Labels are not written for LaTeX (``text.usetex``), and a file in the current folder may be a stranger's.
+    """
+    from matplotlib import style
+
+    with style.context("default"):
+        yield
+
+
+@default_style()
 def plot_training(rows: Sequence[Mapping[str, float]], folder: Path) -> list[Path]:
     """Write the tutorial's four plots, and one figure with all four, as PNG.
 

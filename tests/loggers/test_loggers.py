@@ -76,6 +76,12 @@ def test_what_is_made_again_is_in_no_file_twice(tmp_path: Path) -> None:
     assert tensorboard_rows(tmp_path) == single(rows)
 
 
+def test_no_name_of_a_metric_is_a_formula(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"frames": 256, "=1+1": 2.0}\n')
+    CsvFile(tmp_path)
+    assert csv_rows(tmp_path) == [{"frames": 256, "'=1+1": 2.0}]
+
+
 def test_a_logger_that_joins_late(run_dir: Path) -> None:
     Trainer.resume(run_dir, ["logger=csv", "total_frames=1280"]).fit()
     assert csv_rows(run_dir) == rows_of(run_dir, timings=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 from rlexp.files import write_text
 from rlexp.loggers.sink import Row, Sink
+from rlexp.text import csv_cell
 
 
 class MetricsFile:
@@ -102,7 +103,7 @@ class CsvFile(Sink):
         text = io.StringIO()
         writer = csv.DictWriter(text, self._columns, lineterminator="\n")
         if header:
-            writer.writeheader()
+            writer.writerow({key: csv_cell(key) for key in self._columns})
         writer.writerows(rows)
         return text.getvalue()
 

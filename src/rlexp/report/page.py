@@ -14,6 +14,7 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from rlexp.plots import default_style
 from rlexp.report import charts, figures, tables
 from rlexp.report.report import Report
 from rlexp.report.results import FEW_SEEDS, Curve, learning_curve
@@ -57,6 +58,7 @@ def learning_curves(report: Report) -> Curves:
     return {environment: found[environment] for environment in sorted(found)}
 
 
+@default_style()
 def draw(report: Report, curves: Curves) -> list[ReportFigure]:
     """Draw every figure that the runs allow, in the order of the page."""
     look = figures.styles(dict.fromkeys(result.group.variant for result in report.results))

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from rlexp.plots import label, new_axes, score_colour, smooth_curve, to_png
+from rlexp.plots import default_style, label, new_axes, score_colour, smooth_curve, to_png
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _SCORE = "score (mean final evaluation)"
 
 
+@default_style()
 def draw(study: Study) -> dict[str, bytes]:
     """Every plot that the completed trials allow, as PNG, by its file name without the ending."""
     completed = study.get_trials(states=[TrialState.COMPLETE])
