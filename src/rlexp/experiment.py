@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from rlexp.collectors import CollectorConfig, MultiAsyncCollectorConfig, SyncCollectorConfig
+from rlexp.collectors import CollectorConfig, SyncCollectorConfig
 from rlexp.config import (
     Composed,
     Config,
@@ -28,17 +28,9 @@ from rlexp.config.redaction import with_secrets
 from rlexp.config.trust import calls_a_resolver
 from rlexp.envs import EnvConfig
 from rlexp.loggers import LoggerConfig
-from rlexp.losses import (
-    AdvantageLossConfig,
-    AnyLossConfig,
-    DistillConfig,
-    LossConfig,
-    NPGConfig,
-    PolicyLossConfig,
-    REPPOConfig,
-)
+from rlexp.losses import DistillConfig, LossConfig, NPGConfig, REPPOConfig
 from rlexp.optim import OptimConfig
-from rlexp.policies import ActionValueConfig, PolicyConfig, RecurrentConfig
+from rlexp.policies import PolicyConfig, RecurrentConfig
 
 # What rlexp-train reads itself: how a run starts is no part of what it is.
 COMMAND_SETTINGS = ("resume", "trust", "sweep")
@@ -174,6 +166,11 @@ class ExperimentConfig(Config):
         return self.critic_num_epochs is not None or self.critic_minibatch_size is not None
 
     @property
+    def critic_setting(self) -> str:
+        """The setting by which it is."""
+        return "critic_num_epochs" if self.critic_num_epochs is not None else "critic_minibatch_size"
+
+    @property
     def minibatches_per_epoch(self) -> int:
         """Gradient steps of one pass over a batch."""
         return self.steps_per_batch // self.minibatch_size
@@ -219,10 +216,7 @@ class ExperimentConfig(Config):
                 if steps % length:
                     message = f"must let {of}, now {steps}, be a multiple of policy.sequence_length = {length}."
                     yield Problem(key, message, str(frames if key.startswith("collector") else steps))
-        yield from self._normalization_problems()
-        yield from self._action_value_problems()
-        if self.critic_apart:
-            yield from self._critic_apart_problems()
+        yield from self.loss.problems_with(self)
         once = self.num_epochs == 1 and self.minibatches_per_epoch > 1 and self.target_kl_check == "epoch"
         if once and self.target_kl is not None:
             message = "prevents further epochs, and there is only one: increase num_epochs."
@@ -265,58 +259,6 @@ class ExperimentConfig(Config):
         if ":" in self.device:
             message = f"names one device, and each learner takes the one of its LOCAL_RANK {several}: device=cuda."
             yield Problem("device", message, self.device)
-
-    def _critic_apart_problems(self) -> Iterator[Problem]:
-        """What passes of the critic's own ask of the other settings."""
-        setting = "critic_num_epochs" if self.critic_num_epochs is not None else "critic_minibatch_size"
-        own = f"the critic has passes of its own ({setting})"
-        if isinstance(self.loss, NPGConfig):
-            yield Problem(setting, "has no meaning with this loss: num_epochs and minibatch_size are the critic's.")
-        elif not isinstance(self.loss, PolicyLossConfig):
-            yield Problem(setting, "needs a loss with a weight of the critic's part, such as loss=clip_ppo.")
-        elif self.loss.clip_value is not None:
-            yield Problem("loss.clip_value", f"must be null where {own}.", f"{self.loss.clip_value:g}")
-        if isinstance(self.policy, RecurrentConfig):
-            yield Problem(setting, "needs a feed-forward policy.")
-        if self.cuda_graph:
-            yield Problem("cuda_graph", f"must be false where {own}.", "true")
-
-    def _action_value_problems(self) -> Iterator[Problem]:
-        """An action-value critic is for the one loss that needs it."""
-        needs, has = isinstance(self.loss, REPPOConfig), isinstance(self.policy, ActionValueConfig)
-        if needs and not has:
-            yield Problem("policy", "must be action_value with loss=reppo, which needs an action-value critic.")
-        if has and not needs:
-            yield Problem("policy", "has an action-value critic, which only loss=reppo trains.", "action_value")
-        if not needs:
-            return
-        for key, value, use in (
-            ("target_kl", self.target_kl, "use loss.max_kl"),
-            ("compile", self.compile is True or None, "give auto or false"),
-            ("cuda_graph", self.cuda_graph or None, "give false"),
-        ):
-            if value is not None:
-                yield Problem(key, f"has no meaning with loss=reppo: {use}.", str(value))
-        if isinstance(self.collector, MultiAsyncCollectorConfig):
-            message = (
-                "must be another with loss=reppo, which learns from actions of the newest policy: sync or multi_sync."
-            )
-            yield Problem("collector", message, "multi_async")
-
-    def _normalization_problems(self) -> Iterator[Problem]:
-        """A standard deviation needs two numbers."""
-        own = self.loss.loss_module.arguments if isinstance(self.loss, AnyLossConfig) else {}
-        normalized = getattr(self.loss, "normalize_advantage", own.get("normalize_advantage", False))
-        if normalized and self.minibatch_size == 1:
-            message = (
-                "is too small with loss.normalize_advantage=true: one advantage has no standard deviation. Give at "
-                "least 2, or loss.normalize_advantage=false."
-            )
-            yield Problem("minibatch_size", message, "1")
-        averaged = isinstance(self.loss, AdvantageLossConfig) and self.loss.average_gae
-        if averaged and self.steps_per_batch == 1:
-            message = "is one agent step: its advantage cannot be normalised. Give more, or loss.average_gae=false."
-            yield Problem("collector.frames_per_batch", message, str(self.collector.frames_per_batch))
 
 
 def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) -> ExperimentConfig:

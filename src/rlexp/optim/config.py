@@ -40,6 +40,12 @@ class OptimConfig(Config):
     critic_lr: Positive | None
     schedule: Literal["cosine", "linear", "constant", "kl_adaptive"] | Node
 
+    @property
+    def follows_kl(self) -> bool:
+        """Whether the schedule goes by the KL of each update."""
+        own = isinstance(self.schedule, Node) and self.schedule.target == "rlexp.optim.schedules.KLAdaptive"
+        return self.schedule == "kl_adaptive" or own
+
     def target_problems(self) -> Iterator[Problem]:
         """The scheduler's ``step`` must need no argument."""
         yield from super().target_problems()
@@ -47,7 +53,13 @@ class OptimConfig(Config):
             yield from _step_problems(locate(self.schedule.target), self.schedule.target)
 
     def build(
-        self, weights: nn.Parameter, actor: list[nn.Parameter], critic: list[nn.Parameter], num_batches: int
+        self,
+        weights: nn.Parameter,
+        actor: list[nn.Parameter],
+        critic: list[nn.Parameter],
+        num_batches: int,
+        *,
+        kl: bool = True,
     ) -> tuple[Optimizer, LRScheduler]:
         """Optimizer and schedule over a run of ``num_batches`` batches.
 
@@ -56,9 +68,11 @@ class OptimConfig(Config):
             actor: the actor's parameters, views of the beginning of the vector.
             critic: the parameters that the critic does not share with the actor, views of the rest.
             num_batches: number of steps of the schedule.
+            kl: whether there is a KL for it to follow.
 
         Raises:
-            ConfigError: a target refuses its arguments, or ``critic_lr`` is set and the critic shares all parameters.
+            ConfigError: a target refuses its arguments, ``critic_lr`` is set and the critic shares all parameters, or
+                the schedule follows a KL that there is not.
         """
         from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR
 
@@ -88,6 +102,9 @@ class OptimConfig(Config):
                 scheduler: LRScheduler = build_at("optim.schedule", partial(self.schedule.build, optimizer))
                 if found := [p.under("optim.") for p in _step_problems(scheduler, self.schedule.target)]:
                     raise ConfigError(found)
+                if isinstance(scheduler, KLAdaptive) and not kl:
+                    message = "follows the KL of the policy's minibatches, and here are none."
+                    raise ConfigError([Problem("optim.schedule", message, self.schedule.target)])
                 return optimizer, scheduler
 
     def build_optimizer(self, parameters: list[dict[str, Any]]) -> Optimizer:

@@ -14,8 +14,9 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from rlexp import Trainer
+from rlexp import Trainer, load_config
 from rlexp.config import ConfigError
+from rlexp.optim.schedules import KLAdaptive
 from rlexp.policies import ActorCritic
 from rlexp.policies.config.network import NetworkConfig
 from rlexp.policies.recurrent import STATE
@@ -320,11 +321,35 @@ def test_a_warm_start_takes_the_scale_of_the_values(tmp_path: Path) -> None:
         (["target_kl=0.01", "num_epochs=1"], "target_kl"),
     ],
 )
-def test_what_does_not_go_with_a_critic_of_its_own_is_refused(tmp_path: Path, overrides: list[str], key: str) -> None:
+def test_what_does_not_go_with_a_critic_of_its_own_is_refused(overrides: list[str], key: str) -> None:
     with pytest.raises(ConfigError) as error:
-        built(tmp_path / "run", "critic_num_epochs=2", *overrides)
+        load_config([*SMALL, "critic_num_epochs=2", *overrides])
     assert [problem.key for problem in error.value.problems] == [key]
-    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["loss.clip_epsilon=1.5"], "loss.clip_epsilon"),
+        (["loss=rpo", "loss.clip_schedule=linear", "compile=true"], "compile"),
+        (["cuda_graph=true", "checks=true"], "cuda_graph"),
+    ],
+)
+def test_what_a_loss_cannot_do_is_refused_before_anything_is_built(overrides: list[str], key: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config([*SMALL, *overrides])
+    assert [problem.key for problem in error.value.problems] == [key]
+
+
+class OwnKLAdaptive(KLAdaptive):
+    """Only once it is imported is it known to follow the KL."""
+
+
+def test_a_critic_of_its_own_has_no_kl_to_follow(tmp_path: Path) -> None:
+    own = f"optim.schedule={{_target_: {__name__}.OwnKLAdaptive}}"
+    built(tmp_path / "one", own).close()
+    with pytest.raises(ConfigError, match=r"optim.schedule=.*\n.*here are none"):
+        built(tmp_path / "two", own, "critic_num_epochs=2")
 
 
 @pytest.mark.parametrize(
@@ -339,7 +364,7 @@ def test_what_does_not_go_with_a_critic_of_its_own_is_refused(tmp_path: Path, ov
 def test_what_goes_by_the_kl_needs_a_second_step(tmp_path: Path, overrides: list[str], key: str) -> None:
     """The KL is that before each step: before the only one it is 0."""
     with pytest.raises(ConfigError) as error:
-        built(tmp_path / "run", "num_epochs=1", "minibatch_size=64", *overrides)
+        load_config([*SMALL, "num_epochs=1", "minibatch_size=64", *overrides])
     assert [problem.key for problem in error.value.problems] == [key]
     each = ["target_kl_check=minibatch"] if key == "target_kl" else []
     built(tmp_path / "two", "num_epochs=1", "minibatch_size=32", *overrides, *each).close()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import cos, pi
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from rlexp.config import Config, Fraction
+from rlexp.collectors import MultiAsyncCollectorConfig
+from rlexp.config import Config, Fraction, Problem
 from rlexp.distributed import ALONE, Group
+from rlexp.policies import ActionValueConfig
 
 if TYPE_CHECKING:
+    from rlexp.experiment import ExperimentConfig
     from rlexp.losses.advantages import AdvantageEstimator
     from rlexp.losses.module import Loss
     from rlexp.policies import ActorCritic
@@ -57,6 +61,18 @@ class LossConfig(Config):
     lmbda: Fraction
     normalize_reward: bool
 
+    def problems_with(self, experiment: ExperimentConfig) -> Iterator[Problem]:
+        """What it asks of the settings of other groups, which are named in full."""
+        if isinstance(experiment.policy, ActionValueConfig):
+            yield Problem("policy", "has an action-value critic, which only loss=reppo trains.", "action_value")
+        if experiment.critic_apart:
+            yield from self._critic_apart_problems(experiment)
+
+    def _critic_apart_problems(self, experiment: ExperimentConfig) -> Iterator[Problem]:
+        """What passes of the critic's own ask."""
+        message = "needs a loss with a weight of the critic's part, such as loss=clip_ppo."
+        yield Problem(experiment.critic_setting, message)
+
 
 class AdvantageLossConfig(LossConfig):
     """Base of the losses that read an advantage.
@@ -73,6 +89,13 @@ class AdvantageLossConfig(LossConfig):
     estimator: Literal["gae", "td_lambda", "td1", "td0", "vtrace"]
     average_gae: bool
     normalize_value: bool
+
+    def problems_with(self, experiment: ExperimentConfig) -> Iterator[Problem]:
+        """As `LossConfig.problems_with`; a standard deviation needs two numbers."""
+        yield from super().problems_with(experiment)
+        if self.average_gae and experiment.steps_per_batch == 1:
+            message = "is one agent step: its advantage cannot be normalised. Give more, or loss.average_gae=false."
+            yield Problem("collector.frames_per_batch", message, str(experiment.collector.frames_per_batch))
 
     def build_advantage(self, networks: ActorCritic, group: Group = ALONE) -> AdvantageEstimator:
         """The advantage estimator, over the critic's values: torchrl's ``GAE``, or its corrected ``VTrace``."""
@@ -100,6 +123,36 @@ class MinibatchLossConfig(AdvantageLossConfig):
 
     on_policy: ClassVar[bool] = False
     """Whether the gradient is right only for the policy that collected the batch: there is no importance ratio."""
+
+    @property
+    def normalizes_minibatches(self) -> bool:
+        """Whether the advantage is normalised over each minibatch."""
+        return False
+
+    def kl_settings(self, experiment: ExperimentConfig) -> Iterator[str]:
+        """The settings that use the KL of an update while it is made."""
+        if experiment.target_kl is not None:
+            yield "target_kl"
+        if experiment.optim.follows_kl:
+            yield "optim.schedule"
+
+    def problems_with(self, experiment: ExperimentConfig) -> Iterator[Problem]:
+        """As `AdvantageLossConfig.problems_with`; minibatches and gradient steps must be enough for what uses them."""
+        yield from super().problems_with(experiment)
+        if self.normalizes_minibatches and experiment.minibatch_size == 1:
+            message = (
+                "is too small with loss.normalize_advantage=true: one advantage has no standard deviation. Give at "
+                "least 2, or loss.normalize_advantage=false."
+            )
+            yield Problem("minibatch_size", message, "1")
+        # The KL is measured before each step: before the first it is 0, unless an earlier policy collected the batch.
+        steps = experiment.num_epochs * experiment.minibatches_per_epoch
+        if steps == 1 and not isinstance(experiment.collector, MultiAsyncCollectorConfig):
+            message = "uses the KL before each gradient step, which is 0 if there is only one: increase num_epochs."
+            yield from (Problem(key, message) for key in self.kl_settings(experiment))
+        if experiment.cuda_graph and experiment.checks:
+            message = "must be false with checks=true, which asks each gradient whether it is NaN."
+            yield Problem("cuda_graph", message, "true")
 
     def build(self, networks: ActorCritic) -> Loss:
         """The loss over the networks' own parameters.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -9,8 +10,10 @@ from pydantic import Field
 
 from rlexp.config import ConfigError, Node, NonNegative, Positive, Problem, build_at
 from rlexp.losses.config.base import Annealed, MinibatchLossConfig, Schedule
+from rlexp.policies import RecurrentConfig
 
 if TYPE_CHECKING:
+    from rlexp.experiment import ExperimentConfig
     from rlexp.losses.module import Loss
     from rlexp.policies import ActorCritic
 
@@ -34,6 +37,25 @@ class PolicyLossConfig(MinibatchLossConfig):
     loss_critic_type: Literal["l1", "l2", "smooth_l1"]
     clip_value: Positive | None
     normalize_advantage: bool
+
+    @property
+    def normalizes_minibatches(self) -> bool:
+        """As `normalize_advantage` says."""
+        return self.normalize_advantage
+
+    def _critic_apart_problems(self, experiment: ExperimentConfig) -> Iterator[Problem]:
+        apart = f"the critic has passes of its own ({experiment.critic_setting})"
+        if self.clip_value is not None:
+            yield Problem("loss.clip_value", f"must be null where {apart}.", f"{self.clip_value:g}")
+        if isinstance(experiment.policy, RecurrentConfig):
+            yield Problem(experiment.critic_setting, "needs a feed-forward policy.")
+        if getattr(experiment.policy, "shared", False):
+            yield Problem("policy.shared", f"must be false where {apart}: they would change the policy.", "true")
+        if experiment.cuda_graph:
+            yield Problem("cuda_graph", f"must be false where {apart}.", "true")
+        if experiment.optim.follows_kl:
+            message = f"follows the policy's KL, and {apart}, which have none: linear, cosine or constant."
+            yield Problem("optim.schedule", message, "kl_adaptive")
 
     def annealed(self) -> dict[str, Annealed]:
         """The weight of the entropy bonus."""
@@ -66,21 +88,30 @@ class ClipPPOConfig(PolicyLossConfig):
     clip_epsilon: Positive
     clip_schedule: Schedule
 
+    def problems(self) -> Iterator[Problem]:
+        """Torchrl takes the logarithm of the lower bound of the ratio."""
+        yield from super().problems()
+        if self.clip_epsilon > 1:
+            message = "must be at most 1: a ratio is never below 0. loss=kl_ppo loss.beta=0 clips nothing."
+            yield Problem("clip_epsilon", message, f"{self.clip_epsilon:g}")
+
+    def problems_with(self, experiment: ExperimentConfig) -> Iterator[Problem]:
+        """As `MinibatchLossConfig.problems_with`; each bound of a falling epsilon would be compiled."""
+        yield from super().problems_with(experiment)
+        if self.clip_schedule != "constant" and experiment.compile is True:
+            message = "must be auto or false where loss.clip_schedule changes what would be compiled."
+            yield Problem("compile", message, "true")
+
     def annealed(self) -> dict[str, Annealed]:
         """The weight of the entropy bonus and the clipping bound."""
         return super().annealed() | {"clip_epsilon": Annealed(self.clip_epsilon, self.clip_schedule)}
 
     def build(self, networks: ActorCritic) -> Loss:
-        """Torchrl's ``ClipPPOLoss``.
-
-        Raises:
-            ConfigError: the lower bound of the ratio would be negative, whose logarithm torchrl takes.
-        """
+        """Torchrl's ``ClipPPOLoss``."""
         from torchrl.objectives import ClipPPOLoss
 
         from rlexp.losses.module import Loss
 
-        self._check_bounds()
         module = ClipPPOLoss(
             clip_epsilon=self.clip_epsilon,
             normalize_advantage=self.normalize_advantage,
@@ -88,11 +119,6 @@ class ClipPPOConfig(PolicyLossConfig):
             **self.arguments(networks),
         )
         return Loss(module, networks)
-
-    def _check_bounds(self) -> None:
-        if self.clip_epsilon > 1:
-            message = "must be at most 1: a ratio is never below 0. loss=kl_ppo loss.beta=0 clips nothing."
-            raise ConfigError([Problem("loss.clip_epsilon", message, f"{self.clip_epsilon:g}")])
 
 
 class RPOConfig(ClipPPOConfig):
@@ -108,12 +134,11 @@ class RPOConfig(ClipPPOConfig):
         """`RPOLoss` over a Gaussian actor.
 
         Raises:
-            ConfigError: the policy is no Gaussian, or as of `ClipPPOConfig`.
+            ConfigError: the policy is no Gaussian.
         """
         from rlexp.losses.module import Loss
         from rlexp.losses.surrogates import RPOLoss
 
-        self._check_bounds()
         if "loc" not in networks.actor.dist_params_keys:
             message = "perturbs the mean of a Gaussian: use policy=normal or tanh_normal."
             raise ConfigError([Problem("loss", message, "rpo")])
@@ -169,6 +194,11 @@ class KLPenaltyPPOConfig(PolicyLossConfig):
     increment: Annotated[float, Field(ge=1)]
     decrement: Annotated[float, Field(gt=0, le=1)]
 
+    def kl_settings(self, experiment: ExperimentConfig) -> Iterator[str]:
+        """As `MinibatchLossConfig.kl_settings`, and the loss itself."""
+        yield from super().kl_settings(experiment)
+        yield "loss"
+
     def build(self, networks: ActorCritic) -> Loss:
         """Torchrl's ``KLPENPPOLoss``, its penalty adapted once per update as in the paper."""
         from rlexp.losses.kl_penalty import KLPenaltyLoss
@@ -223,6 +253,11 @@ class AnyLossConfig(MinibatchLossConfig):
     builds = ("torchrl.objectives.value.GAE",)
 
     loss_module: Node
+
+    @property
+    def normalizes_minibatches(self) -> bool:
+        """Whether the loss is asked to."""
+        return bool(self.loss_module.arguments.get("normalize_advantage", False))
 
     def build(self, networks: ActorCritic) -> Loss:
         """The loss that the config names."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import log
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from rlexp.config import NonNegative, Positive
+from rlexp.collectors import MultiAsyncCollectorConfig
+from rlexp.config import NonNegative, Positive, Problem
 from rlexp.losses.config.base import LossConfig
+from rlexp.policies import ActionValueConfig
+
+if TYPE_CHECKING:
+    from rlexp.experiment import ExperimentConfig
 
 
 class REPPOConfig(LossConfig):
@@ -30,3 +36,23 @@ class REPPOConfig(LossConfig):
     beta: Positive
     multiplier_lr: Positive
     embedding_coeff: NonNegative
+
+    def problems_with(self, experiment: ExperimentConfig) -> Iterator[Problem]:
+        """An action-value critic, actions of the newest policy, and a KL that nothing else keeps."""
+        if not isinstance(experiment.policy, ActionValueConfig):
+            yield Problem("policy", "must be action_value with loss=reppo, which needs an action-value critic.")
+        if experiment.critic_apart:
+            yield from self._critic_apart_problems(experiment)
+        for key, value, use in (
+            ("target_kl", experiment.target_kl, "use loss.max_kl"),
+            ("compile", experiment.compile is True or None, "give auto or false"),
+            ("cuda_graph", experiment.cuda_graph or None, "give false"),
+        ):
+            if value is not None:
+                yield Problem(key, f"has no meaning with loss=reppo: {use}.", str(value))
+        if experiment.optim.follows_kl:
+            message = "has no meaning with loss=reppo, which keeps its KL by itself: linear, cosine or constant."
+            yield Problem("optim.schedule", message, "kl_adaptive")
+        if isinstance(experiment.collector, MultiAsyncCollectorConfig):
+            message = "must be another with loss=reppo, which learns from actions of the newest policy."
+            yield Problem("collector", message, "multi_async")

@@ -14,7 +14,7 @@ from rlexp.config import ConfigError, Problem
 from rlexp.distributed import ALONE, POSITION, Group
 from rlexp.experiment import ExperimentConfig
 from rlexp.kernels.select import Kernels
-from rlexp.optim.schedules import KLAdaptive, load_schedule
+from rlexp.optim.schedules import load_schedule
 from rlexp.policies import ActorCritic
 from rlexp.training.learners.batches import clip_grad_norm, minibatches, stacked
 
@@ -54,12 +54,7 @@ class CriticFit:
         self._gradient = Kernels(config.use_kernels).critic_gradient(networks.critic, distance) or self._by_autograd
         self._weights = part(weights, -sum(parameter.numel() for parameter in critic), None)
         optim = config.optim.model_copy(update={"lr": config.optim.critic_lr or config.optim.lr, "critic_lr": None})
-        self.optimizer, self.scheduler = optim.build(self._weights, critic, [], config.num_batches)
-        if isinstance(self.scheduler, KLAdaptive):
-            message = (
-                "follows the policy's KL, and the critic with passes of its own has none: linear, cosine or constant."
-            )
-            raise ConfigError([Problem("optim.schedule", message, "kl_adaptive")])
+        self.optimizer, self.scheduler = optim.build(self._weights, critic, [], config.num_batches, kl=False)
 
     @property
     def lr(self) -> float:

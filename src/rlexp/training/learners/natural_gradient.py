@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 from torch.nn.utils import parameters_to_vector
 
-from rlexp.config import ConfigError, Problem
 from rlexp.experiment import ExperimentConfig
 from rlexp.kernels.select import Kernels
 from rlexp.losses import NPGConfig, TRPOConfig
@@ -38,13 +37,12 @@ class NaturalGradientLearner:
         device: where the networks are and the batches come to.
 
     Raises:
-        ConfigError: the policy is recurrent, shares parameters with the critic, or the optimizer cannot be built.
+        ConfigError: the policy shares parameters with the critic, or the optimizer cannot be built.
     """
 
     def __init__(self, config: ExperimentConfig, networks: ActorCritic, device: torch.device) -> None:
         assert isinstance(config.loss, NPGConfig)
         self.config, self.loss, self.networks = config, config.loss, networks
-        self._check()
         self._actor, critic = networks.split_parameters()
         self.weights = flatten([*self._actor, *critic])
         self.critic = CriticFit(config, networks, self.weights, config.loss.loss_critic_type)
@@ -150,23 +148,6 @@ class NaturalGradientLearner:
     def _policy(self, steps: TensorDictBase) -> Distribution:
         policy: Distribution = self.networks.actor.get_dist(steps.select(*self.networks.actor.in_keys))
         return policy
-
-    def _check(self) -> None:
-        """What this update rule asks of the other settings."""
-        config = self.config
-        for key, value, use in (
-            ("optim.critic_lr", config.optim.critic_lr, "use optim.lr, which is the critic's"),
-            ("target_kl", config.target_kl, "use loss.max_kl"),
-            ("policy.scale_ub", getattr(config.policy, "scale_ub", None), "a step by its KL would not see the bound"),
-        ):
-            if value is not None:
-                raise ConfigError([Problem(key, f"has no meaning with this loss: {use}.", str(value))])
-        for key, on in (("cuda_graph", config.cuda_graph), ("compile", config.compile is True)):
-            if on:
-                raise ConfigError([Problem(key, "is for losses that minibatches minimise.", "true")])
-        if self.networks.sequence_length > 1:
-            message = "needs a feed-forward policy; recurrent ones train with loss=clip_ppo."
-            raise ConfigError([Problem("loss", message, type(self.loss).__name__)])
 
     def state_dict(self) -> dict[str, Any]:
         """The critic's optimizer and schedule, and running statistics; the networks are not included."""

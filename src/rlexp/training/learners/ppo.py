@@ -16,7 +16,7 @@ from rlexp.distributed import ALONE, POSITION, Group
 from rlexp.experiment import ExperimentConfig
 from rlexp.kernels.select import Kernels
 from rlexp.kernels.unsupported import UnsupportedError
-from rlexp.losses import KLPenaltyPPOConfig, MinibatchLossConfig, PolicyLossConfig
+from rlexp.losses import MinibatchLossConfig, PolicyLossConfig
 from rlexp.losses.module import Gradient, Loss
 from rlexp.machine import use_compiler
 from rlexp.optim.schedules import KLAdaptive, load_schedule
@@ -91,13 +91,9 @@ class PPOLearner:
             self._trained = part(self.weights, None, sum(parameter.numel() for parameter in actor))
             optim, critic = optim.model_copy(update={"critic_lr": None}), []
         self.optimizer, self.scheduler = optim.build(self._trained, actor, critic, config.num_batches)
-        self._check()
         self._annealed = config.loss.annealed()
         self._graph = None
         if config.cuda_graph:
-            if config.checks:
-                message = "must be false with checks=true, which asks each gradient whether it is NaN."
-                raise ConfigError([Problem("cuda_graph", message, "true")])
             try:
                 self._graph = kernels.cuda_graph(self.step, self.minibatch_loss, networks, self.optimizer, device)
             except UnsupportedError as error:
@@ -111,26 +107,9 @@ class PPOLearner:
         config = self.config
         # The bounds of a falling epsilon are others for each batch, and each would be compiled.
         if getattr(config.loss, "clip_schedule", "constant") != "constant":
-            if config.compile is True:
-                message = "must be auto or false where loss.clip_schedule changes what would be compiled."
-                raise ConfigError([Problem("compile", message, "true")])
             return False
         # A learner's shares of minibatches are of many sizes, and each would be compiled.
         return self.group.size == 1 and use_compiler(config.compile, self._device, config.num_minibatches)
-
-    def _check(self) -> None:
-        """What uses the KL needs a second step: the KL is measured before each step, and is 0 before the first."""
-        config = self.config
-        if config.num_epochs * config.minibatches_per_epoch > 1 or self._lags:
-            return
-        by_kl = {
-            "target_kl": config.target_kl is not None,
-            "optim.schedule": isinstance(self.scheduler, KLAdaptive),
-            "loss": isinstance(config.loss, KLPenaltyPPOConfig),
-        }
-        message = "uses the KL before each gradient step, which is 0 if there is only one: increase num_epochs."
-        if problems := [Problem(key, message) for key, on in by_kl.items() if on]:
-            raise ConfigError(problems)
 
     def update(self, batch: TensorDictBase, progress: float) -> dict[str, float]:
         """Improve the policy on one batch ``[num_envs, steps]``.

@@ -11,11 +11,10 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss, softplus
 
-from rlexp.config import ConfigError, Problem
 from rlexp.experiment import ExperimentConfig
 from rlexp.kernels.scan import discounted_sums
 from rlexp.losses import REPPOConfig
-from rlexp.optim.schedules import KLAdaptive, load_schedule
+from rlexp.optim.schedules import load_schedule
 from rlexp.optim.weights import flatten
 from rlexp.policies import ActorCritic
 from rlexp.policies.action_values import ActionValue
@@ -60,14 +59,11 @@ class REPPOLearner:
         optim, batches = config.optim.model_copy(update={"critic_lr": None}), config.num_batches
         slower = optim.model_copy(update={"lr": config.optim.critic_lr or config.optim.lr})
         self._built = {
-            "actor": optim.build(self._actor, actor, [], batches),
-            "critic": slower.build(self._critic, critic, [], batches),
+            "actor": optim.build(self._actor, actor, [], batches, kl=False),
+            "critic": slower.build(self._critic, critic, [], batches, kl=False),
         }
         # Adam whatever trains the networks: weight decay, say, would draw alpha and beta to 1.
         self._multiplier_optimizer = torch.optim.Adam([self.multipliers], self.loss.multiplier_lr, eps=1e-5, fused=True)
-        if isinstance(self._built["actor"][1], KLAdaptive):
-            message = "has no meaning with loss=reppo, which keeps its KL by itself: linear, cosine or constant."
-            raise ConfigError([Problem("optim.schedule", message, "kl_adaptive")])
         self.reward_norm: RewardNorm | None = None
         if self.loss.normalize_reward:
             self.reward_norm = RewardNorm(config.env.num_envs, self.loss.gamma).to(device)
