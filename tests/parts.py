@@ -54,5 +54,22 @@ def vectors() -> gymnasium.Env[Any, Any]:
     return gymnasium.wrappers.FilterObservation(Parts(), ["arm", "mode", "secret"])
 
 
+class Depth(gymnasium.Env[Any, Any]):
+    """An image of integers that are no bytes, alone or beside a vector."""
+
+    def __init__(self, *, lone: bool) -> None:
+        image = spaces.Box(0, 2000, (1, 8, 8), np.uint16)
+        self.observation_space = image if lone else spaces.Dict(image=image, speed=spaces.Box(-1, 1, (2,), np.float32))
+        self.action_space = spaces.Box(-1, 1, (2,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
 gymnasium.register("Parts-v0", Parts, max_episode_steps=12)
 gymnasium.register("Vectors-v0", vectors, max_episode_steps=12)
+gymnasium.register("Depth-v0", Depth, max_episode_steps=12)

@@ -171,6 +171,22 @@ class Scalar(torch.nn.Module):
         return x.sum(-1)
 
 
+SCALED = "env.transforms.norm={_target_: torchrl.envs.ObservationNorm, loc: 0.0, scale: 0.004, in_keys: [image]}"
+
+
+@pytest.mark.parametrize("entry", ["image", "observation"])
+@pytest.mark.parametrize("network", [parts.SMALL_CNN, ["policy=normal", ENCODERS[0].replace("camera", "image")]])
+def test_integers_that_convolutions_would_not_divide_are_refused(entry: str, network: list[str]) -> None:
+    lone = entry == "observation"
+    named = [o.replace("image", entry) for o in (*network, SCALED)]
+    overrides = ["env=gym", "env.id=Depth-v0", "env/transforms=none", *named[:-1]]
+    config = load_config([*overrides, f"env.kwargs.lone={lone}"])
+    with pytest.raises(ConfigError, match=rf"read bytes \(uint8\).*{entry} has integers of another type"):
+        config.policy.build(config.env.build(1), CPU)
+    config = load_config([*overrides, f"env.kwargs.lone={lone}", named[-1]])
+    config.policy.build(config.env.build(1), CPU)
+
+
 def test_channels_last_are_named_with_the_remedy() -> None:
     from gymnasium import spaces
 

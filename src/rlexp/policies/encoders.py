@@ -58,7 +58,7 @@ class MLP(nn.Sequential):
 
 
 class CNN(nn.Sequential):
-    """Convolutions over images (Mnih et al. 2015): ``torchrl.modules.ConvNet``. Whole numbers are divided by 255.
+    """Convolutions over images (Mnih et al. 2015): ``torchrl.modules.ConvNet``. Bytes are divided by 255.
 
     Args:
         shape: of the image, ``[channels, height, width]``.

@@ -115,11 +115,13 @@ class NetworkConfig(PolicyConfig):
         Raises:
             ConfigError: the environment has no such entries, or this policy's networks cannot read them.
         """
-        from rlexp.policies.inputs import chosen, inputs
+        from rlexp.policies.inputs import check_colours, chosen, inputs
 
         actor, critic = chosen(env, self.actor_keys, self.critic_keys, self.encoders, alike)
         self.check_observation(env, actor, critic)
-        read = partial(inputs, nodes=self.encoders, convolutions=self.convolutions())
+        convolutions = self.convolutions()
+        check_colours(env, {**actor, **critic}, self.encoders, by_default=convolutions is not None)
+        read = partial(inputs, nodes=self.encoders, convolutions=convolutions)
         actor_inputs = read(actor)
         return actor_inputs, actor_inputs if self.shared else read(critic)
 
