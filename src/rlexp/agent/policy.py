@@ -126,9 +126,9 @@ class Policy(nn.Module):
             it has no dimensions, which every environment takes), a tensor on the policy's device for a tensor.
 
         Raises:
-            ValueError: the observation does not have the environment's entries and shapes, or, for a recurrent policy,
-                not the leading dimensions of the one before it; there is no mask, or one that does not fit or allows
-                nothing.
+            ValueError: the observation does not have the environment's entries and shapes, or other numbers where it
+                has whole ones, or, for a recurrent policy, not the leading dimensions of the one before it; there is no
+                mask, or one that does not fit or allows nothing.
         """
         given = self._entries(observation)
         arrays = all(isinstance(entry, np.ndarray) for entry in given.values())
@@ -181,7 +181,7 @@ class Policy(nn.Module):
         weights = next(self.actor.parameters())
         first, shape = next(iter(self.shapes.items()))
         batch: torch.Size = torch.Size(given[first].shape[: given[first].dim() - len(shape)])
-        tensordict: TensorDictBase = TensorDict({k: x.to(weights.device, self.dtypes[k]) for k, x in given.items()})
+        tensordict: TensorDictBase = TensorDict({k: self._typed(k, x).to(weights.device) for k, x in given.items()})
         if self.masked or action_mask is not None:
             mask = action_mask if action_mask is None else torch.as_tensor(action_mask)
             tensordict[ACTION_MASK] = self._mask(mask, batch).to(weights.device)
@@ -214,6 +214,20 @@ class Policy(nn.Module):
         if self.first_action is not None:
             action = action + self.first_action
         return action.to(self.action_dtype), state
+
+    def _typed(self, key: str, entry: Tensor) -> Tensor:
+        """An entry in the type that the environment gives, unless that would change whole numbers."""
+        dtype = self.dtypes[key]
+        typed = entry.to(dtype)
+        if dtype.is_floating_point or entry.dtype == dtype:
+            return typed
+        fits = not (entry.is_floating_point() or entry.is_complex())
+        if fits and not torch.compiler.is_compiling():  # a graph cannot raise
+            fits = bool((typed.long() == entry.long()).all())
+        if not fits:
+            found, read = (str(kind).removeprefix("torch.") for kind in (entry.dtype, dtype))
+            raise ValueError(f"the {_named(key)} is {found}, and this policy reads {read}, as the simulator gives it")
+        return typed
 
     def _mask(self, mask: Any, batch: torch.Size) -> Tensor:
         """An action mask as the actor reads it ``[..., values]``."""
