@@ -171,6 +171,17 @@ class Scalar(torch.nn.Module):
         return x.sum(-1)
 
 
+@pytest.mark.parametrize("reader", ["actor", "critic"])
+def test_a_matrix_by_itself_is_read_beside_an_image(reader: str, tmp_path: Path) -> None:
+    entry = {"actor": "camera", "critic": "camera", reader: "plan"}
+    keys = [f"policy.{which}_keys=[{entry[which]}]" for which in ("actor", "critic")]
+    env = ["env=gym", "env.id=Plans-v0", "env.name=plans"]
+    trainer = Trainer(load_config([*SMALL, *env, *parts.SMALL_CNN, *keys, "policy.shared=false"]), tmp_path)
+    *_, row = trainer
+    trainer.close()
+    assert "eval/return" in row
+
+
 SCALED = "env.transforms.norm={_target_: torchrl.envs.ObservationNorm, loc: 0.0, scale: 0.004, in_keys: [image]}"
 
 

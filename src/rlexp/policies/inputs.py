@@ -139,7 +139,9 @@ def inputs(specs: Specs, nodes: Mapping[str, Node], convolutions: Encode | None)
         ConfigError: an encoder does not fit its entry, or an image has none.
     """
     keys, shapes = list(specs), [spec.shape for spec in specs.values()]
-    if len(keys) == 1 and keys[0] not in nodes and shapes[0]:
+    # The trunk of policy=cnn reads an image or a vector as it is, and of a matrix the numbers, by an encoder.
+    as_it_is = len(shapes[0]) in (1, 3) or convolutions is None
+    if len(keys) == 1 and keys[0] not in nodes and shapes[0] and as_it_is:
         return Inputs(keys, shapes, [], shapes[0])
     encoders = [_encoder(key, spec, nodes.get(key), convolutions) for key, spec in specs.items()]
     features = sum(_features(key, encoder, spec) for encoder, (key, spec) in zip(encoders, specs.items(), strict=True))
