@@ -42,6 +42,22 @@ def test_trainers_side_by_side_are_the_runs_of_their_seeds(tmp_path: Path) -> No
         assert found[seed] + hashes(tmp_path / f"beside_{seed}") == hashes(tmp_path / f"alone_{seed}")
 
 
+@pytest.mark.parametrize("policy", [[], ["policy=gru", "policy.hidden_size=8", "policy.sequence_length=8"]])
+def test_it_is_float32_whatever_the_default_is(policy: list[str], tmp_path: Path) -> None:
+    Trainer(composed(*SMALL, *policy), tmp_path / "usual").fit()
+    observation = np.ones(9, np.float32)
+    expected = load_policy(tmp_path / "usual")(observation)
+    torch.set_default_dtype(torch.float64)
+    try:
+        Trainer(composed(*SMALL, *policy), tmp_path / "wide").fit()
+        assert hashes(tmp_path / "wide") == hashes(tmp_path / "usual")
+        found = load_policy(tmp_path / "wide")(observation)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_one_that_has_ended_says_how_to_go_on(tmp_path: Path) -> None:
     trainer = Trainer(composed(*SMALL), tmp_path)
     trainer.stop()

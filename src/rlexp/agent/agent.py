@@ -23,6 +23,7 @@ from rlexp.envs.normalization import RunningObservationNorm
 from rlexp.envs.state import cloned, is_own, load_buffers
 from rlexp.envs.torchrl import entries
 from rlexp.experiment import ExperimentConfig, read_config
+from rlexp.floats import float32_by_default
 from rlexp.policies import ActorCritic
 from rlexp.policies.recurrent import carry_state
 from rlexp.runs import checkpoint
@@ -67,7 +68,7 @@ class Agent:
         self.frames = saved.state.frames
         self.experiment: ExperimentConfig = config or read_config(saved.config, trust, secrets)
         saved.check_size()
-        with self._named():
+        with self._named(), float32_by_default():
             self._bring_back(saved, torch.device(device), render=render)
 
     def _bring_back(self, saved: Checkpoint, device: torch.device, *, render: bool) -> None:
@@ -137,6 +138,7 @@ class Agent:
             raise CheckpointError(f"{self.path} does not fit its environment as installed here:{shown}")
 
     @torch.no_grad()
+    @float32_by_default()
     def rollout(self, steps: int, seed: int = 0) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """What the agent saw in its environment and did, acting as in evaluation.
 

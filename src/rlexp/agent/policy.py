@@ -195,11 +195,12 @@ class Policy(nn.Module):
     def _step(self, given: Mapping[str, Any], state: Tensor | None, action_mask: Any) -> tuple[Tensor, Tensor]:
         """`step`, for entries that were checked."""
         tensordict, batch = self._inputs(given, action_mask)
-        state = torch.zeros(*batch, self.state_size) if state is None else state
+        weights = next(self.actor.parameters())
+        state = torch.zeros(*batch, self.state_size, dtype=weights.dtype) if state is None else state
         if state.shape[:-1] != batch:
             found, before = list(batch), list(state.shape[:-1])
             raise ValueError(f"observations of shape {found} follow a state of {before}; call reset() first.")
-        state = state.to(next(self.actor.parameters()).device)
+        state = state.to(weights.device)
         with set_exploration_type(ExplorationType.DETERMINISTIC):
             if self.recurrent:
                 tensordict, state = self._recurrent_step(tensordict, state, batch)
