@@ -8,16 +8,19 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from agents import SMALL, composed
 from commands import rows_of
+from gymnasium.envs.classic_control import CartPoleEnv
 
 from rlexp import Trainer, load_policy
 from rlexp.agent.evaluation import Evaluation
 from rlexp.callbacks import Callback, Training
+from rlexp.cli.export import export
 from rlexp.runs import checkpoint, store
 from rlexp.runs.rundir import RunBusyError, RunDir
 from rlexp.training.trainer import TrainerEndedError
@@ -56,6 +59,19 @@ def test_it_is_float32_whatever_the_default_is(policy: list[str], tmp_path: Path
     finally:
         torch.set_default_dtype(torch.float32)
     np.testing.assert_array_equal(found, expected)
+
+
+def test_simulators_of_a_loaded_or_exported_policy_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = [*SMALL, "env=cartpole", "evaluation.episodes=3", "env.num_workers=1"]
+    Trainer(composed(*small), tmp_path).fit()
+    closed: list[CartPoleEnv] = []
+    monkeypatch.setattr(CartPoleEnv, "close", lambda self: closed.append(self))
+    load_policy(tmp_path)
+    assert len(closed) == 3
+    monkeypatch.setattr("rlexp.agent.export.export_policy", Mock(side_effect=OSError("elsewhere")))
+    with pytest.raises(OSError, match="elsewhere"):
+        export([f"checkpoint={tmp_path}", "format=torch"])
+    assert len(closed) == 6
 
 
 def test_one_that_has_ended_says_how_to_go_on(tmp_path: Path) -> None:

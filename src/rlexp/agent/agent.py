@@ -17,6 +17,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rlexp.agent.video import VideoError, rendering
 from rlexp.config import ConfigError
+from rlexp.envs import EnvConfig
 from rlexp.envs.actions import ACTION_MASK, in_own_form
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.normalization import RunningObservationNorm
@@ -36,6 +37,8 @@ ROUNDING = 1e-5  # share of an action's range: float32 sums in another order
 
 class Agent:
     """The networks of a checkpoint and an environment with its normalisation statistics, frozen.
+
+    `close` it when its environment is not needed any more.
 
     With ``evaluation.average`` the actor is the average, as in the run's evaluations, and ``averaged`` is true.
 
@@ -75,6 +78,14 @@ class Agent:
         spec = rendering(self.experiment.env) if render else self.experiment.env
         # As many environments as in the run's evaluations: matrix products of another size round differently.
         self.env: TransformedEnv = spec.on(device).build(self.experiment.evaluation.episodes)
+        try:
+            self._restore_all(saved, spec, device)
+        except BaseException:
+            self.close()
+            raise
+
+    def _restore_all(self, saved: Checkpoint, spec: EnvConfig, device: torch.device) -> None:
+        """Put what was saved into the environment's transforms, and into new networks."""
         differences: list[str] = []
         transforms = list(self.env.transform)
         first = len(transforms) - len(spec.transforms)  # one for action masks may come before them
@@ -93,6 +104,10 @@ class Agent:
         carry_state(self.env, self.networks.actor)
         self.networks.critic.load_state_dict(saved.state.critic)
         self.networks.actor.load_state_dict(actor)  # last: of weights that both share, the average is the actor's
+
+    def close(self) -> None:
+        """Close the environment; the networks stay usable."""
+        self.env.close(raise_if_closed=False)  # torchrl's open when first used
 
     @property
     def folder(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -324,7 +325,8 @@ def load_policy(
         ConfigError: the environment it was trained in cannot be built here, or needs code that is not trusted.
         UnfaithfulPolicyError: it cannot act on observations alone.
     """
-    return Policy(Agent(path, device, trust, secrets=secrets))
+    with closing(Agent(path, device, trust, secrets=secrets)) as agent:
+        return Policy(agent)
 
 
 def _feeding(transforms: Compose, keys: set[str]) -> tuple[list[Transform], set[str]]:
