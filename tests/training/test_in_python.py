@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from rlexp.callbacks import Callback, Training
 from rlexp.cli.export import export
 from rlexp.runs import checkpoint, store
 from rlexp.runs.rundir import RunBusyError, RunDir
+from rlexp.seeding import seed_everything
 from rlexp.training.trainer import TrainerEndedError
 
 
@@ -59,6 +61,16 @@ def test_it_is_float32_whatever_the_default_is(policy: list[str], tmp_path: Path
     finally:
         torch.set_default_dtype(torch.float32)
     np.testing.assert_array_equal(found, expected)
+
+
+def test_loading_a_policy_draws_nothing(tmp_path: Path) -> None:
+    Trainer(composed(*SMALL), tmp_path).fit()
+    numbers = []
+    for load in (lambda: None, lambda: load_policy(tmp_path)):
+        seed_everything(3)
+        load()
+        numbers.append((random.random(), np.random.rand(), torch.rand(()).item()))
+    assert numbers[0] == numbers[1]
 
 
 def test_simulators_of_a_loaded_or_exported_policy_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from rlexp.envs.torchrl import entries
 from rlexp.errors import RlexpError
 from rlexp.policies.recurrent import CARRIED, STATE, recurrent_network
 from rlexp.policies.spaces import choices
+from rlexp.seeding import unmoved_generators
 
 _FLATTEN = (
     ". Flatten a Dict, Tuple or Discrete observation first: gymnasium.spaces.flatten(observation_space, observation)"
@@ -313,6 +314,8 @@ def load_policy(
 ) -> Policy:
     """The policy of a checkpoint, of ``RUN_DIR/checkpoints/best``, or of the latest one in a run's folder.
 
+    The global random generators are where they were afterwards.
+
     Args:
         path: a checkpoint, or a run's folder.
         device: where the networks go.
@@ -325,7 +328,8 @@ def load_policy(
         ConfigError: the environment it was trained in cannot be built here, or needs code that is not trusted.
         UnfaithfulPolicyError: it cannot act on observations alone.
     """
-    with closing(Agent(path, device, trust, secrets=secrets)) as agent:
+    started = torch.cuda.is_initialized()  # to read the state of a GPU's generator would start CUDA
+    with unmoved_generators(devices=started), closing(Agent(path, device, trust, secrets=secrets)) as agent:
         return Policy(agent)
 
 
