@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -309,7 +309,7 @@ class Policy(nn.Module):
 def load_policy(
     path: Path | str,
     device: torch.device | str = "cpu",
-    trust: Sequence[str] = (),
+    trust: Collection[str] = (),
     secrets: Mapping[str, Any] | None = None,
 ) -> Policy:
     """The policy of a checkpoint, of ``RUN_DIR/checkpoints/best``, or of the latest one in a run's folder.
