@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -97,17 +97,18 @@ class Policy(nn.Module):
                 "One of env.transforms depends on earlier steps or on more than the observation."
             )
 
-    def reset(self, ended: Tensor | npt.NDArray[np.bool_] | None = None) -> None:
+    def reset(self, ended: Tensor | npt.NDArray[Any] | Sequence[Any] | None = None) -> None:
         """Reset the recurrent state, where an episode ends; without effect on feed-forward policies.
 
         Args:
-            ended: mask ``[...]`` of the episodes that ended, over the observations' leading dimensions; None resets
-                all, and the next observations may have other leading dimensions.
+            ended: mask ``[...]`` of the episodes that ended, flags or 0 and 1, over the observations' leading
+                dimensions: a tensor, an array or a list. None resets all, and the next observations may have other
+                leading dimensions.
         """
         if ended is None or self._recurrent_state is None:
             self._recurrent_state = None
         else:
-            mask = torch.as_tensor(ended).to(self._recurrent_state.device)[..., None]
+            mask = torch.as_tensor(ended).to(self._recurrent_state.device, torch.bool)[..., None]
             self._recurrent_state = self._recurrent_state.masked_fill(mask, 0)
 
     def arguments(self, seen: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,14 +144,15 @@ class Policy(nn.Module):
     def step(
         self,
         observation: Array | Mapping[str, Array],
-        recurrent_state: Tensor | None = None,
+        recurrent_state: Tensor | npt.NDArray[Any] | Sequence[Any] | None = None,
         action_mask: Array | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Act from a recurrent state, and remember nothing.
 
         Args:
             observation: as in `forward`, ``[..., *observation]``.
-            recurrent_state: before the step ``[..., state_size]``; None, like zeros, where episodes begin.
+            recurrent_state: before the step ``[..., state_size]``, a tensor, an array or a list; None, like zeros,
+                where episodes begin.
             action_mask: as in `forward`.
 
         Returns:
@@ -194,15 +196,15 @@ class Policy(nn.Module):
                 tensordict[key] = tensordict[key].to(weights.dtype)
         return tensordict, batch
 
-    def _step(self, given: Mapping[str, Any], state: Tensor | None, action_mask: Any) -> tuple[Tensor, Tensor]:
+    def _step(self, given: Mapping[str, Any], before: Any, action_mask: Any) -> tuple[Tensor, Tensor]:
         """`step`, for entries that were checked."""
         tensordict, batch = self._inputs(given, action_mask)
         weights = next(self.actor.parameters())
-        state = torch.zeros(*batch, self.state_size, dtype=weights.dtype) if state is None else state
+        state = torch.zeros(*batch, self.state_size) if before is None else torch.as_tensor(before)
         if state.shape[:-1] != batch:
-            found, before = list(batch), list(state.shape[:-1])
-            raise ValueError(f"observations of shape {found} follow a state of {before}; call reset() first.")
-        state = state.to(weights.device)
+            shapes = f"observations of shape {list(batch)} follow a state of {list(state.shape[:-1])}"
+            raise ValueError(f"{shapes}; call reset() first.")
+        state = state.to(weights.device, weights.dtype)
         with set_exploration_type(ExplorationType.DETERMINISTIC):
             if self.recurrent:
                 tensordict, state = self._recurrent_step(tensordict, state, batch)
