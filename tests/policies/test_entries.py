@@ -149,6 +149,11 @@ def test_kernels_change_nothing_that_is_learned(name: str, tmp_path: Path) -> No
         ([*PRIVILEGED, "policy.encoders.arm={_target_: rlexp.policies.encoders.MLP, cells: [3]}"], "no such parameter"),
         ([*PRIVILEGED, "policy.encoders.arm={_target_: rlexp.policies.encoders.MLP, activation_class: Module}"],
          "activation_class=Module is none of"),
+        ([*PRIVILEGED, "policy.encoders.arm={_target_: rlexp.policies.encoders.MLP, num_cells: []}"],
+         r"num_cells=\[\] needs the width of at least one layer"),
+        ([*PRIVILEGED, "policy.encoders.arm={_target_: rlexp.policies.encoders.MLP, num_cells: [0, 4]}"],
+         r"num_cells=\[0, 4\] needs(.|\n)*none below 1"),
+        ([*PRIVILEGED, f"policy.encoders.arm._target_={__name__}.Nothing"], r"and gives \[2, 0\] for n = 2"),
         ([*PRIVILEGED, "policy.encoders.arm._target_=torch.nn.Flatten"], r"refused its arguments(.|\n)*shape"),
         ([*PRIVILEGED, f"policy.encoders.arm._target_={__name__}.Scalar"], r"must give features \[n, features\]"),
     ],
@@ -169,6 +174,11 @@ class Scalar(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.sum(-1)
+
+
+class Nothing(Scalar):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :0]
 
 
 @pytest.mark.parametrize("reader", ["actor", "critic"])

@@ -172,7 +172,7 @@ def _features(key: str, encoder: nn.Module, spec: TensorSpec) -> int:
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         message = f"cannot read the entry, {list(spec.shape)}: {error}"
         raise ConfigError([Problem(f"policy.encoders.{key}", message)]) from error
-    if len(shape) != 2 or shape[0] != 2:
+    if len(shape) != 2 or shape[0] != 2 or shape[1] < 1:
         message = f"must give features [n, features] of {list(spec.shape)}, and gives {list(shape)} for n = 2."
         raise ConfigError([Problem(f"policy.encoders.{key}", message)])
     return int(shape[1])
