@@ -49,6 +49,35 @@ class Parts(gymnasium.Env):  # type: ignore[misc, type-arg, unused-ignore]
         return observation, float(action.sum()), bool(observation["secret"][0] > 7), False, {}
 
 
+class Drawn(gymnasium.Env):  # type: ignore[misc, type-arg, unused-ignore]
+    """Observes what is drawn from its space."""
+
+    action_space = spaces.Box(-1, 1, (2,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+class Plans(Drawn):
+    """An image beside a matrix of floats."""
+
+    observation_space = spaces.Dict(
+        camera=spaces.Box(0, 255, (1, 8, 8), np.uint8), plan=spaces.Box(-1, 1, (3, 4), np.float32)
+    )
+
+
+class Depth(Drawn):
+    """An image of integers that are no bytes, alone or beside a vector."""
+
+    def __init__(self, *, lone: bool) -> None:
+        image = spaces.Box(0, 2000, (1, 8, 8), np.uint16)
+        self.observation_space = image if lone else spaces.Dict(image=image, speed=spaces.Box(-1, 1, (2,), np.float32))
+
+
 def vectors() -> gymnasium.Env[Any, Any]:
     """The same without the image."""
     return gymnasium.wrappers.FilterObservation(Parts(), ["arm", "mode", "secret"])
@@ -56,3 +85,5 @@ def vectors() -> gymnasium.Env[Any, Any]:
 
 gymnasium.register("Parts-v0", Parts, max_episode_steps=12)
 gymnasium.register("Vectors-v0", vectors, max_episode_steps=12)
+gymnasium.register("Depth-v0", Depth, max_episode_steps=12)
+gymnasium.register("Plans-v0", Plans, max_episode_steps=12)

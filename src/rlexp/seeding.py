@@ -18,14 +18,14 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def rng_state() -> dict[str, Any]:
-    """The states of all generators, as plain values, arrays and tensors."""
+def rng_state(*, devices: bool = True) -> dict[str, Any]:
+    """The states of all generators, as plain values, arrays and tensors; without ``devices``, those of the host."""
     state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available():
+    if devices and torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 
@@ -40,9 +40,9 @@ def load_rng_state(state: dict[str, Any]) -> None:
 
 
 @contextmanager
-def unmoved_generators() -> Iterator[None]:
-    """Restore all generators afterwards, whatever is drawn inside."""
-    state = rng_state()
+def unmoved_generators(*, devices: bool = True) -> Iterator[None]:
+    """Restore all generators afterwards, whatever is drawn inside; without ``devices``, those of the host."""
+    state = rng_state(devices=devices)
     try:
         yield
     finally:

@@ -97,9 +97,14 @@ def test_what_is_no_such_observation_is_refused(trained: Path) -> None:
     for wrong, told in (
         (image, "reads the entries image"),
         ({"position": np.zeros(2)}, r"\['position'\]; this policy reads the entries image"),
+        ({"image": image / 255}, r"'image' is float64, and this policy reads uint8"),
+        ({"image": torch.zeros(1, 16, 16)}, r"'image' is float32, and this policy reads uint8"),
+        ({"image": image.astype(np.int64) - 1}, r"'image' is int64, and this policy reads uint8"),
         ({"image": image[0]}, r"'image' has shape \[16, 16\]; this policy reads \[..., 1, 16, 16\]"),
     ):
         with pytest.raises(ValueError, match=told):
             policy(wrong)
+    wide = image.astype(np.uint16) + 255
+    assert np.array_equal(policy({"image": wide}), policy({"image": wide.astype(np.uint8)}))
     with_more = policy({"image": image, "position": np.zeros(2)})
     assert np.array_equal(with_more, policy({"image": image}))

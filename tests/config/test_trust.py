@@ -311,6 +311,14 @@ def test_trust_is_for_what_a_package_defines_and_not_for_what_it_imported(
         read_config(node("Popen"), trust=["trusted_lab"])
 
 
+def test_one_text_is_the_name_of_one_package(plain: dict[str, Any], evil: Path) -> None:
+    values = changed(plain, "env.transforms.x", {"_target_": "evil.f"})
+    assert read_config(values, "evil").env.transforms["x"].target == "evil.f"
+    for values in (changed(plain, "env.transforms.x", {"_target_": "e.f"}), changed(plain, "threads", 10_000)):
+        with pytest.raises(ConfigError, match=r"is blocked|may not ask for"):
+            read_config(values, "evil_rlexp")
+
+
 def test_the_users_own_config_is_free(plain: dict[str, Any]) -> None:
     values = changed(plain, "callbacks.x", {"_target_": "subprocess.Popen", "args": ["true"]})
     assert read_config(values).callbacks["x"].target == "subprocess.Popen"

@@ -149,6 +149,11 @@ def test_kernels_change_nothing_that_is_learned(name: str, tmp_path: Path) -> No
         ([*PRIVILEGED, "policy.encoders.arm={_target_: rlexp.policies.encoders.MLP, cells: [3]}"], "no such parameter"),
         ([*PRIVILEGED, "policy.encoders.arm={_target_: rlexp.policies.encoders.MLP, activation_class: Module}"],
          "activation_class=Module is none of"),
+        ([*PRIVILEGED, "policy.encoders.arm={_target_: rlexp.policies.encoders.MLP, num_cells: []}"],
+         r"num_cells=\[\] needs the width of at least one layer"),
+        ([*PRIVILEGED, "policy.encoders.arm={_target_: rlexp.policies.encoders.MLP, num_cells: [0, 4]}"],
+         r"num_cells=\[0, 4\] needs(.|\n)*none below 1"),
+        ([*PRIVILEGED, f"policy.encoders.arm._target_={__name__}.Nothing"], r"and gives \[2, 0\] for n = 2"),
         ([*PRIVILEGED, "policy.encoders.arm._target_=torch.nn.Flatten"], r"refused its arguments(.|\n)*shape"),
         ([*PRIVILEGED, f"policy.encoders.arm._target_={__name__}.Scalar"], r"must give features \[n, features\]"),
     ],
@@ -169,6 +174,38 @@ class Scalar(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.sum(-1)
+
+
+class Nothing(Scalar):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :0]
+
+
+@pytest.mark.parametrize("reader", ["actor", "critic"])
+def test_a_matrix_by_itself_is_read_beside_an_image(reader: str, tmp_path: Path) -> None:
+    entry = {"actor": "camera", "critic": "camera", reader: "plan"}
+    keys = [f"policy.{which}_keys=[{entry[which]}]" for which in ("actor", "critic")]
+    env = ["env=gym", "env.id=Plans-v0", "env.name=plans"]
+    trainer = Trainer(load_config([*SMALL, *env, *parts.SMALL_CNN, *keys, "policy.shared=false"]), tmp_path)
+    *_, row = trainer
+    trainer.close()
+    assert "eval/return" in row
+
+
+SCALED = "env.transforms.norm={_target_: torchrl.envs.ObservationNorm, loc: 0.0, scale: 0.004, in_keys: [image]}"
+
+
+@pytest.mark.parametrize("entry", ["image", "observation"])
+@pytest.mark.parametrize("network", [parts.SMALL_CNN, ["policy=normal", ENCODERS[0].replace("camera", "image")]])
+def test_integers_that_convolutions_would_not_divide_are_refused(entry: str, network: list[str]) -> None:
+    lone = entry == "observation"
+    named = [o.replace("image", entry) for o in (*network, SCALED)]
+    overrides = ["env=gym", "env.id=Depth-v0", "env/transforms=none", *named[:-1]]
+    config = load_config([*overrides, f"env.kwargs.lone={lone}"])
+    with pytest.raises(ConfigError, match=rf"read bytes \(uint8\).*{entry} has integers of another type"):
+        config.policy.build(config.env.build(1), CPU)
+    config = load_config([*overrides, f"env.kwargs.lone={lone}", named[-1]])
+    config.policy.build(config.env.build(1), CPU)
 
 
 def test_channels_last_are_named_with_the_remedy() -> None:

@@ -35,6 +35,13 @@ def test_beta_is_torchs_beta_stretched_over_the_bounds() -> None:
     assert ours.log_prob(high).isfinite().all()
 
 
+def test_beta_is_on_the_device_of_its_parameters() -> None:
+    parameters = torch.ones(2, 3, device="meta")
+    low, high = -torch.ones(3), torch.ones(3)
+    there = BoundedBeta(parameters, parameters, low=low, high=high)
+    assert {x.device.type for x in (there.mean, there.log_prob(parameters), there.entropy())} == {"meta"}
+
+
 def test_kl_of_bounded_betas_is_that_of_samples() -> None:
     torch.manual_seed(0)
     low, high = torch.tensor([-2.0, 1.0]), torch.tensor([2.0, 4.0])

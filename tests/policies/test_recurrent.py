@@ -164,6 +164,9 @@ def test_a_step_takes_arrays_as_well(trained: Trainer) -> None:
     same, after = policy.step(torch.as_tensor(observation), None)
     assert torch.equal(action, same)
     assert torch.equal(state, after)
+    expected = policy.step(observation, state)
+    for remembered in (state.double().numpy(), state.tolist()):
+        assert all(map(torch.equal, policy.step(observation, remembered), expected))
 
 
 def test_loaded_recurrent_policy_remembers_each_of_a_batch(trained: Trainer) -> None:
@@ -182,9 +185,12 @@ def test_loaded_recurrent_policy_remembers_each_of_a_batch(trained: Trainer) -> 
     torch.testing.assert_close(torch.as_tensor(policy(first)), expected)
     with pytest.raises(ValueError, match=r"call reset\(\) first"):
         policy(first[:2])
-    policy.reset(torch.tensor([False, True, False]))
     expected = torch.as_tensor(np.stack([alone[0][1], afresh, alone[2][1]]))
-    torch.testing.assert_close(torch.as_tensor(policy(second)), expected)
+    for ended in (torch.tensor([False, True, False]), [0, 1, 0], np.array([0, 1, 0], np.uint8)):
+        policy.reset()
+        policy(first)
+        policy.reset(ended)
+        torch.testing.assert_close(torch.as_tensor(policy(second)), expected)
 
 
 def exported(trained: Trainer, folder: Path) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import mappings
 
 from rlexp import load_config
 from rlexp.config import ConfigError
 from rlexp.policies import ActorCritic
+from rlexp.policies.config import GaussianConfig
 from rlexp.policies.heads import both_ways, within
 
 CPU = torch.device("cpu")
@@ -83,3 +85,23 @@ def test_bounds_that_exclude_each_other_or_the_start_are_refused(setting: str, k
     with pytest.raises(ConfigError) as error:
         networks("policy=normal", "policy.scale_ub=0.5", f"policy.{setting}")
     assert [problem.key for problem in error.value.problems] == [f"policy.{key}"]
+
+
+@pytest.mark.parametrize(
+    ("mapping", "told"),
+    [
+        ("sofplus", "is no mapping of torchrl's. Did you mean softplus"),
+        ("biased_softplus_1_2_3", "is no mapping of torchrl's. Did you mean biased_softplus"),
+        ("relu", "would keep the standard deviation where it starts(.|\n)*policy.scale_init"),
+    ],
+)
+def test_a_mapping_that_is_none_or_never_moves_is_refused(mapping: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=rf"policy\.scale_mapping={mapping}\n *{told}"):
+        load_config(["policy=normal", f"policy.scale_mapping={mapping}"])
+
+
+@pytest.mark.parametrize("mapping", ["expln", "none", "biased_softplus", "biased_softplus_.5_1e-3"])
+def test_what_else_torchrl_has_is_a_mapping(mapping: str) -> None:
+    config = load_config(["policy=normal", f"policy.scale_mapping={mapping}"]).policy
+    assert isinstance(config, GaussianConfig)
+    mappings(config.scale_mapping)

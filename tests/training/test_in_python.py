@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from agents import SMALL, composed
 from commands import rows_of
+from gymnasium.envs.classic_control import CartPoleEnv
 
 from rlexp import Trainer, load_policy
 from rlexp.agent.evaluation import Evaluation
 from rlexp.callbacks import Callback, Training
+from rlexp.cli.export import export
 from rlexp.runs import checkpoint, store
 from rlexp.runs.rundir import RunBusyError, RunDir
+from rlexp.seeding import seed_everything
 from rlexp.training.trainer import TrainerEndedError
 
 
@@ -40,6 +45,45 @@ def test_trainers_side_by_side_are_the_runs_of_their_seeds(tmp_path: Path) -> No
     for seed, trainer in enumerate(both):
         trainer.fit()
         assert found[seed] + hashes(tmp_path / f"beside_{seed}") == hashes(tmp_path / f"alone_{seed}")
+
+
+@pytest.mark.parametrize("policy", [[], ["policy=gru", "policy.hidden_size=8", "policy.sequence_length=8"]])
+def test_it_is_float32_whatever_the_default_is(policy: list[str], tmp_path: Path) -> None:
+    Trainer(composed(*SMALL, *policy), tmp_path / "usual").fit()
+    observation = np.ones(9, np.float32)
+    expected = load_policy(tmp_path / "usual")(observation)
+    torch.set_default_dtype(torch.float64)
+    try:
+        Trainer(composed(*SMALL, *policy), tmp_path / "wide").fit()
+        assert hashes(tmp_path / "wide") == hashes(tmp_path / "usual")
+        found = load_policy(tmp_path / "wide")(observation)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_loading_a_policy_draws_nothing(tmp_path: Path) -> None:
+    Trainer(composed(*SMALL), tmp_path).fit()
+    numbers = []
+    for load in (lambda: None, lambda: load_policy(tmp_path)):
+        seed_everything(3)
+        load()
+        numbers.append((random.random(), np.random.rand(), torch.rand(()).item()))
+    assert numbers[0] == numbers[1]
+
+
+def test_simulators_of_a_loaded_or_exported_policy_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = [*SMALL, "env=cartpole", "evaluation.episodes=3", "env.num_workers=1"]
+    Trainer(composed(*small), tmp_path).fit()
+    closed: list[CartPoleEnv] = []
+    monkeypatch.setattr(CartPoleEnv, "close", lambda self: closed.append(self))
+    load_policy(tmp_path)
+    assert len(closed) == 3
+    monkeypatch.setattr("rlexp.agent.export.export_policy", Mock(side_effect=OSError("elsewhere")))
+    with pytest.raises(OSError, match="elsewhere"):
+        export([f"checkpoint={tmp_path}", "format=torch"])
+    assert len(closed) == 6
 
 
 def test_one_that_has_ended_says_how_to_go_on(tmp_path: Path) -> None:

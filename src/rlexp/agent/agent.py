@@ -17,12 +17,14 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from rlexp.agent.video import VideoError, rendering
 from rlexp.config import ConfigError
+from rlexp.envs import EnvConfig
 from rlexp.envs.actions import ACTION_MASK, in_own_form
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.normalization import RunningObservationNorm
 from rlexp.envs.state import cloned, is_own, load_buffers
 from rlexp.envs.torchrl import entries
 from rlexp.experiment import ExperimentConfig, read_config
+from rlexp.floats import float32_by_default
 from rlexp.policies import ActorCritic
 from rlexp.policies.recurrent import carry_state
 from rlexp.runs import checkpoint
@@ -35,6 +37,8 @@ ROUNDING = 1e-5  # share of an action's range: float32 sums in another order
 
 class Agent:
     """The networks of a checkpoint and an environment with its normalisation statistics, frozen.
+
+    `close` it when its environment is not needed any more.
 
     With ``evaluation.average`` the actor is the average, as in the run's evaluations, and ``averaged`` is true.
 
@@ -67,13 +71,21 @@ class Agent:
         self.frames = saved.state.frames
         self.experiment: ExperimentConfig = config or read_config(saved.config, trust, secrets)
         saved.check_size()
-        with self._named():
+        with self._named(), float32_by_default():
             self._bring_back(saved, torch.device(device), render=render)
 
     def _bring_back(self, saved: Checkpoint, device: torch.device, *, render: bool) -> None:
         spec = rendering(self.experiment.env) if render else self.experiment.env
         # As many environments as in the run's evaluations: matrix products of another size round differently.
         self.env: TransformedEnv = spec.on(device).build(self.experiment.evaluation.episodes)
+        try:
+            self._restore_all(saved, spec, device)
+        except BaseException:
+            self.close()
+            raise
+
+    def _restore_all(self, saved: Checkpoint, spec: EnvConfig, device: torch.device) -> None:
+        """Put what was saved into the environment's transforms, and into new networks."""
         differences: list[str] = []
         transforms = list(self.env.transform)
         first = len(transforms) - len(spec.transforms)  # one for action masks may come before them
@@ -92,6 +104,10 @@ class Agent:
         carry_state(self.env, self.networks.actor)
         self.networks.critic.load_state_dict(saved.state.critic)
         self.networks.actor.load_state_dict(actor)  # last: of weights that both share, the average is the actor's
+
+    def close(self) -> None:
+        """Close the environment; the networks stay usable."""
+        self.env.close(raise_if_closed=False)  # torchrl's open when first used
 
     @property
     def folder(self) -> Path:
@@ -137,6 +153,7 @@ class Agent:
             raise CheckpointError(f"{self.path} does not fit its environment as installed here:{shown}")
 
     @torch.no_grad()
+    @float32_by_default()
     def rollout(self, steps: int, seed: int = 0) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """What the agent saw in its environment and did, acting as in evaluation.
 

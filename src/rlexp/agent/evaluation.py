@@ -18,6 +18,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.state import cloned
 from rlexp.errors import RlexpError
+from rlexp.floats import float32_by_default
 from rlexp.kernels.evaluation import Steps
 from rlexp.kernels.select import Kernels
 
@@ -104,6 +105,7 @@ def bootstrap_interval(
 
 
 @torch.no_grad()
+@float32_by_default()
 def evaluate(
     env: TransformedEnv,
     actor: TensorDictModuleBase,

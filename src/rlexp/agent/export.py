@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from rlexp.agent import Agent, Policy
 from rlexp.envs.actions import ACTION_MASK
 from rlexp.errors import RlexpError
+from rlexp.floats import float32_by_default
 from rlexp.policies.recurrent import STATE
 
 Inputs: TypeAlias = dict[str, Tensor]
@@ -29,6 +30,7 @@ class ExportError(RlexpError):
     """The policy cannot be exported, or the export's actions differ from the policy's; no file was written."""
 
 
+@float32_by_default()
 def export_policy(agent: Agent, kind: Literal["onnx", "torch"], path: Path) -> Path:
     """Write the policy of an agent as one graph, from raw observations to the environment's actions.
 

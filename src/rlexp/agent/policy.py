@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -24,6 +25,7 @@ from rlexp.envs.torchrl import entries
 from rlexp.errors import RlexpError
 from rlexp.policies.recurrent import CARRIED, STATE, recurrent_network
 from rlexp.policies.spaces import choices
+from rlexp.seeding import unmoved_generators
 
 _FLATTEN = (
     ". Flatten a Dict, Tuple or Discrete observation first: gymnasium.spaces.flatten(observation_space, observation)"
@@ -95,17 +97,18 @@ class Policy(nn.Module):
                 "One of env.transforms depends on earlier steps or on more than the observation."
             )
 
-    def reset(self, ended: Tensor | npt.NDArray[np.bool_] | None = None) -> None:
+    def reset(self, ended: Tensor | npt.NDArray[Any] | Sequence[Any] | None = None) -> None:
         """Reset the recurrent state, where an episode ends; without effect on feed-forward policies.
 
         Args:
-            ended: mask ``[...]`` of the episodes that ended, over the observations' leading dimensions; None resets
-                all, and the next observations may have other leading dimensions.
+            ended: mask ``[...]`` of the episodes that ended, flags or 0 and 1, over the observations' leading
+                dimensions: a tensor, an array or a list. None resets all, and the next observations may have other
+                leading dimensions.
         """
         if ended is None or self._recurrent_state is None:
             self._recurrent_state = None
         else:
-            mask = torch.as_tensor(ended).to(self._recurrent_state.device)[..., None]
+            mask = torch.as_tensor(ended).to(self._recurrent_state.device, torch.bool)[..., None]
             self._recurrent_state = self._recurrent_state.masked_fill(mask, 0)
 
     def arguments(self, seen: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,9 +129,9 @@ class Policy(nn.Module):
             it has no dimensions, which every environment takes), a tensor on the policy's device for a tensor.
 
         Raises:
-            ValueError: the observation does not have the environment's entries and shapes, or, for a recurrent policy,
-                not the leading dimensions of the one before it; there is no mask, or one that does not fit or allows
-                nothing.
+            ValueError: the observation does not have the environment's entries and shapes, or other numbers where it
+                has whole ones, or, for a recurrent policy, not the leading dimensions of the one before it; there is no
+                mask, or one that does not fit or allows nothing.
         """
         given = self._entries(observation)
         arrays = all(isinstance(entry, np.ndarray) for entry in given.values())
@@ -141,14 +144,15 @@ class Policy(nn.Module):
     def step(
         self,
         observation: Array | Mapping[str, Array],
-        recurrent_state: Tensor | None = None,
+        recurrent_state: Tensor | npt.NDArray[Any] | Sequence[Any] | None = None,
         action_mask: Array | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Act from a recurrent state, and remember nothing.
 
         Args:
             observation: as in `forward`, ``[..., *observation]``.
-            recurrent_state: before the step ``[..., state_size]``; None, like zeros, where episodes begin.
+            recurrent_state: before the step ``[..., state_size]``, a tensor, an array or a list; None, like zeros,
+                where episodes begin.
             action_mask: as in `forward`.
 
         Returns:
@@ -181,7 +185,7 @@ class Policy(nn.Module):
         weights = next(self.actor.parameters())
         first, shape = next(iter(self.shapes.items()))
         batch: torch.Size = torch.Size(given[first].shape[: given[first].dim() - len(shape)])
-        tensordict: TensorDictBase = TensorDict({k: x.to(weights.device, self.dtypes[k]) for k, x in given.items()})
+        tensordict: TensorDictBase = TensorDict({k: self._typed(k, x).to(weights.device) for k, x in given.items()})
         if self.masked or action_mask is not None:
             mask = action_mask if action_mask is None else torch.as_tensor(action_mask)
             tensordict[ACTION_MASK] = self._mask(mask, batch).to(weights.device)
@@ -192,14 +196,15 @@ class Policy(nn.Module):
                 tensordict[key] = tensordict[key].to(weights.dtype)
         return tensordict, batch
 
-    def _step(self, given: Mapping[str, Any], state: Tensor | None, action_mask: Any) -> tuple[Tensor, Tensor]:
+    def _step(self, given: Mapping[str, Any], before: Any, action_mask: Any) -> tuple[Tensor, Tensor]:
         """`step`, for entries that were checked."""
         tensordict, batch = self._inputs(given, action_mask)
-        state = torch.zeros(*batch, self.state_size) if state is None else state
+        weights = next(self.actor.parameters())
+        state = torch.zeros(*batch, self.state_size) if before is None else torch.as_tensor(before)
         if state.shape[:-1] != batch:
-            found, before = list(batch), list(state.shape[:-1])
-            raise ValueError(f"observations of shape {found} follow a state of {before}; call reset() first.")
-        state = state.to(next(self.actor.parameters()).device)
+            shapes = f"observations of shape {list(batch)} follow a state of {list(state.shape[:-1])}"
+            raise ValueError(f"{shapes}; call reset() first.")
+        state = state.to(weights.device, weights.dtype)
         with set_exploration_type(ExplorationType.DETERMINISTIC):
             if self.recurrent:
                 tensordict, state = self._recurrent_step(tensordict, state, batch)
@@ -214,6 +219,20 @@ class Policy(nn.Module):
         if self.first_action is not None:
             action = action + self.first_action
         return action.to(self.action_dtype), state
+
+    def _typed(self, key: str, entry: Tensor) -> Tensor:
+        """An entry in the type that the environment gives, unless that would change whole numbers."""
+        dtype = self.dtypes[key]
+        typed = entry.to(dtype)
+        if dtype.is_floating_point or entry.dtype == dtype:
+            return typed
+        fits = not (entry.is_floating_point() or entry.is_complex())
+        if fits and not torch.compiler.is_compiling():  # a graph cannot raise
+            fits = bool((typed.long() == entry.long()).all())
+        if not fits:
+            found, read = (str(kind).removeprefix("torch.") for kind in (entry.dtype, dtype))
+            raise ValueError(f"the {_named(key)} is {found}, and this policy reads {read}, as the simulator gives it")
+        return typed
 
     def _mask(self, mask: Any, batch: torch.Size) -> Tensor:
         """An action mask as the actor reads it ``[..., values]``."""
@@ -292,10 +311,12 @@ class Policy(nn.Module):
 def load_policy(
     path: Path | str,
     device: torch.device | str = "cpu",
-    trust: Sequence[str] = (),
+    trust: Collection[str] = (),
     secrets: Mapping[str, Any] | None = None,
 ) -> Policy:
     """The policy of a checkpoint, of ``RUN_DIR/checkpoints/best``, or of the latest one in a run's folder.
+
+    The global random generators are where they were afterwards.
 
     Args:
         path: a checkpoint, or a run's folder.
@@ -309,7 +330,9 @@ def load_policy(
         ConfigError: the environment it was trained in cannot be built here, or needs code that is not trusted.
         UnfaithfulPolicyError: it cannot act on observations alone.
     """
-    return Policy(Agent(path, device, trust, secrets=secrets))
+    started = torch.cuda.is_initialized()  # to read the state of a GPU's generator would start CUDA
+    with unmoved_generators(devices=started), closing(Agent(path, device, trust, secrets=secrets)) as agent:
+        return Policy(agent)
 
 
 def _feeding(transforms: Compose, keys: set[str]) -> tuple[list[Transform], set[str]]:

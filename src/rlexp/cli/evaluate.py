@@ -101,7 +101,7 @@ def evaluate(arguments: list[str]) -> int:
             kernels=experiment.use_kernels,
         )
     finally:
-        agent.env.close()
+        agent.close()
     if recorder is not None:
         recorder.check()
 

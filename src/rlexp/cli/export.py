@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -83,9 +84,9 @@ def export(arguments: list[str]) -> int:
     from rlexp.agent import Agent
     from rlexp.agent.export import CHECKED, export_policy
 
-    agent = Agent(saved, trust=settings.trust, config=experiment)
-    default = agent.folder / f"policy{_SUFFIXES[settings.format]}"
-    path = export_policy(agent, settings.format, Path(settings.out) if settings.out else default)
+    with closing(Agent(saved, trust=settings.trust, config=experiment)) as agent:
+        default = agent.folder / f"policy{_SUFFIXES[settings.format]}"
+        path = export_policy(agent, settings.format, Path(settings.out) if settings.out else default)
     print(f"{agent.path} after {agent.frames:,} frames: the same actions on {CHECKED:,} observations")
     print(path)
     return Exit.DONE

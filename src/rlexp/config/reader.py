@@ -40,8 +40,9 @@ def read(
     Raises:
         ConfigError: with every problem, each under its full path.
     """
-    reader = _Reader(known, None if trust is None else Trust(trust, own))
-    if trust is not None and "rlexp" not in trust:
+    trusted = None if trust is None else Trust(trust, own)
+    reader = _Reader(known, trusted)
+    if trusted is not None and not trusted.of("rlexp"):
         reader.problems += beyond_limits((k, v) for k, v in flat(values) if not reader.is_own(k, v))
         if reader.problems:
             raise ConfigError(reader.problems)

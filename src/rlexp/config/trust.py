@@ -93,13 +93,13 @@ class Trust:
     """What may be built out of values that are not the user's own.
 
     Args:
-        packages: what the user trusts, by the names of the packages.
+        packages: what the user trusts, by the names of the packages; one text is one name.
         own: values that are the user's own, such as those that the command line composed: what is equal at the same
             path is not asked about.
     """
 
     def __init__(self, packages: Iterable[str], own: Mapping[str, Any] | None = None) -> None:
-        self._packages = frozenset(packages)
+        self._packages = frozenset([packages] if isinstance(packages, str) else packages)  # not a text's letters
         self._own = own
 
     def of(self, package: str) -> bool:

@@ -44,6 +44,7 @@ class ArrayEnv(EnvBase):
         flags: names and rows of the masks and the lost lives in ``arrays``.
         arrays: rows of the newest transitions.
         timeout: seconds to wait for a process that steps simulators; None waits for ever.
+        integer_images: entries whose images are floats here, and integers other than bytes in the simulator.
         first_row: number of the first simulator, which decides the seeds, where these are some rows of a larger batch.
 
     Shapes:
@@ -59,6 +60,7 @@ class ArrayEnv(EnvBase):
 
     arrays: Arrays
     timeout: float | None = None
+    integer_images: frozenset[str] = frozenset()
     first_row = 0
 
     def __init__(

@@ -46,9 +46,14 @@ class MLP(nn.Sequential):
         shape: of the entry.
         num_cells: width of each layer; the last is the number of features.
         activation_class: name of the nonlinearity after each layer, one of torch.nn's.
+
+    Raises:
+        ValueError: there is no layer, or one has no width.
     """
 
     def __init__(self, shape: Sequence[int], num_cells: Sequence[int] = (64,), activation_class: str = "Tanh") -> None:
+        if not num_cells or min(num_cells) < 1:
+            raise ValueError(f"num_cells={list(num_cells)} needs the width of at least one layer, and none below 1")
         *hidden, last = (int(width) for width in num_cells)
         activation = nonlinearity(activation_class)
         layers = modules.MLP(
@@ -58,7 +63,7 @@ class MLP(nn.Sequential):
 
 
 class CNN(nn.Sequential):
-    """Convolutions over images (Mnih et al. 2015): ``torchrl.modules.ConvNet``. Whole numbers are divided by 255.
+    """Convolutions over images (Mnih et al. 2015): ``torchrl.modules.ConvNet``. Bytes are divided by 255.
 
     Args:
         shape: of the image, ``[channels, height, width]``.

@@ -302,6 +302,7 @@ class BoundedBeta(distributions.Distribution):
 
     def __init__(self, alpha: Tensor, beta: Tensor, *, low: Tensor, high: Tensor) -> None:
         self._unit = distributions.Beta(alpha, beta, validate_args=False)
+        low, high = low.to(alpha.device), high.to(alpha.device)  # they stay behind where a network is moved
         self.low, self.range = low, high - low
         super().__init__(alpha.shape[:-1], alpha.shape[-1:], validate_args=False)
 

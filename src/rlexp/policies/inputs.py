@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import nn
 from torchrl.data import TensorSpec
+from torchrl.envs import ObservationNorm, VecNorm, VecNormV2
 
 from rlexp.config import ConfigError, Node, Problem, build_at, did_you_mean
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.entries import OBSERVATION, is_vector
+from rlexp.envs.state import is_own
 from rlexp.envs.torchrl import entries
-from rlexp.policies.encoders import Encoded, Identity
+from rlexp.policies.encoders import CNN, Encoded, Identity
 
 if TYPE_CHECKING:
     from torchrl.envs import TransformedEnv
@@ -100,6 +102,31 @@ def _all_entries(env: TransformedEnv, there: Specs) -> list[str]:
     return [key for key in own if key in there] or list(there)
 
 
+def check_colours(env: TransformedEnv, read: Iterable[str], nodes: Mapping[str, Node], *, by_default: bool) -> None:
+    """Refuse images of integers that are floats by now, which convolutions would read without dividing them.
+
+    Args:
+        env: the environment.
+        read: the entries that are read.
+        nodes: the encoders that the config names, by entry.
+        by_default: whether convolutions read the images that no encoder is named for.
+
+    Raises:
+        ConfigError: there is such an image, and no transform that could have scaled it.
+    """
+    scales = [t for t in env.transform if isinstance(t, ObservationNorm | VecNorm | VecNormV2) or is_own(t)]
+    scaled = {key for transform in scales for key in transform.out_keys}
+    for key in read:
+        node = nodes.get(key)
+        convolved = by_default if node is None else node.target == f"{CNN.__module__}.{CNN.__name__}"
+        if convolved and key not in scaled and key in getattr(env.base_env, "integer_images", ()):
+            message = (
+                f"its convolutions read bytes (uint8), which they divide by 255, or floats near [0, 1], and {key} has "
+                "integers of another type: convert them in a gymnasium.ObservationWrapper."
+            )
+            raise ConfigError([Problem("policy" if node is None else f"policy.encoders.{key}", message)])
+
+
 def inputs(specs: Specs, nodes: Mapping[str, Node], convolutions: Encode | None) -> Inputs:
     """What reads some entries.
 
@@ -112,7 +139,9 @@ def inputs(specs: Specs, nodes: Mapping[str, Node], convolutions: Encode | None)
         ConfigError: an encoder does not fit its entry, or an image has none.
     """
     keys, shapes = list(specs), [spec.shape for spec in specs.values()]
-    if len(keys) == 1 and keys[0] not in nodes and shapes[0]:
+    # The trunk of policy=cnn reads an image or a vector as it is, and of a matrix the numbers, by an encoder.
+    as_it_is = len(shapes[0]) in (1, 3) or convolutions is None
+    if len(keys) == 1 and keys[0] not in nodes and shapes[0] and as_it_is:
         return Inputs(keys, shapes, [], shapes[0])
     encoders = [_encoder(key, spec, nodes.get(key), convolutions) for key, spec in specs.items()]
     features = sum(_features(key, encoder, spec) for encoder, (key, spec) in zip(encoders, specs.items(), strict=True))
@@ -143,7 +172,7 @@ def _features(key: str, encoder: nn.Module, spec: TensorSpec) -> int:
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         message = f"cannot read the entry, {list(spec.shape)}: {error}"
         raise ConfigError([Problem(f"policy.encoders.{key}", message)]) from error
-    if len(shape) != 2 or shape[0] != 2:
+    if len(shape) != 2 or shape[0] != 2 or shape[1] < 1:
         message = f"must give features [n, features] of {list(spec.shape)}, and gives {list(shape)} for n = 2."
         raise ConfigError([Problem(f"policy.encoders.{key}", message)])
     return int(shape[1])

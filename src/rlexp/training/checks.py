@@ -160,10 +160,8 @@ def check_checkpoint(path: Path, final: Evaluation, device: torch.device, config
     saved = checkpoint.load(path)
     for reason in saved.state.inexact:
         log.warning("A resumed run will not be exact: %s.", reason)
-    with unmoved_generators():
-        agent = Agent(saved, device, config=config)
-        with closing(agent.env):
-            found = evaluate(agent.env, agent.networks.actor, final.seeds, kernels=agent.experiment.use_kernels)
+    with unmoved_generators(), closing(Agent(saved, device, config=config)) as agent:
+        found = evaluate(agent.env, agent.networks.actor, final.seeds, kernels=agent.experiment.use_kernels)
     if found.returns != final.returns:
         raise CheckError(
             f"{path} gives returns {found.returns}, the agent that it was saved from gave {final.returns}: the policy "

@@ -26,6 +26,7 @@ from rlexp.envs.normalization import commit_normalization
 from rlexp.errors import RlexpError
 from rlexp.experiment import ExperimentConfig, read_config
 from rlexp.files import write_json
+from rlexp.floats import float32_by_default
 from rlexp.runs import checkpoint, store
 from rlexp.runs.checkpoint import Checkpoint
 from rlexp.runs.resume import resume_run
@@ -52,6 +53,7 @@ def _step(method: Callable[Concatenate[Trainer, P], T]) -> Callable[Concatenate[
     """A part of an iteration: it has the trainer's own generators and threads, and one that raises ends the trainer."""
 
     @wraps(method)
+    @float32_by_default()
     def step(self: Trainer, /, *args: P.args, **kwargs: P.kwargs) -> T:
         self._check_open()
         torch.set_num_threads(self.threads)
@@ -112,7 +114,7 @@ class Trainer:
         self._watched: list[object] = []
         watchdog = Watchdog(config.collector.timeout, self._watched)
         # A constructor that fails leaves no lock and no process.
-        with LogBuffer() as logged, ExitStack() as on_failure, watchdog, group.reporting():
+        with LogBuffer() as logged, ExitStack() as on_failure, watchdog, group.reporting(), float32_by_default():
             if group.main:
                 self.run.lock()
                 on_failure.callback(self.run.discard)
@@ -295,6 +297,7 @@ class Trainer:
         self._call("after_evaluation", found)
         return found.metrics()
 
+    @float32_by_default()
     def record_video(self) -> Path | None:
         """Record a video if one is due after this batch; None where it is not, or could not be made."""
         if not (self.group.main and self.evaluator.video_due(self._frames_before, self.frames)):

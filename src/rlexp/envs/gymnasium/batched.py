@@ -16,7 +16,7 @@ from rlexp.config import ConfigError
 from rlexp.envs.actions import random_choices
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.entries import joined, split
-from rlexp.envs.gymnasium.making import MaskSource, own_action_space
+from rlexp.envs.gymnasium.making import MaskSource, integer_images, own_action_space
 from rlexp.envs.gymnasium.simulators import (
     SharedArrays,
     SimulatorError,
@@ -84,6 +84,7 @@ class BatchedGymEnv(ArrayEnv):
         except ConfigError:
             simulators.close()
             raise
+        self.integer_images = integer_images(one)
         self._env_id, self._simulators = env_id, simulators
         self._workers: Workers | None = None
         if others:

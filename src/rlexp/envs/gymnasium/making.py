@@ -32,7 +32,7 @@ from gymnasium.wrappers import TransformAction as GymnasiumTransformAction
 
 from rlexp.config import ConfigError, build_at, build_nested
 from rlexp.envs.actions import ACTION_MASK, ActionMask, in_own_form, policy_space
-from rlexp.envs.entries import RESERVED, row_type
+from rlexp.envs.entries import OBSERVATION, RESERVED, row_type
 from rlexp.envs.errors import UnsuitableEnvError
 from rlexp.envs.gymnasium.raw_values import check_observation, checked
 
@@ -167,6 +167,24 @@ def _check_wrappers(env: Env) -> None:
 def own_action_space(env: Env) -> spaces.Space[Any]:
     """The action space that an environment had before `make` changed it."""
     return env.env.action_space if isinstance(env, TransformAction) else env.action_space
+
+
+def integer_images(env: Env) -> frozenset[str]:
+    """The entries in three dimensions that `make` turned from integers to floats: colours no longer known as such."""
+    env = env.env if isinstance(env, TransformAction) else env
+    found: Mapping[str, spaces.Space[Any]] = {}
+    if isinstance(env, Entries):
+        own = env.env.observation_space
+        assert isinstance(own, spaces.Dict)
+        found = own.spaces
+    elif isinstance(env, DtypeObservation):
+        found = {OBSERVATION: env.env.observation_space}
+    return frozenset(
+        name
+        for name, space in found.items()
+        if isinstance(space, spaces.Box) and len(space.shape) == 3 and space.dtype.kind in "iu"
+        if space.dtype != np.uint8
+    )
 
 
 def _arrays(env: Env, *, flatten: bool) -> Env:

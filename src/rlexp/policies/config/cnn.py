@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class CNNConfig(GaussianConfig, NetworkConfig):
     """Convolutions over images (Mnih et al. 2015): ``torchrl.modules.ConvNet``, and fully connected layers on it.
 
-    Whole numbers are colours: they are divided by 255. Floating-point images are read as they are.
+    Bytes (uint8) are colours: they are divided by 255. Floating-point images are read as they are. A simulator's images
+    of other integers are refused unless a transform scales them, since they are floats before they come here.
 
     Attributes:
         channels: output channels of each convolution.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 
     from rlexp.policies.heads import Head, Scale
     from rlexp.policies.inputs import Inputs, Specs
+
+
+_SCALE_MAPPINGS = ("biased_softplus", "exp", "expln", "none", "relu", "softplus")
+# With the standard deviation that it makes of 0, and perhaps the smallest that it gives.
+_BIASED = re.compile(r"biased_softplus(_(\d+\.?\d*|\.\d+)(e-?\d+)?){1,2}", re.ASCII)
 
 
 def is_shipped(node: Node) -> bool:
@@ -115,11 +121,13 @@ class NetworkConfig(PolicyConfig):
         Raises:
             ConfigError: the environment has no such entries, or this policy's networks cannot read them.
         """
-        from rlexp.policies.inputs import chosen, inputs
+        from rlexp.policies.inputs import check_colours, chosen, inputs
 
         actor, critic = chosen(env, self.actor_keys, self.critic_keys, self.encoders, alike)
         self.check_observation(env, actor, critic)
-        read = partial(inputs, nodes=self.encoders, convolutions=self.convolutions())
+        convolutions = self.convolutions()
+        check_colours(env, {**actor, **critic}, self.encoders, by_default=convolutions is not None)
+        read = partial(inputs, nodes=self.encoders, convolutions=convolutions)
         actor_inputs = read(actor)
         return actor_inputs, actor_inputs if self.shared else read(critic)
 
@@ -203,7 +211,9 @@ class GaussianConfig(Config):
 
     Attributes:
         state_independent_scale: one learned standard deviation per action dimension, instead of a network output.
-        scale_mapping: torchrl's name of the map from a parameter to a standard deviation.
+        scale_mapping: torchrl's name of the map from a parameter to a standard deviation: ``exp``, ``expln``, ``none``,
+            ``softplus``, ``biased_softplus_1.0``, or ``relu``, which needs ``scale_init`` where the deviation is one
+            learned number, since its derivative at 0 is 0.
         scale_init: standard deviation that training starts with; None is what the mapping makes of 0 (``exp``: 1).
         scale_lb: smallest standard deviation.
         scale_ub: largest standard deviation; None is any.
@@ -216,8 +226,14 @@ class GaussianConfig(Config):
     scale_ub: Positive | None
 
     def problems(self) -> Iterator[Problem]:
-        """The bounds of the standard deviation enclose that of the start."""
+        """A mapping that torchrl has and that can be trained, and bounds that enclose the deviation of the start."""
         yield from super().problems()
+        if self.scale_mapping not in _SCALE_MAPPINGS and not _BIASED.fullmatch(self.scale_mapping):
+            message = f"is no mapping of torchrl's. {did_you_mean(self.scale_mapping, _SCALE_MAPPINGS)}"
+            yield Problem("scale_mapping", message, self.scale_mapping)
+        if self.scale_mapping == "relu" and self.scale_init is None and self.state_independent_scale:
+            message = "would keep the standard deviation where it starts, its derivative at 0 being 0: give "
+            yield Problem("scale_mapping", f"{message}policy.scale_init.", "relu")
         if self.scale_ub is not None and self.scale_ub <= self.scale_lb:
             yield Problem("scale_ub", f"must be above policy.scale_lb, {self.scale_lb:g}.", f"{self.scale_ub:g}")
         elif self.scale_init is not None and self.scale_ub is not None and self.scale_init > self.scale_ub:

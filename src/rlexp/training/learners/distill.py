@@ -59,7 +59,7 @@ class Teacher:
     ) -> None:
         assert isinstance(config.loss, DistillConfig)
         self._loss = config.loss
-        with unmoved_generators(), closing((agent := self._load(config, device)).env):
+        with unmoved_generators(), closing(self._load(config, device)) as agent:
             try:
                 self.policy = Policy(agent)
             except UnfaithfulPolicyError as error:
