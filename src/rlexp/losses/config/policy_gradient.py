@@ -156,7 +156,7 @@ class SPOConfig(PolicyLossConfig):
     """Simple policy optimisation: `rlexp.losses.surrogates.SPOLoss`.
 
     Attributes:
-        epsilon: distance from 1 of the ratio that an update leads to.
+        epsilon: the objective peaks where the ratio is 1 - epsilon or 1 + epsilon.
     """
 
     builds = ("torchrl.objectives.PPOLoss", "torchrl.objectives.value.GAE")
