@@ -86,6 +86,22 @@ def test_simulators_of_a_loaded_or_exported_policy_are_closed(tmp_path: Path, mo
     assert len(closed) == 6
 
 
+def test_trainers_in_threads_are_the_runs_of_their_seeds(tmp_path: Path) -> None:
+    def train(name: str, seed: int) -> None:
+        drawing = [f"callbacks.counts._target_={__name__}.Counts", "checkpoint.interval=64", "evaluation.interval=128"]
+        Trainer(composed(*SMALL, *drawing, "total_frames=1280", f"seed={seed}"), tmp_path / f"{name}_{seed}").fit()
+
+    for seed in (0, 1):
+        train("alone", seed)
+    threads = [threading.Thread(target=train, args=("beside", seed)) for seed in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed in (0, 1):
+        assert hashes(tmp_path / f"beside_{seed}") == hashes(tmp_path / f"alone_{seed}")
+
+
 def test_one_that_has_ended_says_how_to_go_on(tmp_path: Path) -> None:
     trainer = Trainer(composed(*SMALL), tmp_path)
     trainer.stop()

@@ -6,6 +6,7 @@ import hashlib
 import os
 import secrets
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -44,6 +45,10 @@ from rlexp.training.watchdog import Watchdog
 P = ParamSpec("P")
 T = TypeVar("T")
 
+# Random generators, torch's number of threads and its default type are the whole process's: one trainer at a time has
+# them. Reentrant, since callbacks call methods of their trainer.
+_TURN = threading.RLock()
+
 
 class TrainerEndedError(RlexpError):
     """A trainer was closed, or interrupted in the middle of a batch, and cannot go on; the message says what can."""
@@ -53,18 +58,18 @@ def _step(method: Callable[Concatenate[Trainer, P], T]) -> Callable[Concatenate[
     """A part of an iteration: it has the trainer's own generators and threads, and one that raises ends the trainer."""
 
     @wraps(method)
-    @float32_by_default()
     def step(self: Trainer, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        self._check_open()
-        torch.set_num_threads(self.threads)
-        load_rng_state(self.rng)
-        try:
-            found = method(self, *args, **kwargs)
-        except BaseException:
-            self._ended = "was interrupted in the middle of a batch"
-            raise
-        self.rng = rng_state()
-        return found
+        with _TURN, float32_by_default():
+            self._check_open()
+            torch.set_num_threads(self.threads)
+            load_rng_state(self.rng)
+            try:
+                found = method(self, *args, **kwargs)
+            except BaseException:
+                self._ended = "was interrupted in the middle of a batch"
+                raise
+            self.rng = rng_state()
+            return found
 
     return step
 
@@ -114,7 +119,14 @@ class Trainer:
         self._watched: list[object] = []
         watchdog = Watchdog(config.collector.timeout, self._watched)
         # A constructor that fails leaves no lock and no process.
-        with LogBuffer() as logged, ExitStack() as on_failure, watchdog, group.reporting(), float32_by_default():
+        with (
+            _TURN,
+            LogBuffer() as logged,
+            ExitStack() as on_failure,
+            watchdog,
+            group.reporting(),
+            float32_by_default(),
+        ):
             if group.main:
                 self.run.lock()
                 on_failure.callback(self.run.discard)
@@ -220,7 +232,8 @@ class Trainer:
             path = self.save()
             session.log_checkpoint(path)
             if self.config.checks and self.evaluator.final is not None and self.finished:
-                check_checkpoint(path, self.evaluator.final, self.device, self.config)
+                with _TURN:
+                    check_checkpoint(path, self.evaluator.final, self.device, self.config)
             session.summary = self.summary("completed" if self.finished else _status(stop))
         if stop is not None and not self.finished:
             raise Stopped(stop)
@@ -302,7 +315,7 @@ class Trainer:
         """Record a video if one is due after this batch; None where it is not, or could not be made."""
         if not (self.group.main and self.evaluator.video_due(self._frames_before, self.frames)):
             return None
-        with self._timed("eval"), self.group.own_draws():
+        with _TURN, self._timed("eval"), self.group.own_draws():
             return self.evaluator.record_video(self.env, self.frames, self.run.videos)
 
     def save_due(self) -> bool:
@@ -318,21 +331,22 @@ class Trainer:
         Raises:
             TrainerEndedError: it has ended.
         """
-        self._check_open()
-        path = self.run.checkpoints / f"{self.frames:012d}"
-        best = self.evaluator.best_frames == self.frames
-        if self.saved == path:
-            if best and self.group.main:  # it may have been evaluated since
-                store.point(self.run.checkpoints, "best", path)
-        else:
-            config, keep = redact(self.config.to_dict()), self.config.checkpoint.keep_last
-            state = state_of(self)
-            if self.group.main:
-                checkpoint.save(self.run.checkpoints, state, config, keep, best=best)
-            self.saved = path
-            self.saved_at = time.monotonic()
-            self._call("at_checkpoint", path)
-        return path
+        with _TURN:  # callbacks and environments of the user's own may draw
+            self._check_open()
+            path = self.run.checkpoints / f"{self.frames:012d}"
+            best = self.evaluator.best_frames == self.frames
+            if self.saved == path:
+                if best and self.group.main:  # it may have been evaluated since
+                    store.point(self.run.checkpoints, "best", path)
+            else:
+                config, keep = redact(self.config.to_dict()), self.config.checkpoint.keep_last
+                state = state_of(self)
+                if self.group.main:
+                    checkpoint.save(self.run.checkpoints, state, config, keep, best=best)
+                self.saved = path
+                self.saved_at = time.monotonic()
+                self._call("at_checkpoint", path)
+            return path
 
     def stop(self) -> None:
         """End `fit` after this batch: the run is saved, and its summary has the status ``stopped``."""
