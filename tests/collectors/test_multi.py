@@ -190,21 +190,30 @@ def train(subject: Trainer, iterations: int) -> list[dict[str, float]]:
     return [subject.iterate() for _ in range(iterations)]
 
 
+GRU = ["policy=gru", "policy.sequence_length=8", "policy.hidden_size=8"]
+
+
 @pytest.mark.parametrize(
-    ("kind", "kernels"), [("multi_sync", "auto"), ("multi_async", "auto"), ("multi_sync", "false")]
+    ("kind", "kernels", "policy"),
+    [
+        ("multi_sync", "auto", []),
+        ("multi_async", "auto", []),
+        ("multi_sync", "false", []),
+        ("multi_sync", "false", GRU),
+    ],
 )
 def test_the_same_seed_is_the_same_run_and_so_is_its_second_half(
-    kind: str, kernels: str, tmp_path: Path, close: list[Trainer]
+    kind: str, kernels: str, policy: list[str], tmp_path: Path, close: list[Trainer]
 ) -> None:
-    override = f"kernels={kernels}"
-    whole = trainer(kind, tmp_path / "whole", override)
+    overrides = [f"kernels={kernels}", *policy]
+    whole = trainer(kind, tmp_path / "whole", *overrides)
     close.append(whole)
     rows = train(whole, 2)
     middle = checkpoint.load(checkpoint.save(tmp_path / "half" / "checkpoints", state_of(whole), {}, keep_last=2))
     assert middle.state.inexact == []
     rows += train(whole, 2)
     end = state_of(whole)
-    close.append(trainer(kind, tmp_path / "same", override))
+    close.append(trainer(kind, tmp_path / "same", *overrides))
     assert train(close[-1], 4) == rows
     close.append(Trainer(whole.config, RunDir(tmp_path / "half"), middle))
     assert train(close[-1], 2) == rows[2:]

@@ -67,6 +67,8 @@ OTHERS = {
     "kl_adaptive": [HOPPER, "optim.schedule=kl_adaptive"],
     "any a2c": [HOPPER, "loss=any", f"{TORCHRL}.A2CLoss", "loss.loss_module.functional=false", "num_epochs=1"],
     "any reinforce": [HOPPER, "loss=any", f"{TORCHRL}.ReinforceLoss", "num_epochs=1"],
+    "rewards in float64": ["env=pendulum", "~env.transforms.double_to_float"],
+    "rewards in float64, critic apart": ["env=pendulum", "~env.transforms.double_to_float", "critic_num_epochs=2"],
     "unnormalised reward, one simulator": [HOPPER, "loss.normalize_reward=false", "env.num_envs=1"],
 }
 

@@ -22,6 +22,7 @@ from rlexp.envs.state import (
     load_transforms_state,
     transforms_state,
 )
+from rlexp.policies.recurrent import carry_state
 from rlexp.seeding import load_rng_state, rng_state, seed_everything
 from rlexp.workers import WorkerError as WorkerError
 
@@ -115,6 +116,7 @@ class ShareWorker:
         self._take_statistics(statistics)
         self._actor = share.source.policy.build(self._env, cpu).actor
         self._take_weights(weights)
+        carry_state(self._env, self._actor)
         if share.source.raw:
             keep_raw(self._env)
         self._collector = share.collector.build(self._env, self._actor, share.source, cpu)

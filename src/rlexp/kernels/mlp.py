@@ -166,6 +166,7 @@ def _backward(
     grads: Sequence[Tensor],
 ) -> None:
     """Write the derivatives by ``parameters``, a weight and a bias a layer, into ``grads``."""
+    by_output = by_output.to(inputs[0].dtype)  # of rewards in float64, it is float64
     for i in reversed(range(len(inputs))):
         torch.mm(by_output.t(), inputs[i], out=grads[2 * i])
         torch.sum(by_output, 0, out=grads[2 * i + 1])
