@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rlexp.config import Config, ConfigError, Count, Positive, Problem
 from rlexp.config.trust import of_ray
@@ -49,6 +49,9 @@ class CollectorConfig(Config):
         frames_per_batch: simulator frames of one batch, all environments together.
         timeout: seconds to wait for a worker process before it is given up.
     """
+
+    lags: ClassVar[bool] = False
+    """Whether a batch may come from the policy before the newest update."""
 
     frames_per_batch: Count
     timeout: Positive
@@ -160,7 +163,7 @@ class WorkersConfig(CollectorConfig):
 
         inner = SyncCollectorConfig(frames_per_batch=self.frames_per_batch // self.num_workers, timeout=self.timeout)
         shares = [Share(source, inner, i, self.num_workers) for i in range(self.num_workers)]
-        return MultiCollector(env, actor, self._workers(shares), device, ahead=self.busy_while_learning > 0)
+        return MultiCollector(env, actor, self._workers(shares), device, ahead=self.lags)
 
     def _workers(self, shares: list[Share]) -> ShareWorkers:
         from rlexp.collectors.processes import Processes
@@ -180,6 +183,8 @@ class MultiAsyncCollectorConfig(WorkersConfig):
 
     Every batch but the first comes from the policy before the newest update.
     """
+
+    lags = True
 
     @property
     def busy_while_learning(self) -> int:

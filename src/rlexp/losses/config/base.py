@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from math import cos, pi
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from rlexp.collectors import MultiAsyncCollectorConfig
 from rlexp.config import Config, Fraction, Problem
 from rlexp.distributed import ALONE, Group
-from rlexp.policies import ActionValueConfig
 
 if TYPE_CHECKING:
     from rlexp.experiment import ExperimentConfig
@@ -63,7 +61,7 @@ class LossConfig(Config):
 
     def problems_with(self, experiment: ExperimentConfig) -> Iterator[Problem]:
         """What it asks of the settings of other groups, which are named in full."""
-        if isinstance(experiment.policy, ActionValueConfig):
+        if experiment.policy.has_action_values:
             yield Problem("policy", "has an action-value critic, which only loss=reppo trains.", "action_value")
         if experiment.critic_apart:
             yield from self._critic_apart_problems(experiment)
@@ -147,7 +145,7 @@ class MinibatchLossConfig(AdvantageLossConfig):
             yield Problem("minibatch_size", message, "1")
         # The KL is measured before each step: before the first it is 0, unless an earlier policy collected the batch.
         steps = experiment.num_epochs * experiment.minibatches_per_epoch
-        if steps == 1 and not isinstance(experiment.collector, MultiAsyncCollectorConfig):
+        if steps == 1 and not experiment.collector.lags:
             message = "uses the KL before each gradient step, which is 0 if there is only one: increase num_epochs."
             yield from (Problem(key, message) for key in self.kl_settings(experiment))
         if experiment.cuda_graph and experiment.checks:

@@ -9,7 +9,6 @@ from pydantic import Field
 
 from rlexp.config import Count, NonNegative, Positive, Problem
 from rlexp.losses.config.base import AdvantageLossConfig, Annealed, Schedule
-from rlexp.policies import RecurrentConfig
 
 if TYPE_CHECKING:
     from rlexp.experiment import ExperimentConfig
@@ -50,7 +49,7 @@ class NPGConfig(AdvantageLossConfig):
         for key, on in (("cuda_graph", experiment.cuda_graph), ("compile", experiment.compile is True)):
             if on:
                 yield Problem(key, "is for losses that minibatches minimise.", "true")
-        if isinstance(experiment.policy, RecurrentConfig):
+        if experiment.policy.recurrent:
             yield Problem("loss", "needs a feed-forward policy; recurrent ones train with loss=clip_ppo.")
         if getattr(experiment.policy, "shared", False):
             message = "must be false with this loss: the critic's passes would change the policy."

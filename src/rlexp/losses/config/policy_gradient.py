@@ -10,7 +10,6 @@ from pydantic import Field
 
 from rlexp.config import ConfigError, Node, NonNegative, Positive, Problem, build_at
 from rlexp.losses.config.base import Annealed, MinibatchLossConfig, Schedule
-from rlexp.policies import RecurrentConfig
 
 if TYPE_CHECKING:
     from rlexp.experiment import ExperimentConfig
@@ -47,7 +46,7 @@ class PolicyLossConfig(MinibatchLossConfig):
         apart = f"the critic has passes of its own ({experiment.critic_setting})"
         if self.clip_value is not None:
             yield Problem("loss.clip_value", f"must be null where {apart}.", f"{self.clip_value:g}")
-        if isinstance(experiment.policy, RecurrentConfig):
+        if experiment.policy.recurrent:
             yield Problem(experiment.critic_setting, "needs a feed-forward policy.")
         if getattr(experiment.policy, "shared", False):
             yield Problem("policy.shared", f"must be false where {apart}: they would change the policy.", "true")

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from rlexp.collectors import MultiAsyncCollectorConfig
 from rlexp.config import NonNegative, Positive, Problem
 from rlexp.losses.config.base import LossConfig
-from rlexp.policies import ActionValueConfig
 
 if TYPE_CHECKING:
     from rlexp.experiment import ExperimentConfig
@@ -39,7 +37,7 @@ class REPPOConfig(LossConfig):
 
     def problems_with(self, experiment: ExperimentConfig) -> Iterator[Problem]:
         """An action-value critic, actions of the newest policy, and a KL that nothing else keeps."""
-        if not isinstance(experiment.policy, ActionValueConfig):
+        if not experiment.policy.has_action_values:
             yield Problem("policy", "must be action_value with loss=reppo, which needs an action-value critic.")
         if experiment.critic_apart:
             yield from self._critic_apart_problems(experiment)
@@ -53,6 +51,6 @@ class REPPOConfig(LossConfig):
         if experiment.optim.follows_kl:
             message = "has no meaning with loss=reppo, which keeps its KL by itself: linear, cosine or constant."
             yield Problem("optim.schedule", message, "kl_adaptive")
-        if isinstance(experiment.collector, MultiAsyncCollectorConfig):
+        if experiment.collector.lags:
             message = "must be another with loss=reppo, which learns from actions of the newest policy."
             yield Problem("collector", message, "multi_async")

@@ -26,6 +26,8 @@ class ActionValueConfig(TanhNormalConfig):
         num_bins: bins between them.
     """
 
+    has_action_values = True
+
     v_min: float
     v_max: float
     num_bins: Annotated[Count, Field(ge=2)]

@@ -36,6 +36,11 @@ def is_shipped(node: Node) -> bool:
 class PolicyConfig(Config):
     """Base of all policies."""
 
+    recurrent: ClassVar[bool] = False
+    """Whether it carries a state from step to step."""
+    has_action_values: ClassVar[bool] = False
+    """Whether its critic is of actions, and not of states alone."""
+
     def build(self, env: EnvBase, device: torch.device) -> ActorCritic:
         """Fresh networks that fit the environment's specs, on ``device``.
 

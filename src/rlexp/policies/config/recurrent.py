@@ -33,6 +33,7 @@ class RecurrentConfig(GaussianConfig, NetworkConfig):
         distribution: over actions; ``auto`` takes categorical, tanh_normal or normal, whichever fits first.
     """
 
+    recurrent = True
     recurrent_layer: ClassVar[Literal["GRU", "LSTM"]]
 
     hidden_size: Count

@@ -7,7 +7,6 @@ import logging
 import torch
 from torchrl.envs import TransformedEnv
 
-from rlexp.collectors import MultiAsyncCollectorConfig
 from rlexp.distributed import ALONE, Group
 from rlexp.experiment import ExperimentConfig
 from rlexp.losses import AdvantageLossConfig, DistillConfig, NPGConfig, REPPOConfig
@@ -38,7 +37,7 @@ def build_learner(
         return REPPOLearner(config, networks, device)
     assert isinstance(config.loss, AdvantageLossConfig)
     once = isinstance(config.loss, NPGConfig) or config.num_epochs == 1 or not config.recompute_advantage
-    if config.loss.estimator == "vtrace" and once and not isinstance(config.collector, MultiAsyncCollectorConfig):
+    if config.loss.estimator == "vtrace" and once and not config.collector.lags:
         log.warning("loss.estimator=vtrace: advantages are estimated before the policy changes, which makes it td1.")
     if isinstance(config.loss, NPGConfig):
         return NaturalGradientLearner(config, networks, device)

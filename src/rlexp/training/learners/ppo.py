@@ -10,7 +10,6 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from rlexp.collectors import MultiAsyncCollectorConfig
 from rlexp.config import ConfigError, Problem
 from rlexp.distributed import ALONE, POSITION, Group
 from rlexp.experiment import ExperimentConfig
@@ -145,7 +144,7 @@ class PPOLearner:
             records += last
             if self._kl_decides:
                 kl = loss.kl(stacked(last))
-                if len(records) > 1 or self._lags:  # before the first step the KL is 0 up to rounding
+                if len(records) > 1 or config.collector.lags:  # before the first step the KL is 0 up to rounding
                     self._adapt_lr(kl.item())
                 if beyond or self._beyond(kl):
                     break
@@ -219,11 +218,6 @@ class PPOLearner:
     def _beyond(self, kl: Tensor) -> bool:
         target = self.config.target_kl
         return target is not None and kl.item() > target
-
-    @property
-    def _lags(self) -> bool:
-        """Whether a batch may come from an earlier policy, so that even before the first step there is a KL."""
-        return isinstance(self.config.collector, MultiAsyncCollectorConfig)
 
     @property
     def _kl_decides(self) -> bool:
