@@ -140,6 +140,7 @@ def plain() -> dict[str, Any]:
 @pytest.fixture
 def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a module that leaves a mark when it is imported, where the command runs and Python looks."""
+    sys.modules.pop("evil", None)  # imported by a test before, which was asked to trust it
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / MARKER)!r}, 'w')\ndef f(*a, **k): ...\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
