@@ -47,7 +47,13 @@ T = TypeVar("T")
 
 # Random generators, torch's number of threads and its default type are the whole process's: one trainer at a time has
 # them. Reentrant, since callbacks call methods of their trainer.
-_TURN = threading.RLock()
+_PROCESS = threading.RLock()
+
+
+@contextmanager
+def _turn() -> Iterator[None]:
+    with _PROCESS, float32_by_default():
+        yield
 
 
 class TrainerEndedError(RlexpError):
@@ -59,7 +65,7 @@ def _step(method: Callable[Concatenate[Trainer, P], T]) -> Callable[Concatenate[
 
     @wraps(method)
     def step(self: Trainer, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        with _TURN, float32_by_default():
+        with _turn():
             self._check_open()
             torch.set_num_threads(self.threads)
             load_rng_state(self.rng)
@@ -119,14 +125,7 @@ class Trainer:
         self._watched: list[object] = []
         watchdog = Watchdog(config.collector.timeout, self._watched)
         # A constructor that fails leaves no lock and no process.
-        with (
-            _TURN,
-            LogBuffer() as logged,
-            ExitStack() as on_failure,
-            watchdog,
-            group.reporting(),
-            float32_by_default(),
-        ):
+        with LogBuffer() as logged, ExitStack() as on_failure, watchdog, group.reporting(), _turn():
             if group.main:
                 self.run.lock()
                 on_failure.callback(self.run.discard)
@@ -232,7 +231,7 @@ class Trainer:
             path = self.save()
             session.log_checkpoint(path)
             if self.config.checks and self.evaluator.final is not None and self.finished:
-                with _TURN:
+                with _turn():
                     check_checkpoint(path, self.evaluator.final, self.device, self.config)
             session.summary = self.summary("completed" if self.finished else _status(stop))
         if stop is not None and not self.finished:
@@ -310,12 +309,12 @@ class Trainer:
         self._call("after_evaluation", found)
         return found.metrics()
 
-    @float32_by_default()
+    @_turn()
     def record_video(self) -> Path | None:
         """Record a video if one is due after this batch; None where it is not, or could not be made."""
         if not (self.group.main and self.evaluator.video_due(self._frames_before, self.frames)):
             return None
-        with _TURN, self._timed("eval"), self.group.own_draws():
+        with self._timed("eval"), self.group.own_draws():
             return self.evaluator.record_video(self.env, self.frames, self.run.videos)
 
     def save_due(self) -> bool:
@@ -325,28 +324,28 @@ class Trainer:
         by_frames = passed(self.config.checkpoint.interval, self._frames_before, self.frames)
         return self.group.from_main(lambda: by_clock or by_frames or self.evaluator.best_frames == self.frames)
 
+    @_turn()
     def save(self) -> Path:
         """Save a checkpoint of this moment, once; it is the best one if the best evaluation is of this moment.
 
         Raises:
             TrainerEndedError: it has ended.
         """
-        with _TURN:  # callbacks and environments of the user's own may draw
-            self._check_open()
-            path = self.run.checkpoints / f"{self.frames:012d}"
-            best = self.evaluator.best_frames == self.frames
-            if self.saved == path:
-                if best and self.group.main:  # it may have been evaluated since
-                    store.point(self.run.checkpoints, "best", path)
-            else:
-                config, keep = redact(self.config.to_dict()), self.config.checkpoint.keep_last
-                state = state_of(self)
-                if self.group.main:
-                    checkpoint.save(self.run.checkpoints, state, config, keep, best=best)
-                self.saved = path
-                self.saved_at = time.monotonic()
-                self._call("at_checkpoint", path)
-            return path
+        self._check_open()
+        path = self.run.checkpoints / f"{self.frames:012d}"
+        best = self.evaluator.best_frames == self.frames
+        if self.saved == path:
+            if best and self.group.main:  # it may have been evaluated since
+                store.point(self.run.checkpoints, "best", path)
+        else:
+            config, keep = redact(self.config.to_dict()), self.config.checkpoint.keep_last
+            state = state_of(self)
+            if self.group.main:
+                checkpoint.save(self.run.checkpoints, state, config, keep, best=best)
+            self.saved = path
+            self.saved_at = time.monotonic()
+            self._call("at_checkpoint", path)
+        return path
 
     def stop(self) -> None:
         """End `fit` after this batch: the run is saved, and its summary has the status ``stopped``."""
