@@ -115,6 +115,11 @@ WRONG: list[tuple[str, str, str]] = [
     (f"{NET}, depht: 2}}", "policy.actor_network.depht", "Did you mean depth?"),
     ("callbacks.mine._target_=nowhere.Mine", "callbacks.mine._target_=nowhere.Mine", "cannot be imported"),
     ("optim.schedule={_target_: torch.optim.lr_scheduler.StepLR, step: 3}", "optim.schedule.step", "step_size"),
+    (
+        "callbacks.mine._target_=__main__.Mine",
+        "callbacks.mine._target_=__main__.Mine",
+        "move it from yours into a module",
+    ),
     ("env.transforms.a={_target_: torchrl.envs.StepCount}", "env.transforms.a._target_", "Did you mean StepCounter?"),
     (
         " ".join([*LOSS, "loss.loss_module.clip_epsilom=0.1"]),

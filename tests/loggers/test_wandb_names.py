@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from commands import TINY, rows_of, run_command
 
 from rlexp import Trainer, load_config
@@ -134,6 +135,53 @@ def test_rows_that_are_made_again_are_not_sent_twice(tmp_path: Path) -> None:
     assert frames == [256, 512, 768, 1024, 1280]
     rows = rows_of(tmp_path)
     assert sent[:3] == rows[:3]
+
+
+def test_rows_lost_by_a_kill_are_sent_when_the_run_is_resumed(tmp_path: Path) -> None:
+    """W&B's service writes within a second, so that a checkpoint can be newer than the rows in its log."""
+    trainer = Trainer(load_config([*TINY, "logger.mode=offline"]), tmp_path)
+    trainer.fit()
+    assert len(settled_rows(tmp_path, trainer.run_id, 4)) == 4
+    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    data = path.read_bytes()
+    for length in range(len(data), 0, -97):
+        path.write_bytes(data[:length])
+        if len(list(logged_rows(tmp_path, trainer.run_id))) == 2:
+            break
+    Trainer.resume(tmp_path, ["total_frames=1280"]).fit()
+    settled_rows(tmp_path, trainer.run_id, 5)
+    assert [row for part in sorted(tmp_path.glob("wandb/offline-run-*")) for row in history(part)] == rows_of(tmp_path)
+
+
+def test_a_log_that_cannot_be_read_is_taken_to_be_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = Trainer(load_config([*TINY, "logger.mode=offline"]), tmp_path)
+    trainer.fit()
+    assert len(settled_rows(tmp_path, trainer.run_id, 4)) == 4
+    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    data = path.read_bytes()
+    path.write_bytes(data[:7] + bytes([0, 0, 0, 0, 9, 0, 1]) + b"no record" + data)
+    with caplog.at_level("WARNING"):
+        Trainer.resume(tmp_path, ["total_frames=1280"]).fit()
+    assert "it is taken to hold the 4 rows of metrics.jsonl" in caplog.text
+    newest = sorted(tmp_path.glob("wandb/offline-run-*"))[-1]
+    assert [row["frames"] for row in history(newest)] == [1280]
+
+
+def test_a_run_of_the_programs_own_goes_on(tmp_path: Path) -> None:
+    own = wandb.init(mode="offline", dir=tmp_path, project="own", settings=wandb.Settings(silent=True))
+    try:
+        Trainer(load_config([*TINY, "total_frames=256", "logger.mode=offline"]), tmp_path / "run").fit()
+        (tmp_path / "online").mkdir()
+        config = load_config(["logger.mode=online"])
+        assert config.logger.open(tmp_path / "online", config.to_dict(), "id", 0) == [], "there is no key"
+        assert wandb.run is own
+        own.log({"mine": 1.0})
+    finally:
+        own.finish()
+    (part,) = tmp_path.glob("wandb/offline-run-*")
+    assert [row["mine"] for row in history(part)] == [1.0]
+    (part,) = tmp_path.glob("run/wandb/offline-run-*")
+    assert [row["frames"] for row in history(part)] == [256]
 
 
 def test_a_log_that_was_cut_anywhere_gives_its_whole_rows(tmp_path: Path) -> None:

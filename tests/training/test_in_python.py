@@ -99,7 +99,10 @@ def test_trainers_in_threads_are_the_runs_of_their_seeds(tmp_path: Path) -> None
     for thread in threads:
         thread.join()
     for seed in (0, 1):
-        assert hashes(tmp_path / f"beside_{seed}") == hashes(tmp_path / f"alone_{seed}")
+        alone, beside = tmp_path / f"alone_{seed}", tmp_path / f"beside_{seed}"
+        assert hashes(beside) == hashes(alone)
+        texts = [(run / "train.log").read_text() for run in (alone, beside)]
+        assert [text.count("frames: evaluation return") for text in texts] == [10, 10], "each has its own messages"
 
 
 def test_one_that_has_ended_says_how_to_go_on(tmp_path: Path) -> None:

@@ -153,6 +153,9 @@ def locate(path: str) -> Callable[..., Any]:
     try:
         found = getattr(module, name)
     except AttributeError as error:
+        if module_name == "__main__":
+            message = "is not in the script that this process runs: move it from yours into a module, and name that."
+            raise ConfigError([Problem(TARGET, message, path)]) from error
         hint = did_you_mean(name, (n for n in dir(module) if not n.startswith("_")))
         raise ConfigError([Problem(TARGET, f"{module_name} has no {name!r}. {hint}", path)]) from error
     if not callable(found):

@@ -158,6 +158,7 @@ class WandbConfig(LoggerConfig):
         if mode == "disabled":
             return []
 
+        from rlexp.loggers.local import read_metrics
         from rlexp.loggers.wandb import open_wandb
 
         folder = Path(os.environ.get("WANDB_DIR") or run_dir)
@@ -183,4 +184,5 @@ class WandbConfig(LoggerConfig):
             self.artifacts,
             self.registry,
             alerts=self.alerts,
+            rows=read_metrics(run_dir) if frames else [],
         )

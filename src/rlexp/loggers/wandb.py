@@ -38,6 +38,7 @@ def open_wandb(
     registry: str | None,
     *,
     alerts: bool,
+    rows: Sequence[Row],
 ) -> list[Sink]:
     """Start a W&B run; where W&B cannot, warn and train without it.
 
@@ -51,6 +52,7 @@ def open_wandb(
         artifacts: checkpoints that become versions of an artifact.
         registry: collection to which the best of them is linked when the run is complete.
         alerts: whether a run that fails sends an alert.
+        rows: what the run has logged so far; W&B gets those that it lacks.
     """
     # W&B's reports about itself, which a server that does not answer lets every process wait for at its end.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -70,7 +72,7 @@ def open_wandb(
         modes = ["offline"]
     for each in modes:
         try:
-            earlier = _earlier(folder, arguments["id"])
+            earlier = _earlier(folder, arguments["id"], rows)
             run = _start(each, folder, config, arguments, settings)
             elsewhere = 0.0
             if each == "online":  # what an earlier process logged on this machine may not have reached the server
@@ -78,13 +80,19 @@ def open_wandb(
                 elsewhere = min([received, *(frames - 1 for frames, _ in earlier)])
                 earlier = {key for key in earlier if key[0] <= received}
         except Exception as error:  # whatever W&B raises, training goes on
-            if each == "online":
+            # W&B's service keeps the id of a run that failed, and takes it a second time only when started anew, which
+            # would end the other runs of this process.
+            if each == "online" and wandb.setup().most_recent_active_run is None:
                 log.warning("W&B could not go online (%s): logging offline.", error)
-                wandb.teardown()  # its service keeps the id of the run that failed, and refuses it a second time
+                wandb.teardown()
             else:
                 log.warning("W&B could not start, logging to metrics.jsonl alone: %s", error)
+                break
         else:
-            return [WandbSink(run, earlier, elsewhere, artifacts, registry, finish_timeout, alerts=alerts)]
+            sink = WandbSink(run, earlier, elsewhere, artifacts, registry, finish_timeout, alerts=alerts)
+            for row in rows:
+                sink.log(row)
+            return [sink]
     return []
 
 
@@ -103,12 +111,11 @@ def _start(
         tags=_tags(redact(arguments["tags"])),
         name=arguments["name"],
         id=arguments["id"],
-        # Offline, W&B checks no id and warns of this one: `wandb sync --append` joins the parts.
-        resume="allow" if mode == "online" else None,
+        resume="allow" if mode == "online" else None,  # offline, W&B warns of it
         dir=folder,
         config=dict(config),
         mode="online" if mode == "online" else "offline",
-        reinit="finish_previous",
+        reinit="create_new",  # a run of the program's own, or of another trainer, goes on
         settings=settings,
     )
     run.define_metric("frames")
@@ -116,13 +123,14 @@ def _start(
     return run
 
 
-def _earlier(folder: Path, run_id: str) -> set[Key]:
+def _earlier(folder: Path, run_id: str, rows: Sequence[Row]) -> set[Key]:
     """The rows that W&B has from earlier processes of a run."""
     try:
         return {_key(row) for row in logged_rows(folder, run_id)}
     except Exception as error:  # a damaged log, or another format
-        log.warning("W&B's log of the run so far cannot be read, so that it may get rows twice: %s", error)
-        return set()
+        message = "W&B's log of the run so far cannot be read; it is taken to hold the %d rows of metrics.jsonl: %s"
+        log.warning(message, len(rows), error)
+        return {_key(row) for row in rows}
 
 
 def _tags(tags: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,22 @@ def _note_all() -> None:
         logger.setLevel(logging.INFO)
 
 
+_by_thread: dict[int | None, logging.Handler] = {}
+
+
+def _listen(handler: logging.Handler) -> None:
+    """Give a run's handler what is logged, but for what another run's thread logs."""
+    _by_thread[threading.get_ident()] = handler
+    handler.addFilter(lambda record: _by_thread.get(record.thread, handler) is handler)
+    logging.getLogger("rlexp").addHandler(handler)
+
+
+def _ignore(handler: logging.Handler) -> None:
+    logging.getLogger("rlexp").removeHandler(handler)
+    for thread in [thread for thread, theirs in _by_thread.items() if theirs is handler]:
+        del _by_thread[thread]
+
+
 class LogBuffer(logging.Handler):
     """Keeps what is logged while a run is built, until its `Session` writes it to ``train.log``; a context manager."""
 
@@ -45,11 +62,11 @@ class LogBuffer(logging.Handler):
 
     def __enter__(self) -> LogBuffer:
         _note_all()
-        logging.getLogger("rlexp").addHandler(self)
+        _listen(self)
         return self
 
     def __exit__(self, *error: object) -> None:
-        logging.getLogger("rlexp").removeHandler(self)
+        _ignore(self)
 
 
 class Session:
@@ -99,7 +116,7 @@ class Session:
     def __enter__(self) -> Session:
         for record in self._logged:
             self._log_file.handle(record)
-        logging.getLogger("rlexp").addHandler(self._log_file)
+        _listen(self._log_file)
         try:
             self._open()
         except BaseException as error:
@@ -176,7 +193,7 @@ class Session:
         self._attempt(lambda: write_json(self._run.summary, self.summary))
         for ending in self._endings:
             self._attempt(ending)
-        logging.getLogger("rlexp").removeHandler(self._log_file)
+        _ignore(self._log_file)
         self._log_file.close()
 
     def _plot(self) -> None:
