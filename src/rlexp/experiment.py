@@ -300,7 +300,7 @@ def check_config(composed: Composed, trust: Collection[str] | None = None) -> Ex
         problems += error.problems
     if trust is not None:
         granted = [str(package) for package in composed.values.get("trust") or [] if str(package) not in trust]
-        message = "is a trust that a plan may not give: if you trust it, say trust=[{}] yourself."
+        message = "is not taken from a resumed folder: if you trust it, say trust=[{}] yourself."
         problems += [Problem("trust", message.format(package), package) for package in granted]
     values = {key: value for key, value in composed.values.items() if key not in COMMAND_SETTINGS}
     try:

@@ -117,7 +117,7 @@ def test_the_printed_command_says_again_what_the_folder_may_not_decide(
     assert command == ["rlexp-train", "--multirun", *sources, resume, "hydra.job.name=mine", "trust=[boom,hydra]"]
     # Whether the jobs are given again or not: the folder may come from anyone.
     for others in (["trust=[boom]"], [*sources, *jobs]):
-        with pytest.raises(ConfigError, match=r"job\.name=mine(.|\n)*may not decide"):
+        with pytest.raises(ConfigError, match=r"job\.name=mine(.|\n)*not taken from a resumed folder"):
             train(["--multirun", resume, *others])
     with pytest.raises(ConfigError, match=r"--config-path(.|\n)*--config-name(.|\n)*reads the environment"):
         train(["--multirun", resume, "hydra.job.name=mine", "trust=[boom]"])

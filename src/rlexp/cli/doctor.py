@@ -44,7 +44,7 @@ Exit code 0: the experiment can run here. 1: it cannot; lines that begin with FA
 EXTRAS: Mapping[str, str] = {
     "envpool": "env.backend=envpool",
     "atari": "env=atari without EnvPool, and videos of its games",
-    "box2d": "env=lunar_lander, env=car_racing, and Gymnasium's other Box2D tasks",
+    "box2d": "env=lunar_lander, env=bipedal_walker, env=car_racing, and Gymnasium's other Box2D tasks",
     "dm-control": "env=dm_control",
     "pixels": "env.from_pixels=true, env=car_racing, and videos of classic control",
     "video": "evaluation.video_interval, rlexp-eval video=true",

@@ -38,6 +38,8 @@ usage: rlexp-search [search=ppo] [search.key=value ...] [group=option ...] [key=
   key=value       settings of all trainings, as after rlexp-train
   dir             folder of the search; default: a new one under outputs/search
   resume          resume a search; more trials extend it. Several processes may work on one search in parallel.
+  trust           packages that a search from someone else may import, e.g. resume=DIR trust=[my_lab]
+  --config-dir    a folder of your own options; given again to resume
 
 examples:
   rlexp-search env=hopper total_frames=500_000 search.trials=60 search.workers=2
@@ -174,7 +176,7 @@ def _plan_of(folder: SearchDir, overrides: Sequence[str], config_dir: str | None
     except (Exception, RecursionError) as error:  # whatever a damaged or hostile file leads to
         raise ConfigError([Problem("resume", f"search.yaml is damaged: {error!r:.200}", str(folder.path))]) from error
     if options is not None and config_dir is None:
-        message = "is the search's folder of options, which its plan may not choose: if it is yours, give it again."
+        message = "has options, which are not taken from a resumed folder: if it is yours, give it again."
         raise ConfigError([Problem(f"--config-dir {options}", message)])
     if options is None and config_dir is not None:
         raise ConfigError([Problem(f"--config-dir {config_dir}", "is none that the search was started with.")])
@@ -187,7 +189,8 @@ def _plan_of(folder: SearchDir, overrides: Sequence[str], config_dir: str | None
         texts = [*common, *task]
         found = [Problem(text, RESOLVED) for text in texts if calls_a_resolver(text) and "hydra" not in trust]
         hydra = [text for text in texts if text.lstrip("+~").startswith("hydra")]
-        if found := [*found, *(Problem(t, "is a setting of Hydra, which a plan may not decide.") for t in hydra)]:
+        found += [Problem(text, "is a setting of Hydra, which is not taken from a resumed folder.") for text in hydra]
+        if found:
             raise ConfigError(found)
         return check_config(load(texts, Sources(options)), trust).to_dict()
 

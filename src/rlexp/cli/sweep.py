@@ -165,7 +165,7 @@ def check_hydra(saved: Sequence[str], trust: Sequence[str]) -> None:
     Raises:
         ConfigError: with every such setting.
     """
-    message = "is a setting of Hydra, which a plan may not decide: if it is yours, give it again."
+    message = "is a setting of Hydra, which is not taken from a resumed folder: if it is yours, give it again."
     problems = [Problem(text, message) for text in saved if not _may_decide(text)]
     if problems and "hydra" not in trust:
         raise ConfigError(problems)
@@ -188,11 +188,13 @@ def check_plan(plan: SweepPlan, given: Sources, trust: Sequence[str]) -> None:
     again = asdict(_absolute(given))
     for key, saved in asdict(plan.sources).items():
         if saved is not None and saved != again[key]:
-            message = "says where options come from, which the plan may not choose: if it is yours, give it again."
+            message = (
+                "says where options come from, which is not taken from a resumed folder: if it is yours, give it again."
+            )
             problems.append(Problem(f"--{key.replace('_', '-')} {saved}", message))
     for text in sorted({text for job in plan.jobs for text in job}):
         if text.lstrip("+~").startswith("hydra"):
-            problems.append(Problem(text, "is a setting of Hydra, which a plan may not decide."))
+            problems.append(Problem(text, "is a setting of Hydra, which is not taken from a resumed folder."))
         elif calls_a_resolver(text):
             problems.append(Problem(text, RESOLVED))
     if problems:

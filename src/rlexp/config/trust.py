@@ -71,7 +71,10 @@ _ARGUMENTS = {
 
 _RAY = {"num_cpus", "num_gpus", "object_store_memory", "namespace", "include_dashboard", "log_to_driver"}
 
-RESOLVED = "reads the environment or builds values of text, which a plan may not do. If it is yours, say trust=[hydra]."
+RESOLVED = (
+    "reads the environment or builds values of text, and is not taken from a resumed folder. "
+    "If it is yours, say trust=[hydra]."
+)
 """The message for an override or a value that `calls_a_resolver` and is not the user's own."""
 
 _REPEATED = re.compile(r"\$\{[\w.\[\]]+\}", re.ASCII)
