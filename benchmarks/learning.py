@@ -52,7 +52,7 @@ SUITES = {
 }
 """The tasks of each table; those of the first have returns of random actions beside them, and aggregates."""
 END = "<!-- end of what benchmarks/learning.py writes -->"
-RESEEDED = {"ant": 10, "half_cheetah": 10, "hopper": 10, "humanoid": 40}
+RESEEDED = {"ant": 10, "half_cheetah": 10, "hopper": 10, "humanoid": 40, **dict.fromkeys(SUITES["dm_control"], 10)}
 """By how much the seeds of a task are shifted whose preset was changed after some of those before had run."""
 _COLUMNS = ("seed", "frames", "seconds", "return")
 
