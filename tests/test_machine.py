@@ -11,12 +11,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
 from commands import TINY
+from gymnasium.envs.registration import EnvSpec
 
 from rlexp import Trainer, load_config, machine
 from rlexp.config import ConfigError
@@ -83,6 +85,22 @@ def test_simulators_are_shared_out_where_that_pays(
     assert best_workers(seconds, num_envs, cores, steps) == expected
 
 
+class Counting(gymnasium.Env[Any, Any]):  # type: ignore[misc]
+    """Counts the steps of all its simulators."""
+
+    steps = 0
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        Counting.steps += 1
+        return np.zeros(1, np.float32), float(Counting.steps), False, False, {}
+
+
 class TestShareOut:
     @pytest.fixture(autouse=True)
     def _three_cores(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,6 +161,27 @@ class TestShareOut:
         finally:
             del gymnasium.registry["Mine-v0"]
         assert "Mine-v0 is registered in this process alone" in caplog.text
+
+    def test_so_does_what_was_registered_anew(self) -> None:
+        stock = gymnasium.registry["Humanoid-v5"]
+        for id, options in (("Humanoid-v5", {"healthy_reward": 9.0}), ("LongHumanoid-v0", {})):
+            assert gymnasium.registry.get("LongHumanoid-v0") is None
+            gymnasium.register(id, entry_point=stock.entry_point, kwargs=options, max_episode_steps=1000)
+            try:
+                assert self.workers("env=gym", f"env.id={id}", "env.backend=gymnasium", "total_frames=20_000_000") == 1
+            finally:
+                del gymnasium.registry[id]
+                gymnasium.registry["Humanoid-v5"] = stock
+
+    def test_what_a_class_counts_is_as_before_its_simulators_were_measured(self) -> None:
+        spec = EnvSpec("Counting-v0", entry_point=Counting, max_episode_steps=9)
+        gymnasium.registry["Counting-v0"] = spec
+        try:
+            base = load_config(["env=gym", "env.id=Counting-v0"]).env.build_base(1)
+        finally:
+            del gymnasium.registry["Counting-v0"]
+        assert base.seconds_per_step() > 0
+        assert Counting.steps == 0
 
     def test_envpool_takes_a_thread_a_core(self) -> None:
         pytest.importorskip("envpool", reason="the extra rlexp[envpool] is not installed")

@@ -200,6 +200,25 @@ def test_numbers_that_stand_for_no_reading_are_named(dtype: str, numbers: None) 
         of(table)
 
 
+@pytest.mark.parametrize("clip", ["-10", "0", "nan"])
+def test_a_bound_that_leaves_nothing_is_refused(clip: str) -> None:
+    with pytest.raises(ConfigError, match=r"env\.transforms\.observation_norm(.|\n)*clip must be above 0, or null"):
+        load_config(["env=pendulum", f"env.transforms.observation_norm.clip={clip}"]).env.build(2)
+
+
+def test_null_is_no_bound() -> None:
+    env = load_config(["env=pendulum", "env.transforms.observation_norm.clip=null"]).env.build(2)
+    init_normalization(env, 20)
+    (norm,) = observation_norms(env)
+    assert norm._clipped(torch.tensor([1e6]), torch.float32) == 1e6
+
+
+def test_one_random_step_of_one_simulator_has_no_deviation() -> None:
+    env = load_config(["env=pendulum"]).env.build(1)
+    init_normalization(env, 1)
+    assert env.reset()["observation"].tolist() == [[0, 0, 0]]
+
+
 class Demanding(Transform):  # type: ignore[misc, unused-ignore]
     def set_container(self, container: Any) -> None:
         raise RuntimeError("needs another environment")

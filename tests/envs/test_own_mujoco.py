@@ -167,7 +167,24 @@ class Ball(MujocoTask):
         ("terminated", lambda ball: np.abs(ball.qpos).max(-1), r"Ball\.terminated gives float64, and bool is needed"),
         ("observe", lambda ball, rows: ball.qpos[0], r"Ball\.observe gives shape \(2,\), not \(3, 2\)"),
         ("position", lambda ball, compared: compared.x, r"Ball\.position failed: AttributeError"),
+        (
+            "position",
+            lambda ball, compared: compared.mean(),
+            r"Ball\.position gives shape \(\), and one row",
+        ),
         ("begin", lambda ball, rng: rng.uniforms(2), r"Ball\.begin failed: AttributeError"),
+        (
+            "begin",
+            lambda ball, rng: rng.uniform(-1, 1, 2),
+            r"Ball\.begin gives shapes \(2,\), and positions",
+        ),
+        (
+            "begin",
+            lambda ball, rng: (rng.uniform(-1, 1), np.zeros(2)),
+            r"Ball\.begin gives shapes \[\(\), \(2,\)\]",
+        ),
+        ("begin", lambda ball, rng: (np.zeros(3), np.zeros(2)), r"Ball\.begin gives shapes \[\(3,\), \(2,\)\], and"),
+        ("begin", lambda ball, rng: (np.full(2, np.nan), np.zeros(2)), r"Ball\.begin gives NaN"),
     ],
 )
 def test_what_would_broadcast_or_fails_in_a_task_is_named(
@@ -176,6 +193,27 @@ def test_what_would_broadcast_or_fails_in_a_task_is_named(
     broken = type("Ball", (Ball,), {method: own})(tmp_path)
     with pytest.raises(SimulatorError, match=message):
         BatchedMujoco(broken, "ball", num_envs=3, max_episode_steps=5, repeat=repeat).rollout(1)
+
+
+def test_a_field_that_mujoco_does_not_have_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SimulatorError, match=r"Ball\.fields: (.|\n)*xposs"):
+        BatchedMujoco(type("Ball", (Ball,), {"fields": ("xposs",)})(tmp_path), "ball", num_envs=3, max_episode_steps=5)
+
+
+def test_a_reward_that_writes_into_the_action_changes_no_later_frame(tmp_path: Path) -> None:
+    def clears(ball: Ball, action: Array, before: Array, after: Array) -> Array:
+        action *= 0
+        return np.zeros(len(action))
+
+    ended = []
+    for own in ({}, {"reward": clears}):
+        balls = BatchedMujoco(type("Ball", (Ball,), own)(tmp_path), "ball", num_envs=3, max_episode_steps=5, repeat=2)
+        balls.set_seeds([0, 1, 2])
+        balls.reset_arrays(range(3))
+        balls.arrays.action[:] = 1
+        balls.step_arrays()
+        ended.append(balls.task.qvel.tolist())
+    assert ended[0] == ended[1]
 
 
 def unstable(folder: Path, **options: Any) -> BatchedMujoco:

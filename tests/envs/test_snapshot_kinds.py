@@ -17,6 +17,7 @@ from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
 
 from rlexp.envs.gymnasium.snapshot import check_state, get_state, set_state
 from rlexp.envs.saving import StateUnavailableError
+from rlexp.runs.packing import pack, unpack
 
 
 class Phase(enum.Enum):
@@ -268,9 +269,47 @@ class ListOfViews(Base):
         self.parts = [state[:3], state[1:]]
 
 
+class Masked(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.readings = np.ma.masked_array([1.0, 2.0], mask=[False, True])
+
+
+class Cell(enum.IntEnum):
+    WALL = 1
+
+
+class ByMember(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = {Cell.WALL: 3}
+
+
+class Game(Base):
+    """What pygame draws may be left out, where its objects are may not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        pygame = pytest.importorskip("pygame", reason="the extra rlexp[box2d] is not installed")
+        self.screen, self.clock = pygame.Surface((4, 4)), pygame.time.Clock()
+        self.player = pygame.Rect(0, 0, 1, 1)
+
+
+def test_a_matrix_stays_in_the_order_of_its_columns() -> None:
+    env, fresh = Base(), Base()
+    env.weights = np.asfortranarray(np.arange(6.0).reshape(2, 3))
+    packed, tensors = pack(get_state(env))
+    set_state(fresh, unpack(json.loads(json.dumps(packed)), lambda kind, name: tensors[name].numpy()))
+    assert fresh.weights.tolist() == env.weights.tolist()
+    assert fresh.weights.flags.f_contiguous
+
+
 @pytest.mark.parametrize(
     ("cls", "reported"),
     [
+        (Masked, "readings is a MaskedArray"),
+        (ByMember, "counts is a dict"),
+        (Game, "player is a Rect"),
         (Closure, "count is a function that may hold state"),
         (Iterates, "numbers is a range_iterator"),
         (IteratesForAll, "numbers is a range_iterator"),

@@ -83,6 +83,44 @@ def test_what_dynamics_must_not_give_is_named(
         env.rollout(1)
 
 
+def test_states_that_are_written_into_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = CartPole(3)
+    right = env.dynamics
+    monkeypatch.setattr(env, "dynamics", lambda state, action: right(state.add_(0.1), action))
+    with pytest.raises(SimulatorError, match=r"CartPole\.dynamics writes into the states"):
+        env.rollout(1)
+
+
+@pytest.mark.parametrize(
+    ("method", "own", "reported"),
+    [
+        ("observe", lambda state: state.double(), r"of shape \[3, 4\] and type torch\.float64, and shape \[3, 4\] and"),
+        ("observe", lambda state: state.float().T, r"of shape \[4, 3\] and type torch\.float32, and shape \[3, 4\]"),
+        ("initial", lambda uniform: uniform[0].float(), r"states of shape \[4\], and one of 3 rows is needed"),
+    ],
+)
+def test_what_else_would_broadcast_is_named(
+    method: str, own: Any, reported: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = CartPole(3)
+    monkeypatch.setattr(env, method, own)
+    with pytest.raises(SimulatorError, match=rf"CartPole\.{method} gives (.|\n)*{reported}"):
+        env.rollout(1)
+
+
+def test_buffers_of_a_subclass_are_saved() -> None:
+    env, other = CartPole(3), CartPole(3)
+    for each in (env, other):
+        each.register_buffer("level", torch.zeros(()))
+    env.level += 2
+    state = env.simulator_state()
+    env.level += 1
+    other.load_simulator_state(state)
+    assert other.level == 2
+    with pytest.raises(StateUnavailableError, match="buffers that CartPole has not"):
+        CartPole(3).load_simulator_state(state)
+
+
 def test_a_reset_is_of_the_rows_chosen_alone() -> None:
     env = CartPole(4)
     check_env_specs(env)

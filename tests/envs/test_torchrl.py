@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -11,6 +11,9 @@ import pytest
 import torch
 from bodies import Bodies
 from commands import TINY, call_command, rows_of, run_command
+from gymnasium.envs.registration import EnvSpec
+from slider import Slider
+from tensordict import TensorDict
 from torchrl.data import Composite, Unbounded
 from torchrl.envs import (
     BraxWrapper,
@@ -104,6 +107,58 @@ def test_images_of_a_simulators_own_are_not_drawn_again() -> None:
         gray = (np.stack(colours) * [0.2125, 0.7154, 0.0721]).sum(-1)
         # Whole numbers, by truncation, of sums in another order.
         assert np.abs(tensordict["observation"][0].numpy() - gray).max() <= 1
+
+
+class ChannelsFirst(gymnasium.Env[Any, Any]):  # type: ignore[misc]
+    """Images as a convolution reads them; what it draws is black."""
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
+    action_space = gymnasium.spaces.Discrete(2)
+    observation_space = gymnasium.spaces.Box(0, 255, (3, 84, 84), np.uint8)
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self.np_random.integers(0, 256, (3, 84, 84), np.uint8), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return np.zeros((3, 84, 84), np.uint8), 0.0, True, False, {}
+
+    def render(self) -> Any:
+        return np.zeros((84, 84, 3), np.uint8)
+
+
+class WithImage(ChannelsFirst):
+    """An image among others, which cannot be drawn."""
+
+    observation_space = gymnasium.spaces.Dict(
+        {"image": ChannelsFirst.observation_space, "speed": gymnasium.spaces.Box(-1, 1, (1,), np.float32)}
+    )
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        image, info = super().reset(seed=seed)
+        return {"image": image, "speed": np.zeros(1, np.float32)}, info
+
+    def render(self) -> Any:
+        raise ValueError
+
+
+def test_images_whose_channels_come_first_are_observed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cv2", reason="the extra rlexp[pixels] is not installed")
+    for kind in (ChannelsFirst, WithImage):
+        id = f"{kind.__name__}-v0"
+        monkeypatch.setitem(gymnasium.registry, id, EnvSpec(id, entry_point=kind, max_episode_steps=9))
+    env = load_config(["env=gym", "env.id=ChannelsFirst-v0", "env.from_pixels=true"]).env.build_base(1)
+    env.set_seeds([3])
+    seen = env.reset()["observation"][0, -1].numpy()
+    image, _ = gymnasium.make("ChannelsFirst-v0").reset(seed=3)
+    gray = (image.transpose(1, 2, 0) * [0.2125, 0.7154, 0.0721]).sum(-1)
+    assert np.abs(seen - gray).max() <= 1
+    with pytest.raises(ConfigError, match=r"cannot be rendered here: ValueError\(\)\.") as raised:
+        load_config(["env=gym", "env.id=WithImage-v0", "env.from_pixels=true"]).env.build_base(1)
+    assert "MuJoCo" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +273,36 @@ class Costly(Bodies):
         self.reward_spec = Unbounded(2)
 
 
+class Counting(Bodies):
+    """Rewards in whole numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reward_spec = Unbounded(1, dtype=torch.int64)
+
+
+class Buffered(Slider):
+    """One that writes each step into the tensors of the step before."""
+
+    def _entries(self, **entries: torch.Tensor) -> TensorDict:
+        found = super()._entries(**entries)
+        self.buffers_of = getattr(self, "buffers_of", {})
+        for key, value in found.items():
+            found[key] = self.buffers_of.setdefault(key, value.clone()).copy_(value)
+        return found
+
+
+def test_a_batch_that_writes_into_the_same_tensors_gives_each_steps_own() -> None:
+    seen = []
+    for kind in (Slider, Buffered):
+        env = batched(lambda kind=kind: kind(2), 1, 2)  # type: ignore[misc]
+        env.set_seed(0)
+        steps = env.rollout(5, policy=lambda td: td.set("action", torch.full((2, 2), 0.5)))
+        seen.append(steps["observation"])
+    assert torch.equal(*seen)
+    assert len(seen[0].unique()) > 3
+
+
 CAR = "env.make={_target_: torchrl.envs.GymEnv, env_name: MountainCarContinuous-v0}"
 SLIDES = "env.make={_target_: slider.Slider, num_envs: 2}"
 
@@ -260,6 +345,7 @@ def test_a_batch_keeps_the_actions_of_the_policy_and_has_the_steps_of_clipped_on
             Costly,
             r"gives rewards of shape \[2\], and one number, \[1\], is needed(.|\n)*LineariseRewards",
         ),
+        (Counting, r"gives rewards of type torch\.int64, and torch\.float32 is needed"),
         (PendulumEnv, r"steps from entries of the tensordict that it is given \(.*params"),
     ],
 )

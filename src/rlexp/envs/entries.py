@@ -20,7 +20,7 @@ RESERVED = frozenset({
     *("episode_reward", "is_init", "latent", "latent_log_prob", "loc", "logits", "next", "next_features"),
     *("raw_observation", "recurrent_state", "reward", "scale", "state_action_value", "state_value", "step_count"),
     *("terminated", "truncated", "value_target"),
-    *("device", "dtype", "shape", "space"),
+    *("batch_size", "device", "dtype", "names", "shape", "space", "step_mdp_static"),
 })  # fmt: skip
 """What else a batch and its spec hold: no entry of an observation has one of these names."""
 

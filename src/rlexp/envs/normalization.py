@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import cast
@@ -71,21 +72,26 @@ class RunningObservationNorm(ObservationNorm):
 
     Args:
         in_keys: the entries to normalise in place; None is what `choose` chooses.
-        clip: the bound $c$ on normalised values.
+        clip: the bound $c$ on normalised values; None sets none.
 
     Attributes:
         longest: time limit of an episode in steps, where a later transform sets one.
+
+    Raises:
+        ValueError: the bound is not above 0.
 
     Shapes:
         the statistics have the shape of a lone entry; of several they are ``[n]``, their numbers concatenated.
     """
 
-    def __init__(self, in_keys: Sequence[str] | None = None, clip: float = 10.0) -> None:
+    def __init__(self, in_keys: Sequence[str] | None = None, clip: float | None = 10.0) -> None:
+        if clip is not None and not clip > 0:
+            raise ValueError(f"clip must be above 0, or null for no bound, not {clip}")
         super().__init__(in_keys=[] if in_keys is None else list(in_keys), standard_normal=True)
         self._all = in_keys is None
         self._shapes: dict[str, torch.Size] = {}
         self.longest = sys.maxsize
-        self.clip = clip
+        self.clip = math.inf if clip is None else clip
         self.collecting = True
         self._pending: list[Tensor] = []
         self._merged: list[tuple[int, Tensor, Tensor]] = []
@@ -107,7 +113,7 @@ class RunningObservationNorm(ObservationNorm):
     def init_stats(self, num_iter: int, *args: object, **kwargs: object) -> None:
         """Take the first statistics from random steps; they weigh like ``num_iter`` of the agent's own."""
         lone = len(self.in_keys) == 1 and self.parent.observation_spec[self.in_keys[0]].dtype == torch.float64
-        if lone and self.longest >= num_iter:
+        if lone and self.longest >= num_iter > 1:
             super().init_stats(num_iter, *args, **kwargs)
         else:  # torchrl's would be computed in the observation's own type
             self._init_joint_stats(num_iter)
@@ -127,7 +133,11 @@ class RunningObservationNorm(ObservationNorm):
             rollout = self.parent.rollout(min(num_iter, self.longest))
             data.append(self.joined(rollout).double().flatten(0, rollout.dim() - 1))
         loc = torch.cat(data).mean(0) if data else torch.zeros(0, dtype=torch.float64)
-        scale = torch.cat(data).std(0).clamp_min(self.eps) if data else torch.ones_like(loc)
+        scale = (
+            torch.cat(data).std(0, correction=min(1, num_iter - 1)).clamp_min(self.eps)
+            if data
+            else torch.ones_like(loc)
+        )
         for buffer, statistic in ((self.loc, loc), (self.scale, scale)):
             if not statistic.isfinite().all():
                 raise RuntimeError("Non-finite values found in the statistics")

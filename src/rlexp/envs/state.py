@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
-from copy import deepcopy
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,9 +10,9 @@ from torch.nn.parameter import UninitializedBuffer, is_lazy
 from torchrl.envs import Compose, Transform, TransformedEnv
 
 from rlexp.config import ConfigError, Problem
+from rlexp.envs.attributes import own_attributes, set_attributes
 from rlexp.envs.raw_observations import PutRaw, TakeRaw
-from rlexp.envs.saving import State, StateUnavailableError, saving
-from rlexp.envs.values import Seen, check_views, decoded, encoded, restore
+from rlexp.envs.saving import State, saving
 
 _PACKAGES = ("torchrl", "rlexp")
 _BASE = {*vars(Transform()), "in_keys", "out_keys", "in_keys_inv", "out_keys_inv"}
@@ -116,42 +115,6 @@ def load_attributes(env: TransformedEnv, saved: Mapping[str, Mapping[str, Any]])
     """Put back what `attributes` returned."""
     for position, transform in _own(env):
         set_attributes(transform, saved.get(position, {}))
-
-
-def own_attributes(owner: object, base: Container[str]) -> dict[str, Any]:
-    """Copies of an object's attributes by their names, those in ``base`` left out.
-
-    Raises:
-        StateUnavailableError: one is neither a tensor nor plain, and cannot be saved.
-    """
-    seen, found = Seen(), {}
-    for name, value in vars(owner).items():
-        if name in base:
-            continue
-        if isinstance(value, Tensor):
-            found[name] = value.detach().clone()
-        else:
-            found[name] = deepcopy(encoded(value, f"{type(owner).__qualname__}.{name}", seen, own=True))
-    check_views(seen.arrays.values())
-    return found
-
-
-def set_attributes(owner: object, saved: Mapping[str, Any]) -> None:
-    """Put back what `own_attributes` returned, tensors where those of the same name are.
-
-    Raises:
-        StateUnavailableError: a name is that of a method, and so was not saved.
-    """
-    made: list[Any] = []
-    for name, value in saved.items():
-        if callable(getattr(type(owner), name, None)):
-            raise StateUnavailableError(f"{type(owner).__qualname__}.{name} is no part of its state")
-        present = getattr(owner, name, None)
-        if isinstance(value, Tensor):
-            device = getattr(owner if present is None else present, "device", None)
-            setattr(owner, name, value.to(device, copy=True))
-        else:
-            restore(owner, name, decoded(deepcopy(value), present, made))
 
 
 def _own(env: TransformedEnv) -> Iterator[tuple[str, Transform]]:

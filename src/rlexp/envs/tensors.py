@@ -9,9 +9,9 @@ from torch import Tensor
 from torchrl.data import Binary, Composite, TensorSpec, Unbounded
 from torchrl.envs import EnvBase
 
+from rlexp.envs.attributes import own_attributes, set_attributes
 from rlexp.envs.errors import SimulatorError
 from rlexp.envs.saving import State, StateUnavailableError
-from rlexp.envs.state import own_attributes, set_attributes
 
 
 class TensorEnv(EnvBase):
@@ -54,6 +54,7 @@ class TensorEnv(EnvBase):
         self.reward_spec = Unbounded(shape=(*batch, 1))
         flag = Binary(1, shape=(*batch, 1), dtype=torch.bool)
         self.done_spec = Composite(done=flag, terminated=flag.clone(), shape=batch)
+        self._observed = (self.observation_spec["observation"].shape, observation.dtype)
         self._random_numbers = torch.arange(random_numbers, device=self.device)
         self._rows: dict[str, Tensor] = {}  # a module takes longer to set an attribute
         self._set_seed(0)
@@ -66,7 +67,7 @@ class TensorEnv(EnvBase):
         """One step.
 
         Args:
-            state: ``[num_envs, *state]``, which stays as it is.
+            state: ``[num_envs, *state]``; to write into it is an error.
             action: ``[num_envs, *action]``.
 
         Returns:
@@ -86,7 +87,12 @@ class TensorEnv(EnvBase):
             StateUnavailableError: an attribute of a subclass cannot be saved.
         """
         rows = {name: rows.clone() for name, rows in self._rows.items()}
-        return rows | {"attributes": own_attributes(self, _BASE)}
+        module = {name: tensor.detach().clone() for name, tensor in self._module_tensors().items()}
+        return rows | {"attributes": own_attributes(self, _BASE), "module": module}
+
+    def _module_tensors(self) -> dict[str, Tensor]:
+        """Buffers and parameters, of modules within as well."""
+        return {**dict(self.named_parameters()), **dict(self.named_buffers())}
 
     def load_simulator_state(self, state: State) -> None:
         """Go on exactly where `simulator_state` was called, perhaps on another device.
@@ -96,13 +102,22 @@ class TensorEnv(EnvBase):
         """
         if any(name not in state or state[name].shape != rows.shape for name, rows in self._rows.items()):
             raise StateUnavailableError(f"the state is not that of {self.batch_size[0]} {type(self).__name__}")
-        rows = {name: value for name, value in state.items() if name != "attributes"}
+        tensors, saved = self._module_tensors(), state.get("module", {})
+        if any(name not in tensors or tensors[name].shape != value.shape for name, value in saved.items()):
+            raise StateUnavailableError(f"the state has buffers that {type(self).__name__} has not")
+        with torch.no_grad():
+            for name, value in saved.items():
+                tensors[name].copy_(value)
+        rows = {name: value for name, value in state.items() if name not in ("attributes", "module")}
         self._rows = {name: value.to(self.device, copy=True) for name, value in rows.items()}
         set_attributes(self, state.get("attributes", {}))
 
     def _fresh(self) -> Tensor:
         first = self._rows["episodes"] * len(self._random_numbers)
-        return self.initial(uniform(self._rows["streams"], first + self._random_numbers))
+        fresh = self.initial(uniform(self._rows["streams"], first + self._random_numbers))
+        if fresh.shape[:1] != self.batch_size:
+            raise self._wrong("initial", f"states of shape {list(fresh.shape)}, and one of {self.batch_size[0]} rows")
+        return fresh
 
     def _reset(self, tensordict: TensorDictBase | None, **kwargs: object) -> TensorDictBase:
         fresh, episodes = self._fresh(), self._rows["episodes"]
@@ -116,24 +131,31 @@ class TensorEnv(EnvBase):
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         before = self._rows["state"]
+        version = None if before.is_inference() else before._version
         state, reward, terminated = self.dynamics(before, tensordict.get("action"))
+        if version is not None and before._version != version:  # batches may hold it as an observation
+            raise SimulatorError(f"{type(self).__name__}.dynamics writes into the states that it is given: clone them.")
         for what, found, shape in (
             ("states", state, before.shape),
             ("rewards", reward, self.batch_size),
             ("terminations", terminated, self.batch_size),
         ):
             if np.shape(found) != shape:  # it would broadcast
-                raise self._wrong(f"{what} of shape {list(np.shape(found))}, and {list(shape)}")
+                raise self._wrong("dynamics", f"{what} of shape {list(np.shape(found))}, and {list(shape)}")
         if terminated.dtype != torch.bool:
-            raise self._wrong(f"terminations of type {terminated.dtype}, and torch.bool")
+            raise self._wrong("dynamics", f"terminations of type {terminated.dtype}, and torch.bool")
         self._rows["state"], terminated = state, terminated[:, None]
         return self._entries(reward=reward.float()[:, None], done=terminated.clone(), terminated=terminated)
 
-    def _wrong(self, found: str) -> SimulatorError:
-        return SimulatorError(f"{type(self).__name__}.dynamics gives {found} is needed.")
+    def _wrong(self, method: str, found: str) -> SimulatorError:
+        return SimulatorError(f"{type(self).__name__}.{method} gives {found} is needed.")
 
     def _entries(self, **entries: Tensor) -> TensorDict:
-        entries["observation"] = self.observe(self._rows["state"])
+        entries["observation"] = seen = self.observe(self._rows["state"])
+        if (seen.shape, seen.dtype) != self._observed:
+            shape, dtype = self._observed
+            found = f"observations of shape {list(seen.shape)} and type {seen.dtype}"
+            raise self._wrong("observe", f"{found}, and shape {list(shape)} and type {dtype}")
         return TensorDict._new_unsafe(entries, batch_size=self.batch_size, device=self.device)
 
     def _set_seed(self, seed: int | None) -> None:

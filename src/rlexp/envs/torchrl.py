@@ -26,6 +26,7 @@ from torchrl.envs import (
 from rlexp.config import ConfigError, Problem
 from rlexp.envs.arrays import ArrayEnv
 from rlexp.envs.entries import OBSERVATION, RESERVED
+from rlexp.envs.tensors import TensorEnv
 
 _BY_TRANSFORMS = {"action_mask", "episode_reward", "is_init", "recurrent_state", "step_count"}
 """Names that an environment may have, since they mean there what they mean here."""
@@ -65,12 +66,24 @@ def batched(make: Callable[[], EnvBase], copies: int, width: int, *, flatten: bo
     if (numbers := list(env.reward_spec_unbatched.shape)) != [1]:
         message = f"gives rewards of shape {numbers}, and one number, [1], is needed"
         raise _wrong(f"{message}: torchrl.envs.LineariseRewards makes one of several, in a function that makes it")
+    if not (kind := env.reward_spec_unbatched.dtype).is_floating_point:
+        raise _wrong(f"gives rewards of type {kind}, and torch.float32 is needed")
     _check_parts(env)
     form = _flat if flatten else _named
     if shape:
-        return form(env)
+        return form(env if isinstance(env, TensorEnv) else _with_tensors_of_each_step(env))
     first = [env]  # made already
     return SerialEnv(copies, lambda: form(first.pop() if first else make()))
+
+
+def _with_tensors_of_each_step(env: EnvBase) -> EnvBase:
+    """The same environment, whose tensors may be buffers that it writes into again at its next step."""
+    env._step, env._reset = partial(_copied, env._step), partial(_copied, env._reset)
+    return env
+
+
+def _copied(call: Callable[..., TensorDictBase], *arguments: object, **named: object) -> TensorDictBase:
+    return call(*arguments, **named).clone()
 
 
 def _check_parts(env: EnvBase) -> None:

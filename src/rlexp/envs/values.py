@@ -1,4 +1,7 @@
-"""Values of attributes, as they are saved and made anew: numbers, text, arrays, containers of these, and generators."""
+"""Values of attributes, as they are saved and made anew: numbers, text, arrays, containers of these, and generators.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +40,10 @@ class Seen:
 
 def is_plain(value: object) -> bool:
     """Whether a value is a number, a string, an array, a member of an Enum, or a container of these."""
-    if isinstance(value, np.ndarray | np.generic):
+    if type(value) is np.ndarray or isinstance(value, np.generic):
         return value.dtype.kind in "biuf" and value.dtype.itemsize <= 8
     if isinstance(value, Mapping):
-        return type(value) is dict and all(isinstance(k, str | int) and is_plain(v) for k, v in value.items())
+        return type(value) is dict and all(type(k) in (bool, int, str) and is_plain(v) for k, v in value.items())
     if isinstance(value, tuple | list):
         return type(value) in (tuple, list) and all(map(is_plain, value))
     return value is None or isinstance(value, Enum) or type(value) in (bool, int, float, str)
@@ -65,14 +68,15 @@ def encoded(value: Any, name: str, seen: Seen, *, own: bool) -> Any:
     if (reference := seen.reference(value)) is not None:
         return reference
     if isinstance(value, np.ndarray):
-        return value
+        by_column = value.flags.f_contiguous and not value.flags.c_contiguous  # which sums in another order
+        return {_BY_COLUMN: value.T} if by_column else value
     if isinstance(value, dict):
         return {key: encoded(item, name, seen, own=own) for key, item in value.items()}
     items = [encoded(item, name, seen, own=own) for item in value]
     return {_DEQUE: [items, value.maxlen]} if isinstance(value, deque) else items
 
 
-_ENUM, _DEQUE, _SAME = "__enum__", "__deque__", "__same__"
+_ENUM, _DEQUE, _SAME, _BY_COLUMN = "__enum__", "__deque__", "__same__", "__by_column__"
 
 
 def decoded(value: Any, present: Any, made: list[Any]) -> Any:
@@ -87,6 +91,9 @@ def decoded(value: Any, present: Any, made: list[Any]) -> Any:
             return _member(module, qualname, name, present)
         if value.keys() == {_SAME}:
             return _made(value[_SAME], made)
+        if value.keys() == {_BY_COLUMN}:
+            made.append(array := value[_BY_COLUMN].T)
+            return array
         if value.keys() == {_DEQUE}:
             items, length = value[_DEQUE]
             made.append(queue := deque[Any](maxlen=length))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlexp.config import Config, Count, Problem
@@ -12,9 +14,27 @@ from rlexp.config.trust import texts_that_name
 from rlexp.envs.config.base import EnvConfig
 
 if TYPE_CHECKING:
+    from gymnasium.envs.registration import EnvSpec
     from torchrl.envs import EnvBase
 
 log = logging.getLogger(__name__)
+
+
+@cache
+def _gymnasiums_own() -> Mapping[str, EnvSpec]:
+    """What Gymnasium registers in every process, whatever was registered in this one since."""
+    from gymnasium.envs import registration
+
+    present, found = registration.registry, importlib.util.find_spec("gymnasium.envs")
+    assert found is not None
+    assert found.loader is not None
+    registration.registry = {}
+    try:
+        found.loader.exec_module(importlib.util.module_from_spec(found))  # a second time, into an empty registry
+        own: Mapping[str, EnvSpec] = registration.registry
+        return own
+    finally:
+        registration.registry = present
 
 
 class PixelsConfig(Config):
@@ -101,7 +121,7 @@ class BatchedConfig(EnvConfig):
         import gymnasium
 
         spec = gymnasium.registry.get(self.gymnasium_id)
-        return spec is None or str(spec.entry_point).startswith("gymnasium.")
+        return spec is None or spec == _gymnasiums_own().get(spec.id)
 
     def unknown_elsewhere(self) -> str:
         """Why an environment is not known everywhere, and the remedy."""

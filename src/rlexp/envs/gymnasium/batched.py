@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -25,7 +27,7 @@ from rlexp.envs.gymnasium.simulators import (
     split_seeds,
     worker_simulators,
 )
-from rlexp.envs.gymnasium.snapshot import get_state
+from rlexp.envs.gymnasium.snapshot import get_state, set_state
 from rlexp.envs.saving import StateUnavailableError
 from rlexp.workers import Worker, Workers
 
@@ -138,6 +140,9 @@ class BatchedGymEnv(ArrayEnv):
         actions = [np.stack([env.action_space.sample() for env in envs]) for _ in range(100)]
         arrays, rng = self._simulators.arrays, np.random.default_rng(0)
         self._simulators.reset(dict.fromkeys(range(len(envs)), 0))
+        kept: list[dict[str, Any]] = []
+        with suppress(StateUnavailableError):  # class variables, say, which the simulators that train would have too
+            kept = deepcopy([get_state(env) for env in envs])
         bursts = []
         for _ in range(5):
             begun, steps = time.perf_counter(), 0
@@ -149,6 +154,8 @@ class BatchedGymEnv(ArrayEnv):
                 self._simulators.step()
                 steps += 1
             bursts.append(spent / steps)
+        for env, state in zip(envs, kept, strict=False):
+            set_state(env, state)
         return min(bursts)  # what else the machine does only ever adds
 
     def step_arrays(self) -> None:

@@ -284,9 +284,13 @@ def _boxes(space: spaces.Space[Any], key: str = "") -> Iterator[tuple[str, space
 
 
 def _pixels(env: Env, width: int, stack: int) -> Env:
-    space = env.observation_space
+    images = [key for key, box in _boxes(env.observation_space) if box.dtype == np.uint8 and len(box.shape) == 3]
     try:
-        if not (isinstance(space, spaces.Box) and space.dtype == np.uint8 and space.shape[2:] == (3,)):
+        if images == [""] and env.observation_space.shape[0] == 3 != env.observation_space.shape[2]:
+            env = _channels_last(env)
+        elif images != [""] or env.observation_space.shape[2] != 3:
+            if images:
+                log.warning("env.from_pixels=true observes what render() draws, not the environment's own images")
             env.reset(seed=0)  # the first image, drawn below, places the camera: in every copy at the same point
             env = AddRenderObservation(env)
         env = ResizeObservation(env, (width, width))
@@ -295,8 +299,17 @@ def _pixels(env: Env, width: int, stack: int) -> Env:
     except ConfigError:
         raise
     except Exception as error:
-        raise UnsuitableEnvError(f"it cannot be rendered here: {error}. {HEADLESS}") from error
+        drawn = any(
+            base.__module__.startswith(("gymnasium.envs.mujoco", "shimmy")) for base in type(env.unwrapped).__mro__
+        )
+        raise UnsuitableEnvError(f"it cannot be rendered here: {error!r}.{f' {HEADLESS}' if drawn else ''}") from error
     return FrameStackObservation(GrayscaleObservation(env), stack)
+
+
+def _channels_last(env: Env) -> Env:
+    space = env.observation_space
+    moved = spaces.Box(space.low.transpose(1, 2, 0), space.high.transpose(1, 2, 0), dtype=space.dtype.type)
+    return TransformObservation(env, lambda image: image.transpose(1, 2, 0), moved)
 
 
 def log_mujocos_warnings() -> None:

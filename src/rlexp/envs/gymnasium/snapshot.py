@@ -274,6 +274,14 @@ _KNOWN = (
 )
 
 
+# Of pygame what draws and sounds, and no more: a Rect or a Vector2 may be the state of a game.
+_DRAWING = {
+    "_abc",
+    *("pygame.font", "pygame.freetype", "pygame.mixer", "pygame.surface", "pygame.time", "pygame.window"),
+    *("pygame._window", "pygame._sdl2.video"),
+}
+
+
 def _is_known(module: str) -> bool:
     """Whether a module is of a package whose environments keep their state in their instances' attributes."""
     return module.split(".")[0] in _KNOWN
@@ -285,7 +293,7 @@ def _is_structure(value: object) -> bool:
     # What draws the simulator, or names its parts; an image is drawn from its state alone.
     drawn = ("MujocoRenderer", "NamedIndexStructs", "Contexts")
     kind = type(value)
-    return isinstance(value, built) or kind.__name__ in drawn or kind.__module__.startswith(("pygame", "_abc"))
+    return isinstance(value, built) or kind.__name__ in drawn or kind.__module__ in _DRAWING
 
 
 def _function(value: object) -> State | None:

@@ -12,6 +12,7 @@ from gymnasium.utils import seeding
 from mujoco.batch import Batch
 
 from rlexp.envs.arrays import ArrayEnv
+from rlexp.envs.attributes import own_attributes, set_attributes
 from rlexp.envs.errors import SimulatorError
 from rlexp.envs.gymnasium.making import log_mujocos_warnings
 from rlexp.envs.mujoco.exchange import from_gymnasium
@@ -19,7 +20,6 @@ from rlexp.envs.mujoco.physics import model_digest
 from rlexp.envs.mujoco.randomization import Randomization, Ranges
 from rlexp.envs.mujoco.task import Array, MujocoTask, Rows
 from rlexp.envs.saving import State, StateUnavailableError
-from rlexp.envs.state import own_attributes, set_attributes
 
 _NO_STAGE = mujoco.mjtStage.mjSTAGE_NONE.value
 _UNSTABLE = slice(mujoco.mjtWarning.mjWARN_BADQPOS.value, mujoco.mjtWarning.mjWARN_BADQACC.value + 1)
@@ -68,7 +68,10 @@ class BatchedMujoco(ArrayEnv):
         self.task, self._name, self._repeat, self._resets_unstable = task, name, repeat, resets_unstable
         self._limit = np.iinfo(np.int64).max if max_episode_steps is None else max_episode_steps
         self._batch = Batch(task.model, nsim=num_envs, nthread=num_threads, persistent=task.needs_contact_forces)
-        task.bind(self._batch)
+        try:
+            task.bind(self._batch)
+        except (AttributeError, ValueError) as error:
+            raise SimulatorError(f"{type(task).__name__}.fields: {error}") from error
         self._random = Randomization(self._batch, randomization) if randomization else None
         self._contact = _ContactForces(self._batch, task) if task.needs_contact_forces else None
         self._compared: Array = self._batch.bind(task.compared)
@@ -115,7 +118,7 @@ class BatchedMujoco(ArrayEnv):
             self._contact.compute()
         before, self._position = self._position, self._positions(self._compared)
         everyone = self._elapsed.shape
-        reward = self._asked("reward", everyone, arrays.action, before, self._position)
+        reward = self._asked("reward", everyone, arrays.action.copy(), before, self._position)
         terminated = self._asked("terminated", everyone)
         if terminated.dtype != np.bool_:
             raise SimulatorError(f"{type(task).__name__}.terminated gives {terminated.dtype}, and bool is needed.")
@@ -139,7 +142,11 @@ class BatchedMujoco(ArrayEnv):
 
     def _positions(self, compared: Array) -> Array:
         """A copy of the task's positions, which may be a view of memory that the next step overwrites."""
-        return np.array(self._called("position", compared))
+        found = np.array(self._called("position", compared))
+        if found.shape[:1] != (len(compared),):
+            name, shape = f"{type(self.task).__name__}.position", found.shape
+            raise SimulatorError(f"{name} gives shape {shape}, and one row for each of {len(compared)} is needed.")
+        return found
 
     def _observe(self, rows: Rows) -> None:
         """Put the observations of the simulations ``rows`` in ``arrays``."""
@@ -183,7 +190,7 @@ class BatchedMujoco(ArrayEnv):
             assert rng is not None
             if self._random is not None:
                 self._random.draw(i, rng)
-            task.qpos[i], task.qvel[i] = self._called("begin", rng)
+            task.qpos[i], task.qvel[i] = self._begin(rng)
         self._apply_randomization(rows)
         self._batch.forward(rows)
         task.contact_forces[rows] = 0
@@ -192,6 +199,19 @@ class BatchedMujoco(ArrayEnv):
         self._called("restart", rows)
         self._observe(rows)
         self.arrays.terminated[rows] = self.arrays.truncated[rows] = False
+
+    def _begin(self, rng: np.random.Generator) -> tuple[Array, Array]:
+        """Position and velocity of a new episode; of another shape they would broadcast."""
+        found, name = self._called("begin", rng), f"{type(self.task).__name__}.begin"
+        wanted = [self.task.init_qpos.shape, self.task.init_qvel.shape]
+        shapes = [np.shape(part) for part in found] if isinstance(found, tuple | list) else np.shape(found)
+        if shapes != wanted:
+            needed = f"positions of shape {wanted[0]} and velocities of shape {wanted[1]}"
+            raise SimulatorError(f"{name} gives shapes {shapes}, and {needed} are needed.")
+        position, velocity = found
+        if not (np.isfinite(position).all() and np.isfinite(velocity).all()):
+            raise SimulatorError(f"{name} gives NaN or infinity.")
+        return position, velocity
 
     def _apply_randomization(self, rows: Array) -> None:
         if self._random is not None:
