@@ -13,7 +13,7 @@ from synthetic import config, write_run
 
 from rlexp.cli.report import report
 from rlexp.config import ConfigError
-from rlexp.report import load_runs, make_report, markdown, write_report
+from rlexp.report import load_runs, make_report, markdown, tables, write_report
 from rlexp.report.runs import Floats
 
 REFERENCES = {"hopper": (20.0, 3000.0), "inverted_double_pendulum": (50.0, 9000.0)}
@@ -56,6 +56,34 @@ def test_aggregates_are_the_papers(runs: Path) -> None:
     (pair,) = overall.improvements
     first, second = (TEN[int(variant[-1]) - 1] for variant in (pair.x, pair.y))
     assert pair.probability.value == pytest.approx((first[:, :, None] > second[:, None, :]).mean())
+
+
+def test_a_method_without_a_run_in_one_environment_is_named(tmp_path: Path) -> None:
+    """A comparison over environments cannot have it, and must not look complete; nor may the section be missing."""
+    both = ["hopper", "inverted_double_pendulum"]
+    for clip_epsilon, envs in ((0.1, both), (0.2, both), (0.3, ["hopper"])):
+        for env in envs:
+            for seed in range(5):
+                path = tmp_path / str(clip_epsilon) / env / str(seed)
+                write_run(path, config(env, seed, clip_epsilon), [0.0, 100 * clip_epsilon + seed])
+    found = make_report(load_runs([tmp_path]))
+    assert found.overall is not None
+    said = "leaves some out: loss.clip_epsilon=0.3 has no completed run in inverted_double_pendulum."
+    assert said in markdown(found)
+    third = config("hopper", 0, 0.1)
+    third["env"]["name"] = "third"
+    write_run(tmp_path / "third", third, [0.0, 1.0])
+    found = make_report(load_runs([tmp_path]))
+    assert found.overall is None
+    assert "There is no comparison over environments: loss.clip_epsilon=0.2 has no completed run in third" in markdown(
+        found
+    )
+
+
+def test_names_are_no_arguments_of_latex_and_no_links_of_markdown() -> None:
+    table = tables.Table(("name",), (("[1cm] *",), ("https://evil.example &lt; $x$ www.evil.example",)))
+    assert r"{[}1cm{]} {*}" in tables.to_latex(table)
+    assert r"https\://evil.example \&lt; \$x\$ www\.evil.example" in tables.to_markdown(table)
 
 
 def test_one_method_has_aggregates_where_the_scale_is_given(runs: Path, tmp_path: Path) -> None:

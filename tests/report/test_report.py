@@ -524,10 +524,9 @@ def test_names_are_escaped_for_their_format(tmp_path: Path) -> None:
     values["env"]["name"] = r"a_b|<i>&![x](y) \|"
     write_run(tmp_path / "run", values, [-12.5])
     write_report(make_report(load_runs([tmp_path])), tmp_path / "report")
-    assert (
-        r"a\_b|\textless{}i\textgreater{}\&![x](y) \textbackslash{}|" in (tmp_path / "report" / "table.tex").read_text()
-    )
-    assert r"a_b\|\<i>&\![x]\(y) \\\|" in (tmp_path / "report" / "table.md").read_text()
+    escaped = r"a\_b\textbar{}\textless{}i\textgreater{}\&!{[}x{]}(y) \textbackslash{}\textbar{}"
+    assert escaped in (tmp_path / "report" / "table.tex").read_text()
+    assert r"a_b\|\<i>\&\![x]\(y) \\\|" in (tmp_path / "report" / "table.md").read_text()
     assert "a_b|&lt;i&gt;&amp;" in (tmp_path / "report" / "index.html").read_text()
 
 

@@ -270,13 +270,13 @@ def test_a_folder_of_options_may_have_moved(tmp_path: Path) -> None:
     values = yaml.safe_load(option_text("search/ppo"))
     folder = SearchDir(tmp_path)
     plan = SearchPlan(["experiment=mine"], cast("SearchConfig", None), str(old))
-    folder.write_plan(plan, values)
+    folder.write_plan(plan, values, [])
     with pytest.raises(ConfigError, match="give it again"):
         _plan_of(folder, [], None)
     (tmp_path / "new" / "experiment").mkdir(parents=True)
     (tmp_path / "mine.yaml").rename(tmp_path / "new" / "experiment" / "mine.yaml")
     assert _plan_of(folder, [], str(tmp_path / "new")).config_dir == str(tmp_path / "new")
     assert folder.read_plan()["config_dir"] == str(tmp_path / "new")
-    folder.write_plan(SearchPlan([], cast("SearchConfig", None), None), values)
+    folder.write_plan(SearchPlan([], cast("SearchConfig", None), None), values, [])
     with pytest.raises(ConfigError, match="none that the search was started with"):
         _plan_of(folder, [], str(tmp_path / "new"))

@@ -28,7 +28,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from rlexp import load_config
-from rlexp.cli.search import search
+from rlexp.cli.search import _plan_of, search
 from rlexp.config import ConfigError, option_text
 from rlexp.report import load_runs
 from rlexp.search.config import CandidatesConfig, SearchConfig, TaskConfig
@@ -314,6 +314,46 @@ def test_a_preset_stands_on_the_one_that_was_searched(tmp_path: Path) -> None:
     assert (name, flag) == ("rlexp-train", "--config-dir")
     preset = load_config(overrides, conf).to_dict()
     assert preset == load_config(["experiment=hopper", "optim.lr=1e-3", "policy.num_cells=[8,8]"]).to_dict()
+
+
+def test_no_override_wins_over_what_was_found(tmp_path: Path) -> None:
+    """Neither one that a task or the command line has given, nor one that was added by a +."""
+    scores = optuna.create_study(direction="maximize")
+    trial = scores.ask()
+    trial.suggest_categorical("loss.gamma", [0.9])
+    scores.tell(trial, 1.0)
+    tasks = {"": TaskConfig(overrides=["env=hopper", "loss.gamma=0.99"])}
+    settings = SimpleNamespace(confirm=0, first_seed=100, scored_on=tasks)
+    for override in ("loss.gamma=0.95", "+loss.gamma=0.95", "++loss.gamma=0.95"):
+        plan = SearchPlan([override], cast("SearchConfig", settings), None)
+        folder = SearchDir(tmp_path)
+        folder.write_results(scores, plan)
+        (fresh,), (preset,) = folder.commands(plan, scores.best_trial)
+        _, _, conf, *overrides = shlex.split(preset)
+        assert load_config(overrides, conf).loss.gamma == 0.9
+        assert fresh.count("loss.gamma=") == 1
+        assert "loss.gamma=0.9 " in fresh
+
+
+def test_a_search_over_what_is_built_ends_with_its_protocol(tmp_path: Path) -> None:
+    schedule = {"_target_": "torch.optim.lr_scheduler.ExponentialLR", "gamma": 0.99}
+    finish([*option(tmp_path, {"optim": {"schedule": {"choices": ["linear", schedule]}}}), "search.seeds=1"], tmp_path)
+    assert '"gamma": 0.99' in (tmp_path / "found" / "conf" / "experiment" / "best.md").read_text()
+
+
+def test_a_search_whose_preset_was_edited_is_not_resumed(tmp_path: Path) -> None:
+    mine = tmp_path / "options" / "experiment" / "mine.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("# @package _global_\nloss: {gamma: 0.9}\n")
+    folder = SearchDir(tmp_path)
+    values = yaml.safe_load(option_text("search/ppo"))
+    plan = SearchPlan(["experiment=mine"], cast("SearchConfig", None), str(mine.parents[1]))
+    config = load_config(["experiment=mine"], str(mine.parents[1])).to_dict()
+    folder.write_plan(plan, values, [config | {"threads": 3}])
+    assert _plan_of(folder, [], str(mine.parents[1])).settings.trials == values["trials"]
+    mine.write_text("# @package _global_\nloss: {gamma: 0.8}\n")
+    with pytest.raises(ConfigError, match=r"loss\.gamma=0\.8\n *has changed since the search was started: it was 0\.9"):
+        _plan_of(folder, [], str(mine.parents[1]))
 
 
 def test_a_study_with_other_settings_than_the_searchs_runs_nothing(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from shlex import join
@@ -14,7 +14,8 @@ import yaml
 from hydra._internal.utils import get_args_parser
 
 from rlexp.cli.common import Exit, import_from_here, refuse_learners, run_command, split_trust
-from rlexp.config import ConfigError, Problem, Sources, load, new_run_path
+from rlexp.config import NO_RESULTS, ConfigError, Problem, Sources, flat, is_under, load, new_run_path
+from rlexp.config.legacy import current_config
 from rlexp.config.paths import unquoted
 from rlexp.config.redaction import redact
 from rlexp.config.trust import RESOLVED, calls_a_resolver
@@ -142,13 +143,17 @@ def _begun(arguments: Sequence[str], config_dir: str | None) -> tuple[SearchDir,
     composed = load([*(f"+{t}" if t.startswith("search=") else t for t in of_search), *common], Sources(config_dir))
     values = composed.values.pop("search", None) or {}
 
+    configs: list[Mapping[str, Any]] = []
+
     def experiment(task: Sequence[str]) -> dict[str, Any]:
         _refuse_what_the_search_sets(task)
-        return check_config(load([*common, *task], Sources(config_dir)) if task else composed).to_dict()
+        found = check_config(load([*common, *task], Sources(config_dir)) if task else composed).to_dict()
+        configs.append(redact(found))
+        return found
 
     command = [*([] if config_dir is None else ["--config-dir", config_dir]), *arguments]
     plan = SearchPlan(common, read_search(values, experiment), config_dir, command)
-    folder.write_plan(plan, values)
+    folder.write_plan(plan, values, configs)
     return folder, plan
 
 
@@ -171,6 +176,7 @@ def _plan_of(folder: SearchDir, overrides: Sequence[str], config_dir: str | None
         saved = folder.read_plan()
         values, common, options = dict(saved["search"]), list(saved["overrides"]), saved["config_dir"]
         command = list(saved.get("command", []))
+        before = [current_config(config) for config in saved.get("configs", ())]
         if not all(isinstance(text, str) for text in [*common, *command]):
             raise TypeError("an override is no text")
     except (Exception, RecursionError) as error:  # whatever a damaged or hostile file leads to
@@ -185,6 +191,8 @@ def _plan_of(folder: SearchDir, overrides: Sequence[str], config_dir: str | None
         key, _, value = text.partition("=")
         values[key.removeprefix("search.")] = _number(text, value)
 
+    configs: list[Mapping[str, Any]] = []
+
     def experiment(task: Sequence[str]) -> dict[str, Any]:
         texts = [*common, *task]
         found = [Problem(text, RESOLVED) for text in texts if calls_a_resolver(text) and "hydra" not in trust]
@@ -192,12 +200,28 @@ def _plan_of(folder: SearchDir, overrides: Sequence[str], config_dir: str | None
         found += [Problem(text, "is a setting of Hydra, which is not taken from a resumed folder.") for text in hydra]
         if found:
             raise ConfigError(found)
-        return check_config(load(texts, Sources(options)), trust).to_dict()
+        composed = check_config(load(texts, Sources(options)), trust).to_dict()
+        configs.append(redact(composed))
+        return composed
 
     plan = SearchPlan(common, read_search(values, experiment, trust), options, command, trust)
+    _check_unchanged(before, configs)
     with folder.alone():  # for the command that resumes it next, and for other machines that take part
-        folder.write_plan(plan, values)
+        folder.write_plan(plan, values, configs)
     return plan
+
+
+def _check_unchanged(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to go on with other settings: a preset, or an option of the user's own, may have been edited."""
+    problems = []
+    for ours, theirs in zip(now, before, strict=False):
+        new, old = ({k: v for k, v in flat(config) if not is_under(k, NO_RESULTS)} for config in (ours, theirs))
+        for key in sorted(new.keys() | old.keys()):
+            if new.get(key) != old.get(key):
+                message = f"has changed since the search was started: it was {old.get(key)!r:.80}. Start a new search."
+                problems.append(Problem(key, message, f"{new.get(key)!r:.80}"))
+    if problems:
+        raise ConfigError(problems)
 
 
 def _number(text: str, value: str) -> Any:

@@ -24,7 +24,7 @@ def markdown(report: Report) -> str:
         parts.append(f"Over {report.overall.name}, normalized scores:")
         parts.append(tables.to_markdown(tables.aggregate_table(report.overall)))
         parts.append(tables.markdown_text(tables.scale_note(report.overall, report.given)))
-    if note := tables.overall_note(report.overall, report.tied):
+    if note := tables.overall_note(report.overall, report.tied, report.absent):
         parts.append(tables.markdown_text(note))
     if (damaged := tables.damaged_table(report.groups)).rows:
         parts += ["Averaged, although files of the run are damaged:", tables.to_markdown(damaged)]

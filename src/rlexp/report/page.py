@@ -131,7 +131,7 @@ def render(report: Report, drawn: Sequence[ReportFigure], curves: Curves) -> str
         results=tables.results_table(report.results),
         overall=None if report.overall is None else tables.aggregate_table(report.overall),
         scale_note=None if report.overall is None else tables.scale_note(report.overall, report.given),
-        overall_note=tables.overall_note(report.overall, report.tied),
+        overall_note=tables.overall_note(report.overall, report.tied, report.absent),
         sections=sections,
         shown=figures.SHOWN,
         crowded=max(Counter(result.group.environment for result in report.results).values()) > figures.SHOWN,

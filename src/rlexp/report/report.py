@@ -12,6 +12,7 @@ from rlexp.report.results import (
     Comparison,
     References,
     Result,
+    absent_variants,
     compare,
     registered_threshold,
     result_of,
@@ -34,6 +35,7 @@ class Report:
         results: one per group with counted runs, in the same order.
         comparisons: of variants in the same environments.
         tied: environments that are in no comparison over environments, because all their final evaluations are equal.
+        absent: variants that are in none, with the environments where they have no completed run.
         unread: runs that belong to no group because their config cannot be read.
         given: whether the references of the comparison over environments were given.
     """
@@ -42,6 +44,7 @@ class Report:
     results: tuple[Result, ...]
     comparisons: tuple[Comparison, ...]
     tied: tuple[str, ...]
+    absent: Mapping[str, tuple[str, ...]]
     unread: tuple[Run, ...]
     given: bool = False
 
@@ -89,6 +92,7 @@ def make_report(
         results=tuple(result_of(group, chosen(group)) for group in groups if group.runs),
         comparisons=tuple(compare(groups, reference)),
         tied=() if reference else tied_environments(groups),
+        absent=absent_variants(groups),
         unread=tuple(run for run in runs if not run.settings),
         given=bool(reference),
     )

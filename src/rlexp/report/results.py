@@ -222,6 +222,20 @@ def tied_environments(groups: Sequence[Group]) -> tuple[str, ...]:
     )
 
 
+def absent_variants(groups: Sequence[Group]) -> dict[str, tuple[str, ...]]:
+    """Variants that a comparison over environments leaves out, with the environments where they have no completed run.
+
+    Environments that are tied, or in which no run was completed, are in no such comparison.
+    """
+    finals, tied = _finals(groups), tied_environments(groups)
+    compared = [environment for environment in finals if environment not in tied]
+    lacking = {
+        variant: tuple(environment for environment in compared if variant not in finals[environment])
+        for variant in dict.fromkeys(group.variant for group in groups)
+    }
+    return {variant: where for variant, where in lacking.items() if where and len(compared) > 1}
+
+
 def _finals(groups: Sequence[Group]) -> dict[str, dict[str, Floats]]:
     """Environment to variant to the final evaluations ``[runs]``."""
     finals: dict[str, dict[str, Floats]] = {}

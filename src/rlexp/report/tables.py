@@ -34,12 +34,13 @@ NOTE = (
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", NONE: "--", AT_LEAST: r"$\geq$",
-    "<": r"\textless{}", ">": r"\textgreater{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+    "[": "{[}", "]": "{]}", "*": "{*}",  # which LaTeX may take for arguments of what is before them
 }  # fmt: skip
 
 
 # Within a word an underscore is one, and a bracket means nothing without what follows it.
-_MARKUP = re.compile(r"[\\`*<|~]|(?<!\w)_|_(?!\w)|!(?=\[)|(?<=\])[(\[:]")
+_MARKUP = re.compile(r"[\\`*<|~&$]|:(?=//)|(?<=www)\.|(?<!\w)_|_(?!\w)|!(?=\[)|(?<=\])[(\[:]")
 
 
 @dataclass(frozen=True)
@@ -200,8 +201,20 @@ def mixed_table(groups: Sequence[Group]) -> Table:
     return Table(("configuration", "value (runs)"), tuple(rows), names=2)
 
 
-def overall_note(overall: Comparison | None, tied: Sequence[str]) -> str:
-    """Which environments are in no comparison over environments, and why; empty where all are."""
+def overall_note(overall: Comparison | None, tied: Sequence[str], absent: Mapping[str, Sequence[str]]) -> str:
+    """Which environments and variants are in no comparison over environments, and why; empty where all are."""
+    return " ".join(filter(None, (_tied_note(overall, tied), _absent_note(overall, absent))))
+
+
+def _absent_note(overall: Comparison | None, absent: Mapping[str, Sequence[str]]) -> str:
+    if not absent:
+        return ""
+    shown = "; ".join(f"{name or 'all runs'} has no completed run in {', '.join(of)}" for name, of in absent.items())
+    where = "There is no comparison" if overall is None else f"The comparison over {overall.name} leaves some out"
+    return printable(f"{where}{' over environments' if overall is None else ''}: {shown}.")
+
+
+def _tied_note(overall: Comparison | None, tied: Sequence[str]) -> str:
     if not tied:
         return ""
     reason = f"all final evaluations are equal in {', '.join(tied)}, so that no score can be normalized."

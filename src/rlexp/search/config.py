@@ -55,7 +55,7 @@ class CandidatesConfig(Config):
     def extremes(self) -> list[Any]:
         """The values to check before a search begins: the ends of a range and, of numbers, one between; or choices."""
         if self.choices is not None:
-            return [_plain(choice) for choice in self.choices]
+            return [plain(choice) for choice in self.choices]
         if self.low is None or self.high is None or (isinstance(self.low, int) and isinstance(self.high, int)):
             return [self.low, self.high]
         return [self.low, self.high, self.low + (self.high - self.low) / math.e]  # as most draws, no whole number
@@ -63,8 +63,8 @@ class CandidatesConfig(Config):
     @property
     def stored(self) -> list[Any]:
         """The choices as a study can store them: lists and mappings as JSON."""
-        plain = [_plain(choice) for choice in self.choices or ()]
-        return [json.dumps(value) if isinstance(value, list | dict) else value for value in plain]
+        made = [plain(choice) for choice in self.choices or ()]
+        return [json.dumps(value) if isinstance(value, list | dict) else value for value in made]
 
     def allows(self, value: object) -> bool:
         """Whether a value that a study has stored is one of the candidates."""
@@ -76,7 +76,8 @@ class CandidatesConfig(Config):
         return isinstance(value, int if whole else float) and self.low <= value <= self.high
 
 
-def _plain(choice: Any) -> Any:
+def plain(choice: Any) -> Any:
+    """A choice as YAML and JSON have it."""
     return choice.to_dict() if isinstance(choice, Node) else choice
 
 

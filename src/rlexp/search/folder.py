@@ -95,14 +95,21 @@ class SearchDir:
         """A lock that one process at a time holds, to claim a trial or to write results."""
         return alone(self.path / ".alone.lock")
 
-    def write_plan(self, plan: SearchPlan, search: Mapping[str, Any]) -> None:
-        """Save what a resume needs; ``search`` are the settings as they were given."""
+    def write_plan(self, plan: SearchPlan, search: Mapping[str, Any], configs: Sequence[Mapping[str, Any]]) -> None:
+        """Save what a resume needs.
+
+        Args:
+            plan: the search.
+            search: its settings as they were given.
+            configs: each task's resolved config, secrets left out.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         values = {
             "command": list(plan.command),
             "overrides": list(plan.overrides),
             "config_dir": plan.config_dir,
             "search": dict(search),
+            "configs": list(configs),
         }
         write_text(self.plan, yaml.safe_dump(values, sort_keys=False))
 
@@ -163,13 +170,18 @@ class SearchDir:
     def commands(self, plan: SearchPlan, best: FrozenTrial) -> tuple[list[str], list[str]]:
         """The commands that run the best settings on each task: with seeds of no run so far, and as a preset."""
         first = 0 if plan.settings.first_seed >= 10 else plan.settings.fresh_seeds.stop
-        # An override on the command line would take precedence over the preset.
-        common = [text for text in plan.overrides if text.partition("=")[0] not in best.params]
+
+        def left(overrides: Sequence[str]) -> list[str]:
+            # An override on the command line would take precedence over the preset.
+            return [text for text in overrides if text.partition("=")[0].lstrip("+") not in best.params]
+
+        common = left(plan.overrides)
+        own_of = {name: left(task.overrides) for name, task in plan.settings.scored_on.items()}
         own = [] if plan.config_dir is None else ["--config-dir", plan.config_dir]
         found = [*overrides_of(best.params), f"seed=range({first},{first + 10})"]
         fresh = [
-            shlex.join(["rlexp-train", "--multirun", *own, *common, *task.overrides, *found])
-            for task in plan.settings.scored_on.values()
+            shlex.join(["rlexp-train", "--multirun", *own, *common, *overrides, *found])
+            for overrides in own_of.values()
         ]
         if plan.config_dir is not None:
             # Under a name of its own: the search may have begun with an earlier one's winner.
@@ -178,13 +190,13 @@ class SearchDir:
             return fresh, [f"copy {self.best} to {unused}"]
         conf = str(self.best.parents[1])
         presets = []
-        for task in plan.settings.scored_on.values():
+        for overrides in own_of.values():
             _, given = _preset(common)
-            if any(text.lstrip("+").startswith("experiment=") for text in task.overrides):
+            if any(text.lstrip("+").startswith("experiment=") for text in overrides):
                 # A task that is a preset itself leaves no place for another.
-                command = ["rlexp-train", *own, *common, *task.overrides, *overrides_of(best.params)]
+                command = ["rlexp-train", *own, *common, *overrides, *overrides_of(best.params)]
             else:
-                command = ["rlexp-train", "--config-dir", conf, *given, *task.overrides, "experiment=best"]
+                command = ["rlexp-train", "--config-dir", conf, *given, *overrides, "experiment=best"]
             presets.append(shlex.join(command))
         return fresh, presets
 
@@ -223,6 +235,8 @@ def final_return(run: RunDir) -> float:
     """The mean return of a complete run's final evaluation."""
     final = read_summary(run).get("final")
     if final is None:
+        if not run.summary.exists():  # a trial chosen since by another process, say, whose runs it has not made
+            raise DamagedSummaryError(f"{run.path} has no run that is complete: resume the search.")
         raise DamagedSummaryError(f"{run.summary} has no final evaluation, although its run is complete: remove it.")
     return float(final["eval/return"])
 

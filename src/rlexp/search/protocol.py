@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial
 
 from rlexp.report.tables import NONE, Table, interval, number, to_markdown
 from rlexp.runs.rundir import versions
-from rlexp.search.config import CandidatesConfig
+from rlexp.search.config import CandidatesConfig, plain
 from rlexp.search.confirmation import Confirmed
 from rlexp.search.folder import SearchPlan, overrides_of, state_of
 from rlexp.text import printable
@@ -105,7 +105,7 @@ def _space_table(plan: SearchPlan) -> Table:
 
 def _values(candidates: CandidatesConfig) -> str:
     if candidates.choices is not None:
-        return ", ".join(map(json.dumps, candidates.choices))
+        return ", ".join(json.dumps(plain(choice)) for choice in candidates.choices)
     return f"{candidates.low} to {candidates.high}{', logarithmic' if candidates.log else ''}"
 
 

@@ -31,7 +31,7 @@ from rlexp.runs.rundir import RunBusyError, RunDir
 from rlexp.runs.stops import Stopped
 from rlexp.search.config import SearchConfig
 from rlexp.search.folder import SearchDir, SearchPlan, best_of, final_return, overrides_of, state_of
-from rlexp.sweeps.folder import COMPLETED
+from rlexp.sweeps.folder import COMPLETED, read_summary
 from rlexp.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -230,7 +230,9 @@ def _run(study: optuna.Study, trial: Trial, folder: SearchDir, plan: SearchPlan)
     scores: list[float] = []
     frames = 0
     for seed, (name, task) in runs:
-        if trial.should_prune():
+        run = folder.run(trial.number, name, seed)
+        # Not of one that is complete: a process that was killed before it reported its end had asked already.
+        if read_summary(RunDir(run)).get("status") != COMPLETED and trial.should_prune():
             break
         overrides = plan.of_run(params, task, seed)
         composed = plan.load(overrides)
@@ -240,7 +242,7 @@ def _run(study: optuna.Study, trial: Trial, folder: SearchDir, plan: SearchPlan)
             log.warning("Trial %d cannot be run: %s", trial.number, error)
             _fail(study, trial, error)
             return
-        begin = open_run(composed, overrides, folder.run(trial.number, name, seed), "auto", plan.trust)
+        begin = open_run(composed, overrides, run, "auto", plan.trust)
         total = begin.config.total_frames
         if begin.complete:
             scores.append(task.score(final_return(begin.run)))
