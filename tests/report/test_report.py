@@ -40,7 +40,7 @@ from rlexp.report.statistics import (
     permutation_test,
     probability_of_improvement,
 )
-from rlexp.report.tables import number, results_csv, verdicts
+from rlexp.report.tables import mixed_table, number, results_csv, verdicts
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -250,6 +250,16 @@ def test_averaged_runs_of_different_code_or_budgets_are_named(tmp_path: Path) ->
     assert ["env.name=hopper", said] in Cells((tmp_path / "report" / "index.html").read_text()).rows
     assert [row["commit"] for row in read_csv(tmp_path / "report" / "runs.csv")][2] == "def5678"
     assert "different code" not in markdown(make_report(runs[:1]))
+
+
+def test_the_code_of_each_session_is_told_apart(tmp_path: Path) -> None:
+    made: list[list[str | None]] = [["a"], ["a", "b with changes 1234"], ["b with changes 1234"], [None]]
+    for seed, codes in enumerate(made):
+        run = write_run(tmp_path / "runs" / str(seed), config(seed=seed), [1.0, 2.0])
+        sessions: list[dict[str, Any]] = [{"total_frames": 2000, "versions": {}, "code": code} for code in codes]
+        (run / "metadata.json").write_text(json.dumps({"git": None, "sessions": sessions, "versions": {}}))
+    ((_, said),) = mixed_table(make_report(load_runs([tmp_path])).groups).rows
+    assert said == "commit: a (1), a then b with changes 1234 (1), b with changes 1234 (1), unknown (1)"
 
 
 def test_the_pages_numbers_are_the_csvs(written: list[Path]) -> None:

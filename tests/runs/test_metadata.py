@@ -29,6 +29,18 @@ def git(*arguments: str) -> None:
     subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments], check=True, capture_output=True)
 
 
+def test_each_session_has_its_code(repository: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    for frames, text in enumerate(("one = 1\n", "one = 2\n", "one = 3\n")):
+        (repository / "code.py").write_text(text)
+        run.write_metadata({}, {}, frames, 9)
+    first, second, third = (session["code"] for session in json.loads(run.metadata.read_text())["sessions"])
+    assert second.startswith(f"{first} with changes ")
+    assert third.startswith(f"{first} with changes ")
+    assert second != third
+
+
 def written(run: RunDir) -> Any:
     run.path.mkdir(exist_ok=True)
     run.write_metadata({}, {}, 0, 1)

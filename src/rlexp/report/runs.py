@@ -209,9 +209,12 @@ def _origin(metadata: Mapping[str, Any]) -> dict[str, str]:
     """As `Run.origin`; empty where ``metadata.json`` holds something else than a run writes."""
     found: dict[str, dict[str, None]] = {}
     try:
-        if git := metadata.get("git"):
+        sessions = metadata.get("sessions") or [metadata]
+        if not any("code" in session for session in sessions) and (git := metadata.get("git")):  # of an earlier version
             found["commit"] = {f"{git['commit'][:7]}{' with changes' if git['dirty'] else ''}": None}
-        for session in metadata.get("sessions") or [metadata]:
+        for session in sessions:
+            if code := session.get("code"):
+                found.setdefault("commit", {})[str(code)] = None
             # Earlier versions kept the versions of the last session alone.
             versions = session.get("versions") or metadata.get("versions", {})
             budget = {"total_frames": f"{session['total_frames']:,}"} if "total_frames" in session else {}

@@ -191,6 +191,8 @@ def mixed_table(groups: Sequence[Group]) -> Table:
     for group in groups:
         names = dict.fromkeys(name for run in group.runs for name in run.origin)
         counts = {name: Counter(run.origin[name] for run in group.runs if name in run.origin) for name in names}
+        if without := [run for run in group.runs if "commit" in names and "commit" not in run.origin]:
+            counts["commit"]["unknown"] = len(without)
         differing = "; ".join(
             f"{name}: {', '.join(f'{value} ({runs})' for value, runs in of.items())}"
             for name, of in counts.items()

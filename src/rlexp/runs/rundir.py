@@ -136,23 +136,25 @@ class RunDir:
             total_frames: the budget it was started with.
         """
         before = _sessions(self.metadata) if self.metadata.exists() else []
+        git, changes = _git(), ""
+        if git is not None and (diff := git.pop("diff")):
+            # Without the sign in front, a line is one of a file.
+            lines = diff.split("\n")
+            hidden = redact_source([line[1:] for line in lines])
+            changes = "\n".join(line[:1] + rest for line, rest in zip(lines, hidden, strict=True))
         session = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": redact([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "frames": frames,
             "total_frames": total_frames,
             "versions": versions(),
+            "code": None if git is None else _code(git, changes),
             "settings": {key: value for key, value in flat(config) if key in MACHINE_SETTINGS},
         }
         sessions = [*(entry for entry in before if entry["frames"] < frames), session]
-        git = _git()
         (self.path / "git.diff").unlink(missing_ok=True)  # that of an earlier session
-        if git is not None and (diff := git.pop("diff")):
-            # Without the sign in front, a line is one of a file.
-            lines = diff.split("\n")
-            hidden = redact_source([line[1:] for line in lines])
-            kept = (line[:1] + rest for line, rest in zip(lines, hidden, strict=True))
-            write_text(self.path / "git.diff", "\n".join(kept))
+        if changes:
+            write_text(self.path / "git.diff", changes)
         values = {
             "command": sessions[0]["command"],
             "started": sessions[0]["started"],
@@ -205,6 +207,12 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _code(git: Mapping[str, Any], changes: str) -> str:
+    """The commit and the uncommitted changes in short: the beginnings of their hashes."""
+    digest = hashlib.sha256(changes.encode()).hexdigest()
+    return f"{git['commit'][:7]}{f' with changes {digest[:6]}' if git['dirty'] else ''}"
 
 
 def _git() -> dict[str, Any] | None:
