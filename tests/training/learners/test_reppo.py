@@ -155,6 +155,7 @@ def test_the_policys_step_climbs_the_critic_where_it_is_near_and_leads_back_else
         "optim=sgd",
         "optim.lr=0.1",
         "max_grad_norm=1e9",
+        f"loss.max_kl={max_kl}",
         "loss.beta=0.5",
     ]
     trainer, learner = trainer_of(tmp_path, *settings)
@@ -179,7 +180,7 @@ def test_the_policys_step_climbs_the_critic_where_it_is_near_and_leads_back_else
     loss = (near * (alpha * log_density - value) + ~near * beta * kl).mean()
     gradients = torch.autograd.grad(loss, parameters)
     torch.manual_seed(5)
-    record = learner.actor_step(minibatch, max_kl)
+    record = learner.actor_step(minibatch)
     for parameter, start, gradient in zip(parameters, before, gradients, strict=True):
         torch.testing.assert_close(parameter, start - 0.1 * gradient, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(list(learner.networks.critic.parameters()), critic, rtol=0, atol=0)
@@ -198,23 +199,12 @@ def test_the_multipliers_have_an_adam_of_their_own(optim: str, tmp_path: Path) -
     adam = torch.optim.Adam([own], 0.2, eps=1e-5)
     minibatch = minibatch_of(trainer, learner)
     for _ in range(3):
-        learner.actor_step(minibatch, 0.1)
+        learner.actor_step(minibatch)
         assert learner.multipliers.grad is not None
         own.grad = learner.multipliers.grad.clone()
         adam.step()
         torch.testing.assert_close(learner.multipliers, own)
     trainer.close()
-
-
-def test_the_kl_is_annealed_over_the_run(tmp_path: Path) -> None:
-    steps = ["loss.max_kl=0.02", "loss.beta=1", "loss.kl_schedule=cosine", "optim.lr=3e-3", "num_epochs=40"]
-    found = []
-    for progress in (0.0, 0.9):
-        trainer, learner = trainer_of(tmp_path / str(progress), *steps)
-        assert learner.loss.max_kl_at(progress) == pytest.approx(0.01 * (1 + math.cos(math.pi * progress)))
-        found.append(learner.update(trainer.collect(), progress)["loss/kl"])
-        trainer.close()
-    assert found[1] < 0.5 * found[0]
 
 
 def test_an_update_is_epochs_of_the_two_steps_over_one_batch(tmp_path: Path) -> None:
@@ -237,7 +227,7 @@ def test_an_update_is_epochs_of_the_two_steps_over_one_batch(tmp_path: Path) -> 
         epochs.append([])
         for rows in torch.randperm(64).split(16):
             minibatch = {key: entry[rows] for key, entry in entries.items()}
-            epochs[-1].append(apart.critic_step(minibatch) | apart.actor_step(minibatch, apart.loss.max_kl))
+            epochs[-1].append(apart.critic_step(minibatch) | apart.actor_step(minibatch))
     torch.testing.assert_close(learner.weights, apart.weights)
     torch.testing.assert_close(learner.multipliers, apart.multipliers)
     for name, records in (("kl", epochs[1]), ("entropy", epochs[1]), ("critic", epochs[0] + epochs[1])):

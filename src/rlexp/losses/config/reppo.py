@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from rlexp.config import NonNegative, Positive, Problem
-from rlexp.losses.config.base import Annealed, LossConfig, Schedule
+from rlexp.losses.config.base import LossConfig
 
 if TYPE_CHECKING:
     from rlexp.experiment import ExperimentConfig
@@ -20,7 +20,6 @@ class REPPOConfig(LossConfig):
 
     Attributes:
         max_kl: KL from the policy that acted to the current one; steps whose KL is above it lead back.
-        kl_schedule: how that KL falls to 0 over the run, one step per batch.
         target_entropy: entropy of each action, with the action bounds at -1 and 1, that ``alpha`` is led to; below
             that of the uniform distribution, log 2.
         alpha: weight of the entropy when training starts.
@@ -30,7 +29,6 @@ class REPPOConfig(LossConfig):
     """
 
     max_kl: Positive
-    kl_schedule: Schedule
     target_entropy: Annotated[float, Field(lt=log(2))]
     alpha: Positive
     beta: Positive
@@ -56,7 +54,3 @@ class REPPOConfig(LossConfig):
         if experiment.collector.lags:
             message = "must be another with loss=reppo, which learns from actions of the newest policy."
             yield Problem("collector", message, "multi_async")
-
-    def max_kl_at(self, progress: float) -> float:
-        """The bound on the KL after a share ``progress`` of the run, from 0 to 1."""
-        return Annealed(self.max_kl, self.kl_schedule).at(progress)

@@ -80,12 +80,11 @@ class REPPOLearner:
         if self.reward_norm is not None:
             batch["next", "reward"] = self.reward_norm(batch["next", "reward"], batch["next", "done"])
         outside = self.targets(batch)
-        max_kl = self.loss.max_kl_at(progress)
         keys = [*self.networks.actor.in_keys, *self._entries, "action", "loc", "scale", "value_target", "next_features"]
         records: list[dict[str, Tensor]] = []
         for _ in range(self.config.num_epochs):
             last = [
-                self.critic_step(minibatch) | self.actor_step(minibatch, max_kl)
+                self.critic_step(minibatch) | self.actor_step(minibatch)
                 for minibatch in minibatches(batch, list(dict.fromkeys(keys)), self.config.minibatch_size)
             ]
             records += last
@@ -145,15 +144,15 @@ class REPPOLearner:
         self._built["critic"][0].step()
         return {"critic": loss.detach(), "embedding": embedding.detach()}
 
-    def actor_step(self, minibatch: dict[str, Tensor], max_kl: float) -> dict[str, Tensor]:
-        """One step of the policy and of the two multipliers on a minibatch, within a KL from the policy that acted."""
+    def actor_step(self, minibatch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One step of the policy and of the two multipliers on a minibatch."""
         alpha, beta = self.multipliers.detach().exp()
         loc, scale = self.parameters(minibatch)
         latent = loc + scale * torch.randn_like(loc)
         negative_entropy = log_prob(latent, loc, scale)
         value = self.critic.judge([minibatch[key] for key in self._entries], latent.tanh()).value
         kl = gaussian_kl((minibatch["loc"], minibatch["scale"]), (loc, scale))
-        within = kl.detach() < max_kl
+        within = kl.detach() < self.loss.max_kl
         objective = torch.where(within, alpha * negative_entropy - value, beta * kl).mean()
         self._zero(self._actor)
         objective.backward(inputs=self._actor_parameters)
@@ -163,7 +162,7 @@ class REPPOLearner:
         assert self.multipliers.grad is not None
         # Descent on alpha (entropy - target) - beta (kl - max_kl), by the logarithms of alpha and beta.
         self.multipliers.grad[0] = alpha * (entropy - self.loss.target_entropy * loc.shape[-1])
-        self.multipliers.grad[1] = -beta * (mean_kl - max_kl)
+        self.multipliers.grad[1] = -beta * (mean_kl - self.loss.max_kl)
         self._multiplier_optimizer.step()
         record = {"objective": objective.detach(), "entropy": entropy, "kl": mean_kl, "grad_norm": norm}
         return record | {"within_kl": within.float().mean()}
