@@ -341,6 +341,25 @@ def test_a_search_over_what_is_built_ends_with_its_protocol(tmp_path: Path) -> N
     assert '"gamma": 0.99' in (tmp_path / "found" / "conf" / "experiment" / "best.md").read_text()
 
 
+@pytest.mark.parametrize("killed", ["in the run's end", "in the trial's"])
+def test_a_trial_whose_last_evaluation_was_reported_is_not_pruned_by_a_resume(
+    killed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is killed before it tells the study of the end had asked the pruner for the last time."""
+    monkeypatch.chdir(tmp_path)
+    arguments = [*option(tmp_path, FOUR), "search.seeds=1", "search.trials=1", "evaluation.interval=4096"]
+    monkeypatch.setattr(optuna.Trial, "should_prune", lambda trial: bool(trial.study.trials[0].intermediate_values))
+    tell = optuna.Study.tell
+    monkeypatch.setattr(optuna.Study, "tell", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        search(arguments)
+    monkeypatch.setattr(optuna.Study, "tell", tell)
+    if killed == "in the run's end":
+        (tmp_path / "found" / "trials" / "000" / "seed_0" / "summary.json").write_text('{"status": "running"}')
+    search(RESUME)
+    assert [trial.state for trial in study_of(tmp_path / "found").trials] == [TrialState.COMPLETE]
+
+
 def test_a_search_whose_preset_was_edited_is_not_resumed(tmp_path: Path) -> None:
     mine = tmp_path / "options" / "experiment" / "mine.yaml"
     mine.parent.mkdir(parents=True)
@@ -373,14 +392,14 @@ def test_a_study_with_other_settings_than_the_searchs_runs_nothing(
         trial.suggest_categorical(key, [value])
         study.tell(trial, 1e6)
         with pytest.raises(ConfigError, match="none of the search's"):
-            search(["resume=found"])
+            search(RESUME)
         assert not marker.exists()
         assert not Path("found/conf").exists()
     Path("found/study.log").rename("elsewhere")
     Path("found/study.log").symlink_to(tmp_path / "elsewhere")
     before = Path("elsewhere").read_bytes()
     with pytest.raises(ConfigError, match="is a link"):
-        search(["resume=found"])
+        search(RESUME)
     assert Path("elsewhere").read_bytes() == before
 
 

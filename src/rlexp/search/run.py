@@ -74,9 +74,14 @@ def search(folder: SearchDir, plan: SearchPlan) -> Outcome:
 
 
 def _take_part(folder: SearchDir, plan: SearchPlan, go_on: Callable[[], None]) -> None:
-    screen(folder, plan, go_on)
-    trials = open_study(folder, plan.settings).trials
-    confirm(folder, plan, chosen(trials, plan), go_on)
+    confirmed_so_far: list[int] | None = None
+    while True:  # a process that extends the search may complete a better trial meanwhile
+        screen(folder, plan, go_on)
+        best = chosen(open_study(folder, plan.settings).trials, plan)
+        if [trial.number for trial in best] == confirmed_so_far:
+            return
+        confirm(folder, plan, best, go_on)
+        confirmed_so_far = [trial.number for trial in best]
 
 
 def _share_out(folder: SearchDir, plan: SearchPlan) -> None:

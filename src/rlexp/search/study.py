@@ -31,7 +31,7 @@ from rlexp.runs.rundir import RunBusyError, RunDir
 from rlexp.runs.stops import Stopped
 from rlexp.search.config import SearchConfig
 from rlexp.search.folder import SearchDir, SearchPlan, best_of, final_return, overrides_of, state_of
-from rlexp.sweeps.folder import COMPLETED, read_summary
+from rlexp.sweeps.folder import COMPLETED
 from rlexp.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -231,17 +231,17 @@ def _run(study: optuna.Study, trial: Trial, folder: SearchDir, plan: SearchPlan)
     frames = 0
     for seed, (name, task) in runs:
         run = folder.run(trial.number, name, seed)
-        # Not of one that is complete: a process that was killed before it reported its end had asked already.
-        if read_summary(RunDir(run)).get("status") != COMPLETED and trial.should_prune():
-            break
         overrides = plan.of_run(params, task, seed)
         composed = plan.load(overrides)
         try:
-            check_config(composed, plan.trust)
+            config = check_config(composed, plan.trust)
         except ConfigError as error:  # each value is allowed, and these together are not
             log.warning("Trial %d cannot be run: %s", trial.number, error)
             _fail(study, trial, error)
             return
+        # Not once its final evaluation was reported: a process that was killed since would not have asked again.
+        if max(reported, default=0) < frames + config.total_frames and trial.should_prune():
+            break
         begin = open_run(composed, overrides, run, "auto", plan.trust)
         total = begin.config.total_frames
         if begin.complete:
