@@ -392,14 +392,14 @@ def test_a_study_with_other_settings_than_the_searchs_runs_nothing(
         trial.suggest_categorical(key, [value])
         study.tell(trial, 1e6)
         with pytest.raises(ConfigError, match="none of the search's"):
-            search(RESUME)
+            search(["resume=found"])
         assert not marker.exists()
         assert not Path("found/conf").exists()
     Path("found/study.log").rename("elsewhere")
     Path("found/study.log").symlink_to(tmp_path / "elsewhere")
     before = Path("elsewhere").read_bytes()
     with pytest.raises(ConfigError, match="is a link"):
-        search(RESUME)
+        search(["resume=found"])
     assert Path("elsewhere").read_bytes() == before
 
 
