@@ -132,12 +132,8 @@ class RunningObservationNorm(ObservationNorm):
         while self.in_keys and sum(map(len, data)) < num_iter:
             rollout = self.parent.rollout(min(num_iter, self.longest))
             data.append(self.joined(rollout).double().flatten(0, rollout.dim() - 1))
-        loc = torch.cat(data).mean(0) if data else torch.zeros(0, dtype=torch.float64)
-        scale = (
-            torch.cat(data).std(0, correction=min(1, num_iter - 1)).clamp_min(self.eps)
-            if data
-            else torch.ones_like(loc)
-        )
+        samples = torch.cat(data) if data else torch.zeros(1, 0, dtype=torch.float64)
+        loc, scale = samples.mean(0), samples.std(0, correction=min(1, len(samples) - 1)).clamp_min(self.eps)
         for buffer, statistic in ((self.loc, loc), (self.scale, scale)):
             if not statistic.isfinite().all():
                 raise RuntimeError("Non-finite values found in the statistics")
