@@ -87,12 +87,13 @@ def make_report(
         named = threshold.get(group.environment, REGISTERED) if isinstance(threshold, Mapping) else threshold
         return registered_threshold(group) if named == REGISTERED else named
 
+    tied = () if reference else tied_environments(groups)
     report = Report(
         groups=tuple(groups),
         results=tuple(result_of(group, chosen(group)) for group in groups if group.runs),
         comparisons=tuple(compare(groups, reference)),
-        tied=() if reference else tied_environments(groups),
-        absent=absent_variants(groups),
+        tied=tied,
+        absent=absent_variants(groups, tied),
         unread=tuple(run for run in runs if not run.settings),
         given=bool(reference),
     )

@@ -222,12 +222,12 @@ def tied_environments(groups: Sequence[Group]) -> tuple[str, ...]:
     )
 
 
-def absent_variants(groups: Sequence[Group]) -> dict[str, tuple[str, ...]]:
+def absent_variants(groups: Sequence[Group], tied: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Variants that a comparison over environments leaves out, with the environments where they have no completed run.
 
-    Environments that are tied, or in which no run was completed, are in no such comparison.
+    Environments in ``tied``, or in which no run was completed, are in no such comparison.
     """
-    finals, tied = _finals(groups), tied_environments(groups)
+    finals = _finals(groups)
     compared = [environment for environment in finals if environment not in tied]
     lacking = {
         variant: tuple(environment for environment in compared if variant not in finals[environment])

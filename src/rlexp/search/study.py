@@ -230,7 +230,6 @@ def _run(study: optuna.Study, trial: Trial, folder: SearchDir, plan: SearchPlan)
     scores: list[float] = []
     frames = 0
     for seed, (name, task) in runs:
-        run = folder.run(trial.number, name, seed)
         overrides = plan.of_run(params, task, seed)
         composed = plan.load(overrides)
         try:
@@ -242,7 +241,7 @@ def _run(study: optuna.Study, trial: Trial, folder: SearchDir, plan: SearchPlan)
         # Not once its final evaluation was reported: a process that was killed since would not have asked again.
         if max(reported, default=0) < frames + config.total_frames and trial.should_prune():
             break
-        begin = open_run(composed, overrides, run, "auto", plan.trust)
+        begin = open_run(composed, overrides, folder.run(trial.number, name, seed), "auto", plan.trust)
         total = begin.config.total_frames
         if begin.complete:
             scores.append(task.score(final_return(begin.run)))
